@@ -1,0 +1,172 @@
+//! Compression techniques, all behind [`Pass`]: model in, model and per-layer account out. Uses `graph`, `exec`, `eval`, `measure`.
+
+use crate::{
+    data::Dataset,
+    exec::{CancelToken, ExecError},
+    graph::{Graph, LayerId},
+};
+use std::collections::BTreeMap;
+
+/// How a layer's numbers are kept.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+    /// Weights stored as IEEE half, computed in f32.
+    Fp16,
+    /// 8-bit weights and 8-bit input activations.
+    Int8,
+    /// 4-bit weights and 8-bit input activations.
+    Int4,
+}
+
+/// Share of a layer's weights set to zero, 0..=1 (1 excluded).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Ratio(pub f32);
+
+/// What a plan asks of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LayerSetting {
+    pub precision: Precision,
+    pub sparsity: Ratio,
+}
+
+/// Steps of weights along the scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    PerTensor,
+    PerChannel,
+    /** groups of this many along the input axis */
+    Group(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Calibration {
+    MinMax,
+    /** share of values kept, e.g. 99.99 */
+    Percentile(f32),
+    Mse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Symmetry {
+    Asymmetric,
+    Symmetric,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /** input activations quantised to 8 bits */
+    Int8,
+    /** weight-only */
+    Float,
+}
+
+/// Settings of post-training quantisation shared by all layers of a step.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuantScheme {
+    pub int8_weights: Granularity,
+    pub int4_weights: Granularity,
+    pub activations: Activations,
+    pub symmetry: Symmetry,
+    pub calibration: Calibration,
+    /// Samples of the calibration split that ranges are taken from.
+    pub samples: usize,
+}
+
+impl Default for QuantScheme {
+    fn default() -> Self {
+        Self {
+            int8_weights: Granularity::PerChannel,
+            int4_weights: Granularity::PerChannel,
+            activations: Activations::Int8,
+            symmetry: Symmetry::Asymmetric,
+            calibration: Calibration::Mse,
+            samples: 256,
+        }
+    }
+}
+
+/// A model on its way through the passes. While it can still be trained, quantised weights stay float with
+/// QuantizeLinear → DequantizeLinear (or Cast → Cast for fp16) behind them; [`pack`] turns those into packed initialisers.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub graph: Graph,
+    /// 0/1 per weight element (1: kept), by value name of the weight.
+    pub masks: BTreeMap<String, Vec<bool>>,
+}
+
+/// What a pass did to one layer.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub enum Outcome {
+    Done(String),
+    NotDone(String),
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct AccountEntry {
+    pub layer: LayerId,
+    pub outcome: Outcome,
+}
+
+/// The per-layer account of one pass.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Account {
+    pub pass: String,
+    pub entries: Vec<AccountEntry>,
+}
+
+/// What passes may use.
+pub struct PassContext<'a> {
+    pub data: Option<&'a Dataset>,
+    pub cancel: &'a CancelToken,
+    pub seed: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
+    #[error("{message} (layer {layer})")]
+    Layer { message: String, layer: String },
+    #[error("{0}")]
+    Invalid(String),
+}
+
+pub trait Pass {
+    fn name(&self) -> &'static str;
+    fn apply(
+        &self,
+        model: Model,
+        context: &PassContext<'_>,
+    ) -> Result<(Model, Account), CompressError>;
+}
+
+/// Folds inference batch norms into the convolution or Gemm before them.
+pub struct FoldBatchNorm;
+/// Sets the smallest weights of each layer to zero (magnitude, unstructured) and masks them.
+pub struct MagnitudePrune {
+    pub ratios: BTreeMap<LayerId, Ratio>,
+}
+/// Post-training quantisation of chosen layers.
+pub struct Quantize {
+    pub scheme: QuantScheme,
+    pub layers: BTreeMap<LayerId, Precision>,
+}
+
+/// Replaces float weights and the Quantize/Cast behind them by packed initialisers: what gets exported.
+pub fn pack(_model: &Model) -> Result<Graph, CompressError> {
+    unimplemented!()
+}

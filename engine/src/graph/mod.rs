@@ -1,0 +1,89 @@
+//! The typed intermediate representation: values, nodes, operators and weights; shape inference; the
+//! layers a user sees; edits that keep a graph valid. Uses no other room.
+
+mod op;
+mod tensor;
+
+pub use op::*;
+pub use tensor::{ElementType, TensorData};
+
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Index of a [`Value`] in [`Graph::values`]. Stable for the life of a graph (values are never renumbered
+/// by edits, only by [`Graph::compact`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// Index of a [`Node`] in [`Graph::nodes`]; valid until the next edit of the node list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// One extent of a shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Dim {
+    Known(usize),
+    /// A named symbol such as the batch `N`.
+    Symbol(Arc<str>),
+    Unknown,
+}
+
+/// An edge of the graph: an input, a weight (`data` present) or what a node computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    /// Unique within the graph.
+    pub name: String,
+    pub element: Option<ElementType>,
+    pub shape: Option<Vec<Dim>>,
+    /// Present for initialisers and constants.
+    pub data: Option<TensorData>,
+}
+
+/// One operator application. An absent optional input is `None`; an unused optional output likewise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Unique within the graph; made up by the reader where the file has none.
+    pub name: String,
+    pub op: Op,
+    pub inputs: Vec<Option<ValueId>>,
+    pub outputs: Vec<Option<ValueId>>,
+}
+
+/// A network. `nodes` is kept in topological order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    pub name: String,
+    pub values: Vec<Value>,
+    pub nodes: Vec<Node>,
+    /// Fed at run time, in the file's order (initialisers are not listed here).
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+    /// Key–value notes of the file (ONNX `metadata_props`).
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Name of a layer: that of its node. Ordered by name; display order is the graph's.
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct LayerId(pub Arc<str>);
+
+/// A node with weights of its own, as the user sees it: Conv, ConvTranspose, Gemm, or MatMul by a constant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    pub id: LayerId,
+    pub node: NodeId,
+    /// `Conv`, `ConvTranspose`, `Gemm` or `MatMul`.
+    pub op: &'static str,
+    /// The float weight, found through QuantizeLinear/DequantizeLinear/Cast where they stand before it.
+    pub weight: ValueId,
+    pub bias: Option<ValueId>,
+    pub input: ValueId,
+    pub output: ValueId,
+    pub weight_shape: Vec<usize>,
+    /// Axis of `weight_shape` that counts output channels (Conv 0, ConvTranspose 1, MatMul last, Gemm by `transB`).
+    pub channel_axis: usize,
+    /// Elements of weight and bias.
+    pub params: u64,
+    /// Multiply–accumulates for one sample; `None` where shapes stay unknown.
+    pub macs: Option<u64>,
+}

@@ -1,0 +1,225 @@
+//! The engine thread: commands in, events out, through channels; it knows nothing of any window and wakes its user through
+//! a callback. Two lanes: the interactive one (latest wins) overtakes the batch one at its next mini-batch.
+
+use crate::{
+    compress::{Account, LayerSetting, QuantScheme},
+    data::{DatasetInfo, SplitName},
+    eval::Metrics,
+    graph::LayerId,
+    measure::{Bytes, Sizes},
+    recipe::Recipe,
+    search::LayerFacts,
+    sensitivity::Cell,
+    train::TrainPoint,
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+/// Number of a job, given by whoever sends the command; unique within a session.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct JobId(pub u64);
+
+/// How an export is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// The plan as it is: QDQ, fp16 and float layers.
+    Plan,
+    /// The original in float, batch norms folded.
+    Float,
+    /// The original with all weights as fp16.
+    Fp16,
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Opens a model, with the task if given (else a `task.ron` beside the model, else none): `Event::Opened`, proxy cells, then
+    /// the baseline on search as `Event::Point` with an empty recipe.
+    Open {
+        job: JobId,
+        model: PathBuf,
+        task: Option<PathBuf>,
+    },
+    /// Opens other data for the open model.
+    OpenTask {
+        job: JobId,
+        task: PathBuf,
+    },
+    /// Interactive lane: carries out the recipe's steps without distillation and judges on `split`. A newer one replaces one
+    /// that waits, and one that runs is cancelled in its favour. Ends in `Event::Point`.
+    Measure {
+        job: JobId,
+        recipe: Arc<Recipe>,
+        split: SplitName,
+        limit: Option<usize>,
+    },
+    /// Batch lane: carries out the whole recipe (distillation included), curve events on the way. Ends in `Event::Point`.
+    Run {
+        job: JobId,
+        recipe: Arc<Recipe>,
+        split: SplitName,
+    },
+    /// Batch lane: measures the cells not known yet.
+    Map {
+        job: JobId,
+        known: Vec<Cell>,
+        limit: Option<usize>,
+    },
+    /// Interactive lane: what a setting does to one layer's weights. Ends in `Event::Inspected`.
+    Inspect {
+        job: JobId,
+        layer: LayerId,
+        setting: LayerSetting,
+        scheme: QuantScheme,
+    },
+    /// Writes a model: the outcome of the recipe of a finished `Run`/`Measure` if kept, else carried out again.
+    Export {
+        job: JobId,
+        recipe: Arc<Recipe>,
+        format: ExportFormat,
+        path: PathBuf,
+    },
+    /// Writes a file atomically off the window's thread (recipe, project).
+    WriteText {
+        job: JobId,
+        path: PathBuf,
+        text: String,
+    },
+    /// Reads a text file off the window's thread (project, recipe): `Event::Text`.
+    ReadText {
+        job: JobId,
+        path: PathBuf,
+    },
+    Cancel(JobId),
+    Shutdown,
+}
+
+/// What the window needs to know of an opened model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    pub name: String,
+    pub path: PathBuf,
+    pub task_path: Option<PathBuf>,
+    /// SHA-256 of the model file, hex.
+    pub sha256: String,
+    pub layers: Vec<LayerFacts>,
+    pub sizes: Sizes,
+    /// Bytes of the stored file that belong to no layer.
+    pub overhead: Bytes,
+    pub inputs: Vec<(String, String)>,
+    pub outputs: Vec<(String, String)>,
+    pub opset: String,
+    pub data: Option<DatasetInfo>,
+    /// What is missing or cannot run, and what to do, in words.
+    pub warnings: Vec<String>,
+    /// False: the model can be looked at but not run (see warnings).
+    pub runnable: bool,
+}
+
+/// A measured result.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Point {
+    /// The job that measured it.
+    pub job: JobId,
+    /// Exactly what gives this point again; empty steps: the original.
+    pub recipe: Recipe,
+    pub metrics: Metrics,
+    pub sizes: Sizes,
+    pub accounts: Vec<Account>,
+    /// Hash of the exported bytes, hex.
+    pub model_sha256: String,
+    pub seconds: f64,
+}
+
+/// Histogram and error of one layer's weights before and after.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    pub layer: LayerId,
+    pub setting: LayerSetting,
+    /// Bin edges' ends and counts; both histograms share the range.
+    pub range: [f32; 2],
+    pub before: Vec<u64>,
+    pub after: Vec<u64>,
+    /// Per output channel: (min, max) of the float weights.
+    pub channel_ranges: Vec<[f32; 2]>,
+    /// Signal-to-quantisation-noise ratio of the weights, dB; `None` when unchanged.
+    pub sqnr_db: Option<f64>,
+    /// Share of weights clipped by the range, and of zeros after.
+    pub clipped: f64,
+    pub zeros: f64,
+    /// Distinct levels in use after (0: float).
+    pub levels: u32,
+}
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Opened {
+        job: JobId,
+        info: Box<ModelInfo>,
+    },
+    Started {
+        job: JobId,
+        title: String,
+    },
+    /// `fraction` 0..=1; `eta` once it can be told; `detail` such as "epoch 2 of 6 · 3,120 img/s".
+    Progress {
+        job: JobId,
+        fraction: f32,
+        eta: Option<Duration>,
+        detail: String,
+    },
+    Cells {
+        job: JobId,
+        cells: Vec<Cell>,
+    },
+    Curve {
+        job: JobId,
+        point: TrainPoint,
+    },
+    Point(Box<Point>),
+    Inspected {
+        job: JobId,
+        inspection: Box<Inspection>,
+    },
+    Text {
+        job: JobId,
+        path: PathBuf,
+        text: String,
+    },
+    Written {
+        job: JobId,
+        path: PathBuf,
+        note: String,
+    },
+    Finished {
+        job: JobId,
+    },
+    /// What was finished before is kept.
+    Cancelled {
+        job: JobId,
+    },
+    /// What failed, on what, and what to do. The engine lives on, also after a panic in a job.
+    Failed {
+        job: JobId,
+        message: String,
+    },
+    Log {
+        message: String,
+    },
+}
+
+/// Called after an event was put in the channel; must not block.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// A handle to the engine thread; dropping it shuts the thread down.
+pub struct Engine {
+    pub commands: crossbeam_channel::Sender<Command>,
+    pub events: crossbeam_channel::Receiver<Event>,
+}
+
+impl Engine {
+    pub fn start(_waker: Waker) -> Self {
+        unimplemented!()
+    }
+}
