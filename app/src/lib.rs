@@ -1,1 +1,3 @@
-
+//! The desktop workbench.
+pub mod theme;
+pub mod widgets;
