@@ -1,0 +1,452 @@
+//! The one enum that menus, shortcuts, the palette, panels and tests all send. A command says what is wanted; the session
+//! (`app::session`) carries it out.
+
+use crate::state::{ColourBy, Dialog, JobKind, PlotAxis, PointId, SelectMode, SortKey, State, Tab};
+use egui::{Key, KeyboardShortcut, Modifiers};
+use limbeck_engine::{
+    compress::{Precision, QuantScheme, Ratio},
+    data::SplitName,
+    graph::LayerId,
+    jobs::{ExportFormat, JobId},
+    recipe::Goal,
+    train::DistilSettings,
+};
+use std::path::PathBuf;
+
+/// Whole plans at a stroke; pinned layers keep what they have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Preset {
+    /// Every layer at one precision, pruning left as it is.
+    All(Precision),
+    /// Every layer at one precision, first and last layer excepted, pruned by one ratio.
+    Pruned(Precision, Ratio),
+    /// int4 everywhere, int8 for the first and the last layer.
+    Int4Inside,
+}
+
+impl Preset {
+    pub const ALL: [Self; 6] = [
+        Self::All(Precision::Fp32),
+        Self::All(Precision::Fp16),
+        Self::All(Precision::Int8),
+        Self::Int4Inside,
+        Self::Pruned(Precision::Fp32, Ratio(0.5)),
+        Self::Pruned(Precision::Int8, Ratio(0.5)),
+    ];
+
+    pub fn label(self) -> String {
+        match self {
+            Self::All(precision) => format!("All {}", precision_label(precision)),
+            Self::Int4Inside => "int4, first and last int8".into(),
+            Self::Pruned(precision, ratio) => format!(
+                "{} + {:.0} % pruned",
+                precision_label(precision),
+                ratio.0 * 100.0
+            ),
+        }
+    }
+}
+
+pub fn precision_label(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Fp16 => "fp16",
+        Precision::Int8 => "int8",
+        Precision::Int4 => "int4",
+    }
+}
+
+/// Everything one can ask of the workbench.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    // ---- files ----
+    /// Opens the dialog (file picker or path field).
+    Show(Dialog),
+    CloseDialog,
+    /// The system's file picker for the open dialog; its answer comes back as a path in the dialog.
+    Browse,
+    /// Whatever it is by its name: model, `task.ron`, project (`.limbeck.ron`) or recipe.
+    Open(PathBuf),
+    OpenModel {
+        model: PathBuf,
+        task: Option<PathBuf>,
+    },
+    OpenTask(PathBuf),
+    OpenProject(PathBuf),
+    OpenRecipe(PathBuf),
+    OpenSample,
+    /// To the path it has, else the dialog asks for one.
+    SaveProject,
+    SaveProjectAs(PathBuf),
+    ExportModel {
+        format: ExportFormat,
+        path: PathBuf,
+    },
+    ExportRecipe(PathBuf),
+    Quit,
+    /// Quits or opens what was asked for, unsaved changes or not.
+    DiscardAndGoOn,
+
+    // ---- edits of the document ----
+    /// At once, one undo step. Several layers: a bulk edit, pinned ones are skipped.
+    SetPrecision {
+        layers: Vec<LayerId>,
+        precision: Precision,
+    },
+    /// Live, while a slider moves; [`Command::CommitEdit`] on release makes the undo step. Several layers: a bulk edit.
+    SetRatio {
+        layers: Vec<LayerId>,
+        ratio: Ratio,
+    },
+    /// Ends a live edit and measures the plan.
+    CommitEdit,
+    /// Back to fp32, unpruned.
+    ResetLayers(Vec<LayerId>),
+    TogglePin(Vec<LayerId>),
+    ApplyPreset(Preset),
+    SetScheme(QuantScheme),
+    SetGoals(Vec<Goal>),
+    /// Distillation in the plan, or not.
+    SetDistil(Option<DistilSettings>),
+    SetSeed(u64),
+    /// Makes the plan that gave a point the present plan.
+    RestorePoint(PointId),
+    Undo,
+    Redo,
+
+    // ---- selection and view ----
+    Select {
+        layer: LayerId,
+        mode: SelectMode,
+    },
+    SelectAll,
+    ClearSelection,
+    /// Moves the focus by rows of the table: −1 up, 1 down; `extend`: the selection grows.
+    MoveFocus {
+        rows: i32,
+        extend: bool,
+    },
+    SelectPoint(Option<PointId>),
+    /// The same key again turns the order round; graph order after that.
+    SetSort(SortKey),
+    SetFilter(String),
+    SetColourBy(ColourBy),
+    SetTab(Tab),
+    SetPlotAxis(PlotAxis),
+    /// Split whose points the plot shows.
+    SetSplit(SplitName),
+    ToggleTheme,
+    OpenPalette,
+    ClosePalette,
+    ShowLog(bool),
+    /// Shares of the window, from dragging a divider.
+    SetShares {
+        layers: f32,
+        plot: f32,
+    },
+    DismissNotice(u64),
+
+    // ---- work ----
+    /// Judges the plan (without distillation) on a split, all of it for the holdout.
+    MeasurePlan(SplitName),
+    /// Puts distillation with these settings into the plan, runs it in the background and judges on the holdout.
+    StartDistil(DistilSettings),
+    /// Measures the cells of the sensitivity map not known yet.
+    StartMap,
+    CancelJob(JobId),
+    CancelAll,
+}
+
+impl Command {
+    /// What menus and the palette call it. Sentence case; `…` on what opens a dialog.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Show(Dialog::Open) => "Open…".into(),
+            Self::Show(Dialog::OpenTask) => "Open data…".into(),
+            Self::Show(Dialog::SaveProject) => "Save project as…".into(),
+            Self::Show(Dialog::ExportModel) => "Export model…".into(),
+            Self::Show(Dialog::ExportRecipe) => "Export recipe…".into(),
+            Self::Show(Dialog::Distil) => "Distil…".into(),
+            Self::Show(Dialog::Goals) => "Goals…".into(),
+            Self::Show(Dialog::Scheme) => "Quantisation scheme…".into(),
+            Self::Show(Dialog::About) => "About Limbeck…".into(),
+            Self::Show(Dialog::Unsaved(_)) => "Unsaved changes…".into(),
+            Self::CloseDialog => "Close dialog".into(),
+            Self::Browse => "Browse…".into(),
+            Self::Open(path)
+            | Self::OpenModel { model: path, .. }
+            | Self::OpenTask(path)
+            | Self::OpenProject(path)
+            | Self::OpenRecipe(path) => format!("Open {}", path.display()),
+            Self::OpenSample => "Open the sample model".into(),
+            Self::SaveProject => "Save project".into(),
+            Self::SaveProjectAs(_) => "Save project as…".into(),
+            Self::ExportModel { .. } => "Export model".into(),
+            Self::ExportRecipe(_) => "Export recipe".into(),
+            Self::Quit => "Quit".into(),
+            Self::DiscardAndGoOn => "Discard changes".into(),
+            Self::SetPrecision { precision, .. } => {
+                format!("Set precision to {}", precision_label(*precision))
+            }
+            Self::SetRatio { ratio, .. } => format!("Prune {:.0} %", ratio.0 * 100.0),
+            Self::CommitEdit => "Apply".into(),
+            Self::ResetLayers(_) => "Leave as they are (fp32, unpruned)".into(),
+            Self::TogglePin(_) => "Pin or unpin".into(),
+            Self::ApplyPreset(preset) => format!("Plan: {}", preset.label()),
+            Self::SetScheme(_) => "Set quantisation scheme".into(),
+            Self::SetGoals(_) => "Set goals".into(),
+            Self::SetDistil(None) => "Take distillation out of the plan".into(),
+            Self::SetDistil(Some(_)) => "Put distillation into the plan".into(),
+            Self::SetSeed(seed) => format!("Set seed {seed}"),
+            Self::RestorePoint(_) => "Restore this plan".into(),
+            Self::Undo => "Undo".into(),
+            Self::Redo => "Redo".into(),
+            Self::Select { .. } => "Select".into(),
+            Self::SelectAll => "Select all layers".into(),
+            Self::ClearSelection => "Clear selection".into(),
+            Self::MoveFocus { rows, .. } if *rows < 0 => "Previous layer".into(),
+            Self::MoveFocus { .. } => "Next layer".into(),
+            Self::SelectPoint(_) => "Select point".into(),
+            Self::SetSort(key) => format!("Sort layers by {}", sort_label(*key)),
+            Self::SetFilter(_) => "Filter layers".into(),
+            Self::SetColourBy(by) => format!("Colour by {}", by.label()),
+            Self::SetTab(Tab::TradeOff) => "Show trade-off".into(),
+            Self::SetTab(Tab::Training) => "Show training".into(),
+            Self::SetPlotAxis(PlotAxis::Size) => "Plot against size".into(),
+            Self::SetPlotAxis(PlotAxis::Macs) => "Plot against MACs".into(),
+            Self::SetSplit(split) => format!("Show points on {}", split_label(*split)),
+            Self::ToggleTheme => "Switch dark and light".into(),
+            Self::OpenPalette => "Search commands".into(),
+            Self::ClosePalette => "Close search".into(),
+            Self::ShowLog(true) => "Show log".into(),
+            Self::ShowLog(false) => "Hide log".into(),
+            Self::SetShares { .. } => "Resize panels".into(),
+            Self::DismissNotice(_) => "Dismiss".into(),
+            Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
+            Self::StartDistil(_) => "Start distillation".into(),
+            Self::StartMap => "Measure the sensitivity map".into(),
+            Self::CancelJob(_) => "Cancel".into(),
+            Self::CancelAll => "Cancel all jobs".into(),
+        }
+    }
+
+    /// The keys that send it.
+    pub fn shortcut(&self) -> Option<KeyboardShortcut> {
+        let ctrl = |key| Some(KeyboardShortcut::new(Modifiers::COMMAND, key));
+        let ctrl_shift = |key| {
+            Some(KeyboardShortcut::new(
+                Modifiers::COMMAND.plus(Modifiers::SHIFT),
+                key,
+            ))
+        };
+        match self {
+            Self::Show(Dialog::Open) => ctrl(Key::O),
+            Self::Show(Dialog::SaveProject) => ctrl_shift(Key::S),
+            Self::Show(Dialog::ExportModel) => ctrl(Key::E),
+            Self::Show(Dialog::ExportRecipe) => ctrl_shift(Key::E),
+            Self::Show(Dialog::Distil) => ctrl(Key::D),
+            Self::Show(Dialog::Goals) => ctrl(Key::G),
+            Self::SaveProject => ctrl(Key::S),
+            Self::Quit => ctrl(Key::Q),
+            Self::Undo => ctrl(Key::Z),
+            Self::Redo => ctrl_shift(Key::Z),
+            Self::SelectAll => ctrl(Key::A),
+            Self::OpenPalette => ctrl(Key::K),
+            Self::MeasurePlan(SplitName::Holdout) => ctrl(Key::M),
+            Self::ToggleTheme => ctrl(Key::T),
+            Self::ShowLog(true) => ctrl(Key::L),
+            _ => None,
+        }
+    }
+
+    /// Whether it can be done now; if not, why, in words for the hover.
+    pub fn enabled(&self, state: &State) -> Result<(), String> {
+        let model = || {
+            state
+                .model()
+                .map(|_| ())
+                .ok_or_else(|| "Open a model first".to_owned())
+        };
+        match self {
+            Self::Show(Dialog::OpenTask) | Self::OpenTask(_) => model(),
+            Self::Show(Dialog::SaveProject | Dialog::Goals | Dialog::Scheme)
+            | Self::SaveProject
+            | Self::SaveProjectAs(_)
+            | Self::SetGoals(_)
+            | Self::SetScheme(_)
+            | Self::ApplyPreset(_)
+            | Self::SelectAll => model(),
+            Self::Show(Dialog::ExportModel) | Self::ExportModel { .. } => {
+                model()?;
+                match state.model() {
+                    Some(model) if !model.runnable => {
+                        Err("This model has operators that can't run; the log names them".into())
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Self::Show(Dialog::ExportRecipe) | Self::ExportRecipe(_) => {
+                model()?;
+                if state.model().is_some_and(|m| m.task_path.is_none()) {
+                    return Err("A recipe needs labelled data: open a task.ron first".into());
+                }
+                Ok(())
+            }
+            Self::MeasurePlan(split) => {
+                state.measurable()?;
+                if state.split_len(*split) == 0 {
+                    return Err(format!("The data has no {} samples", split_label(*split)));
+                }
+                Ok(())
+            }
+            Self::StartMap => {
+                state.measurable()?;
+                if state.is_busy(JobKind::Map) {
+                    return Err("The map is being measured".into());
+                }
+                let (measured, all) = state.map_progress();
+                if measured == all {
+                    return Err("Every cell is measured".into());
+                }
+                Ok(())
+            }
+            Self::Show(Dialog::Distil) | Self::StartDistil(_) => {
+                state.measurable()?;
+                if state.split_len(SplitName::Training) == 0 {
+                    return Err("The data has no training samples".into());
+                }
+                if state.is_busy(JobKind::Distil) {
+                    return Err("A distillation is running".into());
+                }
+                Ok(())
+            }
+            Self::SetDistil(None) if state.document.distil.is_none() => {
+                Err("The plan has no distillation".into())
+            }
+            Self::Undo if !state.history.can_undo() => Err("Nothing to undo".into()),
+            Self::Redo if !state.history.can_redo() => Err("Nothing to redo".into()),
+            Self::ClearSelection if state.view.selection.is_empty() => {
+                Err("No layer is selected".into())
+            }
+            Self::SetPrecision { layers, .. }
+            | Self::SetRatio { layers, .. }
+            | Self::ResetLayers(layers)
+            | Self::TogglePin(layers)
+                if layers.is_empty() =>
+            {
+                Err("Select layers first".into())
+            }
+            Self::SetPrecision { layers, .. }
+            | Self::SetRatio { layers, .. }
+            | Self::ResetLayers(layers)
+                if layers.len() > 1 && layers.iter().all(|layer| state.is_pinned(layer)) =>
+            {
+                Err("All selected layers are pinned".into())
+            }
+            Self::RestorePoint(id) if state.mirror.point(*id).is_none() => {
+                Err("This point is gone".into())
+            }
+            Self::SetTab(Tab::Training) if state.curves().is_none() => {
+                Err("Nothing has been distilled yet".into())
+            }
+            Self::CancelJob(id) if !state.job(*id).is_some_and(|job| job.is_active()) => {
+                Err("This job has ended".into())
+            }
+            Self::CancelAll if state.active_jobs().next().is_none() => {
+                Err("No job is running".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the palette lists, in this order, for the present state.
+    pub fn palette(state: &State) -> Vec<Self> {
+        let selected = state.selected_layers();
+        let mut commands = vec![
+            Self::Show(Dialog::Open),
+            Self::Show(Dialog::OpenTask),
+            Self::OpenSample,
+            Self::SaveProject,
+            Self::Show(Dialog::SaveProject),
+            Self::Show(Dialog::ExportModel),
+            Self::Show(Dialog::ExportRecipe),
+            Self::MeasurePlan(SplitName::Holdout),
+            Self::MeasurePlan(SplitName::Search),
+            Self::Show(Dialog::Distil),
+            Self::SetDistil(None),
+            Self::StartMap,
+            Self::CancelAll,
+            Self::Undo,
+            Self::Redo,
+        ];
+        commands.extend(Preset::ALL.map(Self::ApplyPreset));
+        for precision in [
+            Precision::Fp32,
+            Precision::Fp16,
+            Precision::Int8,
+            Precision::Int4,
+        ] {
+            commands.push(Self::SetPrecision {
+                layers: selected.clone(),
+                precision,
+            });
+        }
+        commands.extend([
+            Self::ResetLayers(selected.clone()),
+            Self::TogglePin(selected),
+            Self::Show(Dialog::Goals),
+            Self::Show(Dialog::Scheme),
+            Self::SelectAll,
+            Self::ClearSelection,
+        ]);
+        commands.extend(ColourBy::ALL.map(Self::SetColourBy));
+        commands.extend([
+            Self::SetTab(Tab::TradeOff),
+            Self::SetTab(Tab::Training),
+            Self::SetPlotAxis(PlotAxis::Size),
+            Self::SetPlotAxis(PlotAxis::Macs),
+            Self::SetSplit(SplitName::Search),
+            Self::SetSplit(SplitName::Holdout),
+            Self::SetSort(SortKey::Graph),
+            Self::SetSort(SortKey::Name),
+            Self::SetSort(SortKey::Params),
+            Self::SetSort(SortKey::Macs),
+            Self::ToggleTheme,
+            Self::ShowLog(!state.view.log_open),
+            Self::Show(Dialog::About),
+            Self::Quit,
+        ]);
+        commands
+    }
+}
+
+pub fn split_label(split: SplitName) -> &'static str {
+    match split {
+        SplitName::Calibration => "calibration",
+        SplitName::Search => "search",
+        SplitName::Training => "training",
+        SplitName::Holdout => "holdout",
+    }
+}
+
+fn sort_label(key: SortKey) -> String {
+    use limbeck_engine::sensitivity::Candidate;
+    match key {
+        SortKey::Graph => "graph order".into(),
+        SortKey::Name => "name".into(),
+        SortKey::Op => "operator".into(),
+        SortKey::Shape => "shape".into(),
+        SortKey::Params => "parameters".into(),
+        SortKey::Macs => "MACs".into(),
+        SortKey::Precision => "precision".into(),
+        SortKey::Ratio => "pruning".into(),
+        SortKey::Cell(candidate) => match candidate {
+            Candidate::Fp16 => "fp16".into(),
+            Candidate::Int8 => "int8".into(),
+            Candidate::Int4 => "int4".into(),
+            Candidate::P25 => "25 % pruned".into(),
+            Candidate::P50 => "50 % pruned".into(),
+            Candidate::P75 => "75 % pruned".into(),
+        },
+    }
+}

@@ -1,0 +1,219 @@
+//! The document: what the user decides (plan, pins, goals, scheme, distillation). Every change of it can be undone, and it
+//! is what a project and a recipe keep.
+
+use limbeck_engine::{
+    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    graph::LayerId,
+    recipe::{Choice, Goal, PruneStep, QuantizeStep, Recipe, Rule, Step},
+    train::DistilSettings,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+/// What a layer has when the plan says nothing of it: fp32, nothing pruned.
+pub const UNTOUCHED: LayerSetting = LayerSetting {
+    precision: Precision::Fp32,
+    sparsity: Ratio(0.0),
+};
+
+/// The user's decisions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Document {
+    /// Layers that the plan changes. A layer at [`UNTOUCHED`] is never listed, so that equal plans compare equal.
+    pub plan: BTreeMap<LayerId, LayerSetting>,
+    /// Layers that bulk edits and presets leave alone.
+    pub pins: BTreeSet<LayerId>,
+    pub goals: Vec<Goal>,
+    pub scheme: QuantScheme,
+    /// Distillation as a part of the plan; `None`: without.
+    pub distil: Option<DistilSettings>,
+    pub seed: u64,
+}
+
+impl Document {
+    /// What the plan asks of a layer.
+    pub fn setting(&self, layer: &LayerId) -> LayerSetting {
+        self.plan.get(layer).copied().unwrap_or(UNTOUCHED)
+    }
+
+    /// Sets what the plan asks of a layer; keeps the map free of entries that ask nothing.
+    pub fn set(&mut self, layer: &LayerId, setting: LayerSetting) {
+        if setting == UNTOUCHED {
+            self.plan.remove(layer);
+        } else {
+            self.plan.insert(layer.clone(), setting);
+        }
+    }
+
+    /// The steps that carry the plan out on these layers (given in the graph's order): none for an untouched plan. The most
+    /// common value becomes a step's default and the others exact names, so that the recipe reads well.
+    pub fn steps(&self, layers: &[LayerId], with_distil: bool) -> Vec<Step> {
+        let settings: Vec<(&LayerId, LayerSetting)> = layers
+            .iter()
+            .map(|layer| (layer, self.setting(layer)))
+            .collect();
+        let distil = self.distil.as_ref().filter(|_| with_distil);
+        if settings.iter().all(|(_, s)| *s == UNTOUCHED) && distil.is_none() {
+            return Vec::new();
+        }
+        let mut steps = vec![Step::FoldBatchNorm];
+        let ratios: Vec<_> = settings
+            .iter()
+            .map(|(layer, s)| {
+                let choice = if s.sparsity.0 > 0.0 {
+                    Choice::Set(s.sparsity)
+                } else {
+                    Choice::Keep
+                };
+                (*layer, choice)
+            })
+            .collect();
+        if ratios.iter().any(|(_, choice)| *choice != Choice::Keep) {
+            let (default, layers) = rules(&ratios);
+            steps.push(Step::Prune(PruneStep { default, layers }));
+        }
+        let precisions: Vec<_> = settings
+            .iter()
+            .map(|(layer, s)| {
+                let choice = match s.precision {
+                    Precision::Fp32 => Choice::Keep,
+                    precision => Choice::Set(precision),
+                };
+                (*layer, choice)
+            })
+            .collect();
+        if precisions.iter().any(|(_, choice)| *choice != Choice::Keep) {
+            let (default, layers) = rules(&precisions);
+            steps.push(Step::Quantize(QuantizeStep {
+                default,
+                layers,
+                scheme: self.scheme.clone(),
+            }));
+        }
+        if let Some(settings) = distil {
+            steps.push(Step::Distil(settings.clone()));
+        }
+        steps
+    }
+
+    /// The whole plan as a recipe for a model and a task (paths are taken over as given).
+    pub fn recipe(
+        &self,
+        name: &str,
+        model: &Path,
+        task: &Path,
+        layers: &[LayerId],
+        with_distil: bool,
+    ) -> Recipe {
+        Recipe {
+            version: 1,
+            name: name.to_owned(),
+            model: model.to_owned(),
+            task: task.to_owned(),
+            seed: self.seed,
+            goals: self.goals.clone(),
+            steps: self.steps(layers, with_distil),
+        }
+    }
+}
+
+/// The most common choice (the first met on ties) as the default, all other layers by name.
+fn rules<T: Clone + PartialEq>(choices: &[(&LayerId, Choice<T>)]) -> (Choice<T>, Vec<Rule<T>>) {
+    let mut counts: Vec<(&Choice<T>, usize)> = Vec::new();
+    for (_, choice) in choices {
+        match counts.iter_mut().find(|(known, _)| *known == choice) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((choice, 1)),
+        }
+    }
+    let mut default = &Choice::Keep;
+    let mut most = 0;
+    for (choice, count) in counts {
+        if count > most {
+            (default, most) = (choice, count);
+        }
+    }
+    let layers = choices
+        .iter()
+        .filter(|(_, choice)| choice != default)
+        .map(|(layer, choice)| Rule(layer.0.to_string(), choice.clone()))
+        .collect();
+    (default.clone(), layers)
+}
+
+/// Undo and redo over whole documents (they are small), bounded, with one edit in the making.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    undo: Vec<Document>,
+    redo: Vec<Document>,
+    /// The document before an edit that still goes on (a slider held down).
+    open: Option<Document>,
+}
+
+impl History {
+    /// Steps kept; older ones are forgotten.
+    pub const LIMIT: usize = 500;
+
+    /// Notes the document before a change that goes on; further changes join it until [`History::commit`].
+    pub fn begin(&mut self, document: &Document) {
+        if self.open.is_none() {
+            self.open = Some(document.clone());
+        }
+    }
+
+    /// Ends the edit in the making; true if it changed anything.
+    pub fn commit(&mut self, document: &Document) -> bool {
+        match self.open.take() {
+            Some(before) if before != *document => {
+                self.undo.push(before);
+                if self.undo.len() > Self::LIMIT {
+                    self.undo.remove(0);
+                }
+                self.redo.clear();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Goes one edit back; an edit in the making counts as one. True if there was one.
+    pub fn undo(&mut self, document: &mut Document) -> bool {
+        self.commit(document);
+        let Some(before) = self.undo.pop() else {
+            return false;
+        };
+        self.redo.push(std::mem::replace(document, before));
+        true
+    }
+
+    /// Takes the last undo back. True if there was one.
+    pub fn redo(&mut self, document: &mut Document) -> bool {
+        self.commit(document);
+        let Some(after) = self.redo.pop() else {
+            return false;
+        };
+        self.undo.push(std::mem::replace(document, after));
+        true
+    }
+
+    /// An edit is in the making.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    pub fn can_undo(&self) -> bool {
+        !self.undo.is_empty() || self.open.is_some()
+    }
+
+    pub fn can_redo(&self) -> bool {
+        !self.redo.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

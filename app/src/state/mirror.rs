@@ -1,0 +1,460 @@
+//! The mirror: what the engine reported (model, cells, points, jobs, curves, inspection, log). Nothing here is decided by
+//! the user, and only engine events change it.
+
+use limbeck_engine::{
+    data::SplitName,
+    graph::LayerId,
+    jobs::{Event, Inspection, JobId, ModelInfo, Point},
+    recipe::Step,
+    search::LayerFacts,
+    sensitivity::{Candidate, Cell, Tier},
+    train::TrainPoint,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Number of a point within a session and its project.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct PointId(pub u64);
+
+/// A measured point with the name the plot shows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedPoint {
+    pub id: PointId,
+    /// `fp32` for the original, `int8` for all layers at int8, else `Plan 3` or `Distil 4`.
+    pub name: String,
+    pub point: Arc<Point>,
+}
+
+impl NamedPoint {
+    /// The original model: no steps.
+    pub fn is_baseline(&self) -> bool {
+        self.point.recipe.steps.is_empty()
+    }
+    pub fn is_distilled(&self) -> bool {
+        is_distilled(&self.point.recipe.steps)
+    }
+    pub fn split(&self) -> SplitName {
+        self.point.metrics.split
+    }
+    /// Top-1 in percent.
+    pub fn top1_percent(&self) -> f64 {
+        self.point.metrics.top1.value * 100.0
+    }
+}
+
+pub(crate) fn is_distilled(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Distil(_)))
+}
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    Open,
+    Measure,
+    Distil,
+    Map,
+    Inspect,
+    Export,
+    File,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobState {
+    Queued,
+    Running,
+    Finished,
+    Cancelled,
+    Failed(String),
+}
+
+/// A job as the strip shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub id: JobId,
+    pub kind: JobKind,
+    /// Such as `Distil 14` or `Map`.
+    pub title: String,
+    pub state: JobState,
+    /// 0..=1
+    pub fraction: f32,
+    pub eta: Option<Duration>,
+    /// Such as `epoch 2 of 6 · 3,120 img/s`.
+    pub detail: String,
+}
+
+impl Job {
+    pub fn is_active(&self) -> bool {
+        matches!(self.state, JobState::Queued | JobState::Running)
+    }
+    /// Worth a place in the strip (quick, silent work such as inspecting and files is not).
+    pub fn is_shown(&self) -> bool {
+        self.is_active() && !matches!(self.kind, JobKind::Inspect | JobKind::File)
+    }
+}
+
+/// Training curves of one distillation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Curves {
+    pub job: JobId,
+    pub title: String,
+    pub points: Vec<TrainPoint>,
+}
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLine {
+    /// Since the session started.
+    pub at: Duration,
+    pub error: bool,
+    pub text: String,
+}
+
+/// The best that is known of one layer and candidate, and what was known before.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CellSlot {
+    pub proxy: Option<Cell>,
+    pub measured: Option<Cell>,
+}
+
+impl CellSlot {
+    /// The measured cell if there is one, else the proxy.
+    pub fn best(&self) -> Option<&Cell> {
+        self.measured.as_ref().or(self.proxy.as_ref())
+    }
+}
+
+/// Everything the engine has told.
+#[derive(Debug)]
+pub struct Mirror {
+    pub model: Option<Arc<ModelInfo>>,
+    /// Names of the layers in the graph's order, for quick use.
+    pub(crate) layer_ids: Vec<LayerId>,
+    index: BTreeMap<LayerId, usize>,
+    slots: Vec<[CellSlot; Candidate::ALL.len()]>,
+    pub points: Vec<NamedPoint>,
+    /// Newest last; finished ones are dropped after a while.
+    pub jobs: Vec<Job>,
+    /// Newest last.
+    pub curves: Vec<Curves>,
+    pub inspection: Option<Arc<Inspection>>,
+    pub log: VecDeque<LogLine>,
+    /// Grows with each change of the model, of cells, of points; caches compare them.
+    pub model_version: u64,
+    pub cells_version: u64,
+    pub points_version: u64,
+    started: Instant,
+    next_point: u64,
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self {
+            model: None,
+            layer_ids: Vec::new(),
+            index: BTreeMap::new(),
+            slots: Vec::new(),
+            points: Vec::new(),
+            jobs: Vec::new(),
+            curves: Vec::new(),
+            inspection: None,
+            log: VecDeque::new(),
+            model_version: 0,
+            cells_version: 0,
+            points_version: 0,
+            started: Instant::now(),
+            next_point: 1,
+        }
+    }
+}
+
+impl Mirror {
+    const LOG_LINES: usize = 2_000;
+    const FINISHED_JOBS: usize = 50;
+
+    pub fn layers(&self) -> &[LayerFacts] {
+        self.model.as_ref().map_or(&[], |model| &model.layers)
+    }
+
+    pub fn layer_ids(&self) -> &[LayerId] {
+        &self.layer_ids
+    }
+
+    /// Position of a layer in the graph's order.
+    pub fn layer_index(&self, layer: &LayerId) -> Option<usize> {
+        self.index.get(layer).copied()
+    }
+
+    pub fn slot(&self, layer: usize, candidate: Candidate) -> Option<&CellSlot> {
+        self.slots.get(layer).map(|row| &row[candidate as usize])
+    }
+
+    /// All cells, the best tier of each, in the graph's order.
+    pub fn best_cells(&self) -> impl Iterator<Item = &Cell> {
+        self.slots.iter().flatten().filter_map(CellSlot::best)
+    }
+
+    /// Every cell of every tier (what a project keeps, what `Map` is told is known).
+    pub fn all_cells(&self) -> impl Iterator<Item = &Cell> {
+        self.slots
+            .iter()
+            .flatten()
+            .flat_map(|slot| slot.proxy.iter().chain(slot.measured.iter()))
+    }
+
+    /// Measured cells and all there are.
+    pub fn measured_cells(&self) -> (usize, usize) {
+        let all = self.slots.len() * Candidate::ALL.len();
+        let measured = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|slot| slot.measured.is_some())
+            .count();
+        (measured, all)
+    }
+
+    /// Takes a newly opened model; everything known of another one is dropped.
+    pub fn set_model(&mut self, model: ModelInfo) {
+        self.layer_ids = model.layers.iter().map(|layer| layer.id.clone()).collect();
+        self.index = self.layer_ids.iter().cloned().zip(0..).collect();
+        self.slots = (0..self.layer_ids.len())
+            .map(|_| std::array::from_fn(|_| CellSlot::default()))
+            .collect();
+        self.points.clear();
+        self.curves.clear();
+        self.inspection = None;
+        self.next_point = 1;
+        self.model = Some(Arc::new(model));
+        self.model_version += 1;
+        self.cells_version += 1;
+        self.points_version += 1;
+    }
+
+    /// Other data for the same model: what was measured on the old data goes.
+    pub fn set_data(&mut self, model: ModelInfo) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.measured = None;
+        }
+        self.points.clear();
+        self.model = Some(Arc::new(model));
+        self.model_version += 1;
+        self.cells_version += 1;
+        self.points_version += 1;
+    }
+
+    /// Adds or replaces cells; those of unknown layers are ignored.
+    pub fn add_cells(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        for cell in cells {
+            let Some(row) = self.index.get(&cell.layer) else {
+                continue;
+            };
+            let slot = &mut self.slots[*row][cell.candidate as usize];
+            match cell.tier {
+                Tier::Proxy => slot.proxy = Some(cell),
+                Tier::Measured => slot.measured = Some(cell),
+            }
+        }
+        self.cells_version += 1;
+    }
+
+    /// Adds a point; the same recipe measured again on the same split replaces the older one.
+    pub fn add_point(&mut self, point: Point) -> PointId {
+        self.points_version += 1;
+        let same = |old: &NamedPoint| {
+            old.point.metrics.split == point.metrics.split
+                && old.point.metrics.top1.n == point.metrics.top1.n
+                && old.point.recipe.steps == point.recipe.steps
+                && old.point.recipe.seed == point.recipe.seed
+        };
+        if let Some(old) = self.points.iter_mut().find(|old| same(old)) {
+            old.point = Arc::new(point);
+            return old.id;
+        }
+        let id = PointId(self.next_point);
+        self.next_point += 1;
+        // The same plan on another split keeps its name.
+        let name = self
+            .points
+            .iter()
+            .find(|old| {
+                old.point.recipe.steps == point.recipe.steps
+                    && old.point.recipe.seed == point.recipe.seed
+            })
+            .map(|old| old.name.clone())
+            .unwrap_or_else(|| self.name_of(&point));
+        self.points.push(NamedPoint {
+            id,
+            name,
+            point: Arc::new(point),
+        });
+        id
+    }
+
+    fn name_of(&self, point: &Point) -> String {
+        use limbeck_engine::{compress::Precision, recipe::Choice};
+        let steps = &point.recipe.steps;
+        if steps.is_empty() {
+            return "fp32".into();
+        }
+        if let [Step::FoldBatchNorm, Step::Quantize(quantize)] = steps.as_slice()
+            && quantize.layers.is_empty()
+            && let Choice::Set(precision) = quantize.default
+        {
+            match precision {
+                Precision::Fp32 => {}
+                Precision::Fp16 => return "fp16".into(),
+                Precision::Int8 => return "int8".into(),
+                Precision::Int4 => return "int4".into(),
+            }
+        }
+        let word = if is_distilled(steps) {
+            "Distil"
+        } else {
+            "Plan"
+        };
+        let taken = self
+            .points
+            .iter()
+            .filter_map(|old| old.name.strip_prefix(word)?.trim().parse::<u64>().ok())
+            .max()
+            .unwrap_or(0);
+        format!("{word} {}", taken + 1)
+    }
+
+    pub fn point(&self, id: PointId) -> Option<&NamedPoint> {
+        self.points.iter().find(|point| point.id == id)
+    }
+
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.iter().find(|job| job.id == id)
+    }
+
+    pub fn add_job(&mut self, id: JobId, kind: JobKind, title: String) {
+        self.jobs.push(Job {
+            id,
+            kind,
+            title,
+            state: JobState::Queued,
+            fraction: 0.0,
+            eta: None,
+            detail: String::new(),
+        });
+        let done = self.jobs.iter().filter(|job| !job.is_active()).count();
+        let mut drop = done.saturating_sub(Self::FINISHED_JOBS);
+        self.jobs.retain(|job| {
+            let gone = !job.is_active() && drop > 0;
+            drop -= usize::from(gone);
+            !gone
+        });
+    }
+
+    pub fn log(&mut self, error: bool, text: impl Into<String>) {
+        if self.log.len() >= Self::LOG_LINES {
+            self.log.pop_front();
+        }
+        self.log.push_back(LogLine {
+            at: self.started.elapsed(),
+            error,
+            text: text.into(),
+        });
+    }
+
+    /// Takes in what an event says of jobs, cells, curves and points. (What follows from an event is the session's to decide.)
+    pub fn take(&mut self, event: &Event) {
+        match event {
+            Event::Opened { .. } | Event::Text { .. } => {}
+            Event::Started { job, title } => {
+                if let Some(job) = self.job_mut(*job) {
+                    job.state = JobState::Running;
+                    if !title.is_empty() {
+                        job.title.clone_from(title);
+                    }
+                }
+            }
+            Event::Progress {
+                job,
+                fraction,
+                eta,
+                detail,
+            } => {
+                if let Some(job) = self.job_mut(*job) {
+                    job.state = JobState::Running;
+                    job.fraction = fraction.clamp(0.0, 1.0);
+                    job.eta = *eta;
+                    job.detail.clone_from(detail);
+                }
+            }
+            Event::Cells { cells, .. } => self.add_cells(cells.iter().cloned()),
+            Event::Curve { job, point } => {
+                match self.curves.iter_mut().find(|curves| curves.job == *job) {
+                    Some(curves) => curves.points.push(*point),
+                    None => {
+                        let title = self
+                            .job(*job)
+                            .map_or_else(|| "Distil".into(), |job| job.title.clone());
+                        self.curves.push(Curves {
+                            job: *job,
+                            title,
+                            points: vec![*point],
+                        });
+                    }
+                }
+            }
+            Event::Point(point) => {
+                self.add_point((**point).clone());
+            }
+            Event::Inspected { inspection, .. } => {
+                self.inspection = Some(Arc::new((**inspection).clone()));
+            }
+            Event::Written { path, note, .. } => {
+                let note = if note.is_empty() {
+                    String::new()
+                } else {
+                    format!(" · {note}")
+                };
+                self.log(false, format!("Wrote {}{note}", path.display()));
+            }
+            Event::Finished { job } => self.end(*job, JobState::Finished),
+            Event::Cancelled { job } => {
+                self.end(*job, JobState::Cancelled);
+                let line = self
+                    .job(*job)
+                    .filter(|job| job.is_noteworthy())
+                    .map(|job| format!("{} cancelled; what was finished is kept", job.title));
+                if let Some(line) = line {
+                    self.log(false, line);
+                }
+            }
+            Event::Failed { job, message } => {
+                self.end(*job, JobState::Failed(message.clone()));
+                self.log(true, message.clone());
+            }
+            Event::Log { message } => self.log(false, message.clone()),
+        }
+    }
+
+    fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.jobs.iter_mut().find(|job| job.id == id)
+    }
+
+    fn end(&mut self, id: JobId, state: JobState) {
+        if let Some(job) = self.job_mut(id) {
+            job.state = state;
+            job.eta = None;
+        }
+    }
+}
+
+impl Job {
+    /// Its end by cancelling deserves a line in the log (a measurement overtaken by a newer one does not).
+    fn is_noteworthy(&self) -> bool {
+        matches!(self.kind, JobKind::Distil | JobKind::Map | JobKind::Export)
+    }
+}

@@ -1,0 +1,331 @@
+//! Three kinds of state, never mixed: the **document** (undoable, saved), the **mirror** (what the engine reported), the **view**
+//! (what is looked at). [`State`] holds all three and what follows from them, worked out once a change and not in a frame.
+
+mod derived;
+mod document;
+pub mod fixture;
+mod mirror;
+#[cfg(test)]
+mod tests;
+mod verdict;
+mod view;
+
+pub use derived::{Heat, HeatKind, PredictedPoint};
+pub use document::{Document, History, UNTOUCHED};
+pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
+pub use verdict::{GoalStatus, PlanVerdict, goal_label};
+pub use view::{
+    AfterSave, ColourBy, Dialog, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice, View,
+};
+
+use derived::Derived;
+use limbeck_engine::{
+    compress::LayerSetting,
+    data::SplitName,
+    graph::LayerId,
+    jobs::{JobId, ModelInfo},
+    recipe::{Recipe, Step},
+    search::{LayerFacts, Prediction},
+    sensitivity::{Candidate, Cell, Tier},
+};
+use std::{path::PathBuf, sync::Arc};
+
+/// How bad a notice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeKind {
+    Info,
+    Warning,
+    Error,
+}
+
+/// A message that stays on the window, out of the way, until it is dismissed (information leaves by itself).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notice {
+    pub id: u64,
+    pub kind: NoticeKind,
+    pub text: String,
+    pub since: std::time::Instant,
+}
+
+/// Everything the window knows.
+#[derive(Debug, Default)]
+pub struct State {
+    pub document: Document,
+    pub history: History,
+    pub mirror: Mirror,
+    pub view: View,
+    pub notices: Vec<Notice>,
+    /// Where the project is kept, once saved or opened.
+    pub project_path: Option<PathBuf>,
+    /// The document as last saved; unsaved changes are what differs.
+    pub(crate) saved: Document,
+    /// Points there were when last saved.
+    pub(crate) saved_points: usize,
+    pub(crate) derived: Derived,
+    next_notice: u64,
+}
+
+impl State {
+    // ---- model and layers ----
+
+    pub fn model(&self) -> Option<&Arc<ModelInfo>> {
+        self.mirror.model.as_ref()
+    }
+
+    /// All layers, in the graph's order.
+    pub fn layers(&self) -> &[LayerFacts] {
+        self.mirror.layers()
+    }
+
+    /// Indices into [`State::layers`] of the rows shown, filtered and sorted.
+    pub fn visible(&self) -> &[usize] {
+        &self.derived.visible
+    }
+
+    pub fn layer(&self, id: &LayerId) -> Option<&LayerFacts> {
+        self.layers().get(self.mirror.layer_index(id)?)
+    }
+
+    /// What the plan asks of a layer.
+    pub fn setting(&self, layer: &LayerId) -> LayerSetting {
+        self.document.setting(layer)
+    }
+
+    pub fn is_pinned(&self, layer: &LayerId) -> bool {
+        self.document.pins.contains(layer)
+    }
+
+    pub fn is_selected(&self, layer: &LayerId) -> bool {
+        self.view.selection.contains(layer)
+    }
+
+    /// The layer in the inspector.
+    pub fn focus(&self) -> Option<&LayerFacts> {
+        self.layer(self.view.focus.as_ref()?)
+    }
+
+    /// Selected layers, in the graph's order.
+    pub fn selected_layers(&self) -> Vec<LayerId> {
+        self.mirror
+            .layer_ids()
+            .iter()
+            .filter(|id| self.is_selected(id))
+            .cloned()
+            .collect()
+    }
+
+    // ---- cells ----
+
+    /// The best cell known of a layer (by index) and candidate.
+    pub fn cell(&self, layer: usize, candidate: Candidate) -> Option<&Cell> {
+        self.mirror.slot(layer, candidate)?.best()
+    }
+
+    /// What colour a heat cell has under the chosen quantity.
+    pub fn heat(&self, layer: usize, candidate: Candidate) -> Heat {
+        derived::heat(self, layer, candidate)
+    }
+
+    /// Ends of the colour legend under the chosen quantity, such as `("0", "≥ 2 pt")`.
+    pub fn heat_legend(&self) -> (String, String) {
+        derived::legend(self)
+    }
+
+    /// How much of the map is measured: (measured, all).
+    pub fn map_progress(&self) -> (usize, usize) {
+        self.mirror.measured_cells()
+    }
+
+    // ---- the plan ----
+
+    /// What the plan is thought to give; recomputed once a change.
+    pub fn prediction(&self) -> Option<&Prediction> {
+        self.derived.prediction.as_ref()
+    }
+
+    /// Where the prediction lies on the plot, where its accuracy is known.
+    pub fn predicted_point(&self) -> Option<PredictedPoint> {
+        self.derived.predicted
+    }
+
+    /// The plan as steps; `with_distil`: distillation as well, where the plan has it.
+    pub fn plan_steps(&self, with_distil: bool) -> &[Step] {
+        if with_distil {
+            &self.derived.steps_distilled
+        } else {
+            &self.derived.steps
+        }
+    }
+
+    /// The plan as a recipe; `None` without a model. Without a task the path stays empty.
+    pub fn recipe(&self, with_distil: bool) -> Option<Recipe> {
+        let model = self.model()?;
+        let task = model.task_path.clone().unwrap_or_default();
+        Some(self.document.recipe(
+            &model.name,
+            &model.path,
+            &task,
+            self.mirror.layer_ids(),
+            with_distil,
+        ))
+    }
+
+    /// The plan changes nothing.
+    pub fn plan_is_empty(&self) -> bool {
+        self.derived.steps.is_empty()
+    }
+
+    // ---- points ----
+
+    /// All measured points of all splits, oldest first.
+    pub fn points(&self) -> &[NamedPoint] {
+        &self.mirror.points
+    }
+
+    /// The points on the split that the plot shows.
+    pub fn shown_points(&self) -> impl Iterator<Item = &NamedPoint> {
+        let split = self.view.split;
+        self.points().iter().filter(move |p| p.split() == split)
+    }
+
+    /// The original, measured on a split.
+    pub fn baseline(&self, split: SplitName) -> Option<&NamedPoint> {
+        self.points()
+            .iter()
+            .rev()
+            .find(|point| point.split() == split && point.is_baseline())
+    }
+
+    /// The newest point of exactly the present plan on a split: the distilled one if the plan has distillation and it was
+    /// done, else the one without.
+    pub fn plan_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        let of = |steps: &[Step]| {
+            self.points().iter().rev().find(|point| {
+                point.split() == split
+                    && point.point.recipe.steps == steps
+                    && point.point.recipe.seed == self.document.seed
+            })
+        };
+        of(&self.derived.steps_distilled).or_else(|| of(&self.derived.steps))
+    }
+
+    /// Ids of the points on the Pareto front of the shown split and axis, from small to large.
+    pub fn front(&self) -> &[PointId] {
+        &self.derived.front
+    }
+
+    pub fn selected_point(&self) -> Option<&NamedPoint> {
+        self.mirror.point(self.view.selected_point?)
+    }
+
+    /// A point's place on the plot: (KB or million MACs, top-1 %).
+    pub fn plot_position(&self, point: &NamedPoint) -> Option<(f64, f64)> {
+        let x = derived::axis_value(
+            self.view.axis,
+            point.point.sizes.stored,
+            point.point.sizes.macs,
+        )?;
+        Some((x, point.top1_percent()))
+    }
+
+    /// The goal region on the plot: (largest KB, smallest top-1 %), each where a goal sets it.
+    pub fn goal_region(&self) -> (Option<f64>, Option<f64>) {
+        verdict::region(self)
+    }
+
+    /// How the plan stands against the goals; `None` without goals.
+    pub fn verdict(&self) -> Option<&PlanVerdict> {
+        self.derived.verdict.as_ref()
+    }
+
+    // ---- jobs ----
+
+    /// Jobs that the strip shows: those that wait or run.
+    pub fn active_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.mirror.jobs.iter().filter(|job| job.is_shown())
+    }
+
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.mirror.job(id)
+    }
+
+    /// The curves of the newest distillation.
+    pub fn curves(&self) -> Option<&Curves> {
+        self.mirror.curves.last()
+    }
+
+    /// A job of this kind waits or runs.
+    pub fn is_busy(&self, kind: JobKind) -> bool {
+        self.mirror
+            .jobs
+            .iter()
+            .any(|job| job.kind == kind && job.is_active())
+    }
+
+    // ---- data ----
+
+    /// Samples in a split; 0 without data.
+    pub fn split_len(&self, split: SplitName) -> usize {
+        self.model()
+            .and_then(|model| model.data.as_ref())
+            .and_then(|data| data.sizes.iter().find(|(name, _)| *name == split))
+            .map_or(0, |(_, len)| *len)
+    }
+
+    /// Why nothing can be measured, or nothing if it can.
+    pub fn measurable(&self) -> Result<(), &'static str> {
+        let Some(model) = self.model() else {
+            return Err("Open a model first");
+        };
+        if !model.runnable {
+            return Err("This model has operators that can't run; the log names them");
+        }
+        if model.data.is_none() {
+            return Err(
+                "Open labelled data (a task.ron) first: without it only weights can be looked at",
+            );
+        }
+        Ok(())
+    }
+
+    // ---- saving ----
+
+    /// Something would be lost if the window closed now.
+    pub fn is_dirty(&self) -> bool {
+        self.model().is_some()
+            && (self.document != self.saved
+                || self.history.is_open()
+                || (self.project_path.is_some() && self.points().len() != self.saved_points))
+    }
+
+    pub(crate) fn mark_saved(&mut self) {
+        self.saved = self.document.clone();
+        self.saved_points = self.mirror.points.len();
+    }
+
+    // ---- notices ----
+
+    pub fn notify(&mut self, kind: NoticeKind, text: impl Into<String>) {
+        let text = text.into();
+        self.notices.retain(|old| old.text != text);
+        self.next_notice += 1;
+        self.notices.push(Notice {
+            id: self.next_notice,
+            kind,
+            text,
+            since: std::time::Instant::now(),
+        });
+        let over = self.notices.len().saturating_sub(5);
+        self.notices.drain(..over);
+    }
+
+    /// Brings what follows from the state up to date; called after every change, cheap when nothing changed.
+    pub fn refresh(&mut self) {
+        derived::refresh(self);
+    }
+
+    /// Tier of the best cell, for labels: `None` where nothing is known.
+    pub fn tier(&self, layer: usize, candidate: Candidate) -> Option<Tier> {
+        self.cell(layer, candidate).map(|cell| cell.tier)
+    }
+}

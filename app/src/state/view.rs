@@ -1,0 +1,168 @@
+//! The view: what is looked at and how (selection, tabs, sort, filter, theme). Kept by the shell between sessions where it
+//! makes sense, never part of a project, never undone.
+
+use super::PointId;
+use limbeck_engine::{data::SplitName, graph::LayerId, sensitivity::Candidate};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, path::PathBuf};
+
+/// Tabs over the right half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tab {
+    #[default]
+    TradeOff,
+    Training,
+}
+
+/// Horizontal axis of the trade-off plot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlotAxis {
+    #[default]
+    Size,
+    Macs,
+}
+
+/// What colours the heat cells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ColourBy {
+    #[default]
+    Sensitivity,
+    Size,
+    Macs,
+    Error,
+}
+
+impl ColourBy {
+    pub const ALL: [Self; 4] = [Self::Sensitivity, Self::Size, Self::Macs, Self::Error];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Sensitivity => "Sensitivity",
+            Self::Size => "Size",
+            Self::Macs => "MACs",
+            Self::Error => "Error",
+        }
+    }
+}
+
+/// Column that rows are sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SortKey {
+    /// The order of the graph.
+    #[default]
+    Graph,
+    Name,
+    Op,
+    Shape,
+    Params,
+    Macs,
+    /// The best known cell of a candidate: measured drops first, proxies after them.
+    Cell(Candidate),
+    Precision,
+    Ratio,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sort {
+    pub key: SortKey,
+    pub descending: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThemeChoice {
+    #[default]
+    Dark,
+    Light,
+}
+
+/// How a click changes the selection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectMode {
+    /// Plain click: only this.
+    Replace,
+    /// Ctrl: this one in or out.
+    Toggle,
+    /// Shift: all visible rows from the last clicked one to this.
+    Extend,
+}
+
+/// A modal or popup that the shell draws.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dialog {
+    /// Model (with its task), recipe or project.
+    Open,
+    OpenTask,
+    SaveProject,
+    ExportModel,
+    ExportRecipe,
+    /// Settings of a distillation, with a start button.
+    Distil,
+    Goals,
+    /// Quantisation scheme.
+    Scheme,
+    About,
+    /// Changes are unsaved: save, discard or stay; then go on.
+    Unsaved(AfterSave),
+}
+
+/// What to go on with once unsaved changes are dealt with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AfterSave {
+    Quit,
+    Open(PathBuf),
+    OpenSample,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct View {
+    pub tab: Tab,
+    pub axis: PlotAxis,
+    pub colour_by: ColourBy,
+    pub sort: Sort,
+    pub theme: ThemeChoice,
+    /// Split whose points the plot shows.
+    pub split: SplitName,
+    pub log_open: bool,
+    /// Newest first.
+    pub recent: Vec<PathBuf>,
+    /// Share of the window's width that the layers take, and of the right half that the plot takes.
+    pub layers_share: f32,
+    pub plot_share: f32,
+    #[serde(skip)]
+    pub filter: String,
+    #[serde(skip)]
+    pub selection: BTreeSet<LayerId>,
+    /// The layer in the inspector, and where a shift-click starts.
+    #[serde(skip)]
+    pub focus: Option<LayerId>,
+    #[serde(skip)]
+    pub selected_point: Option<PointId>,
+    #[serde(skip)]
+    pub palette_open: bool,
+    #[serde(skip)]
+    pub dialog: Option<Dialog>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            tab: Tab::default(),
+            axis: PlotAxis::default(),
+            colour_by: ColourBy::default(),
+            sort: Sort::default(),
+            theme: ThemeChoice::default(),
+            split: SplitName::Search,
+            log_open: false,
+            recent: Vec::new(),
+            layers_share: 0.585,
+            plot_share: 0.62,
+            filter: String::new(),
+            selection: BTreeSet::new(),
+            focus: None,
+            selected_point: None,
+            palette_open: false,
+            dialog: None,
+        }
+    }
+}
