@@ -1,5 +1,14 @@
 //! Compression techniques, all behind [`Pass`]: model in, model and per-layer account out. Uses `graph`, `exec`, `eval`, `measure`.
 
+mod calibrate;
+mod histogram;
+mod weights;
+
+pub(crate) use calibrate::batch_for;
+pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
+pub use histogram::{ActivationQuant, Histogram};
+pub use weights::ScaleLayout;
+
 use crate::{
     data::Dataset,
     exec::{CancelToken, ExecError},
@@ -97,6 +106,46 @@ impl Default for QuantScheme {
     }
 }
 
+impl QuantScheme {
+    /// Refuses settings without a meaning.
+    ///
+    /// # Errors
+    /// A group of 0, a percentile outside 50..=100, no samples.
+    pub fn check(&self) -> Result<(), CompressError> {
+        let refuse = |message: String| Err(CompressError::Invalid(message));
+        for (field, granularity) in [
+            ("int8_weights", self.int8_weights),
+            ("int4_weights", self.int4_weights),
+        ] {
+            if granularity == Granularity::Group(0) {
+                return refuse(format!(
+                    "{field}: a group must hold at least one weight, found group(0)"
+                ));
+            }
+        }
+        if let Calibration::Percentile(kept) = self.calibration
+            && !(50.0..=100.0).contains(&kept)
+        {
+            return refuse(format!(
+                "calibration: the percentile must lie in 50..=100 (99.99 is usual), found {kept}"
+            ));
+        }
+        if self.activations == Activations::Int8 && self.samples == 0 {
+            return refuse("samples: calibration needs at least 1 sample, found 0".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Granularity of the weights at an integer precision; `None` for the floating ones.
+    pub fn granularity(&self, precision: Precision) -> Option<Granularity> {
+        match precision {
+            Precision::Int8 => Some(self.int8_weights),
+            Precision::Int4 => Some(self.int4_weights),
+            Precision::Fp32 | Precision::Fp16 => None,
+        }
+    }
+}
+
 /// A model on its way through the passes. While it can still be trained, quantised weights stay float with
 /// QuantizeLinear → DequantizeLinear (or Cast → Cast for fp16) behind them; [`pack`] turns those into packed initialisers.
 #[derive(Clone, Debug)]
@@ -164,6 +213,8 @@ pub struct MagnitudePrune {
 pub struct Quantize {
     pub scheme: QuantScheme,
     pub layers: BTreeMap<LayerId, Precision>,
+    /// Ranges of the layers' inputs taken before (see [`calibrate`]); `None`: calibrate now, on the context's data.
+    pub ranges: Option<std::sync::Arc<Ranges>>,
 }
 
 /// Replaces float weights and the Quantize/Cast behind them by packed initialisers: what gets exported.

@@ -2,7 +2,7 @@
 //! Uses `compress`, `eval`.
 
 use crate::{
-    compress::Model,
+    compress::{Model, QuantScheme},
     data::Dataset,
     eval::Evaluation,
     exec::{CancelToken, ExecError},
@@ -73,7 +73,7 @@ pub enum SensitivityError {
 }
 
 /// All proxy cells of a graph, layer by layer, in parallel. Needs no data.
-pub fn proxy(_graph: &Graph) -> Vec<Cell> {
+pub fn proxy(_graph: &Graph, _scheme: &QuantScheme) -> Vec<Cell> {
     unimplemented!()
 }
 
@@ -88,6 +88,7 @@ pub trait MapObserver {
 #[allow(clippy::too_many_arguments)]
 pub fn measure(
     _model: &Model,
+    _scheme: &QuantScheme,
     _baseline: &Evaluation,
     _data: &Dataset,
     _limit: Option<usize>,

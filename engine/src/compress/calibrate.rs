@@ -1,0 +1,179 @@
+//! Calibration: runs samples of the calibration split through the float graph and keeps a histogram of every value that is
+//! to be quantised, then takes ranges from the histograms. One run serves every layer and every method.
+
+use super::{Calibration, CompressError, Histogram, QuantScheme, Symmetry};
+use crate::{
+    data::{Dataset, SplitName},
+    exec::{self, CancelToken, ExecError, Mode, Program, Taps},
+    graph::{Graph, ValueId},
+};
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Histograms of values, by value name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ActivationStats {
+    pub histograms: BTreeMap<String, Histogram>,
+    /// Samples behind them.
+    pub samples: usize,
+}
+
+/// Ranges to be quantised, by value name; each includes 0.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Ranges {
+    pub values: BTreeMap<String, [f32; 2]>,
+}
+
+impl ActivationStats {
+    /// Ranges by one method, in parallel over the values.
+    pub fn ranges(&self, method: Calibration, symmetry: Symmetry) -> Ranges {
+        let values: Vec<(&String, &Histogram)> = self.histograms.iter().collect();
+        let ranges = exec::pool().install(|| {
+            values
+                .into_par_iter()
+                .filter_map(|(name, histogram)| {
+                    let (lo, hi) = histogram.range(method, symmetry)?;
+                    Some((name.clone(), [lo, hi]))
+                })
+                .collect()
+        });
+        Ranges { values: ranges }
+    }
+}
+
+/// Ranges of `values` on `graph` by the scheme's method: [`observe`] and [`ActivationStats::ranges`] in one. Ranges belong to
+/// the graph as it is before quantisation (folded and pruned); they don't depend on which layers will be quantised.
+///
+/// # Errors
+/// No calibration data, a graph that cannot run, values that are NaN or infinite, or cancellation.
+pub fn calibrate(
+    graph: &Graph,
+    values: &[ValueId],
+    data: &Dataset,
+    scheme: &QuantScheme,
+    cancel: &CancelToken,
+) -> Result<Ranges, CompressError> {
+    scheme.check()?;
+    let stats = observe(graph, values, data, scheme.samples, cancel)?;
+    Ok(stats.ranges(scheme.calibration, scheme.symmetry))
+}
+
+/// Runs the first `samples` of the calibration split through `graph` and counts what `values` take.
+///
+/// # Errors
+/// No calibration data, a graph that cannot run, values that are NaN or infinite, or cancellation.
+pub fn observe(
+    graph: &Graph,
+    values: &[ValueId],
+    data: &Dataset,
+    samples: usize,
+    cancel: &CancelToken,
+) -> Result<ActivationStats, CompressError> {
+    let total = samples.min(data.len(SplitName::Calibration));
+    if total == 0 {
+        return Err(CompressError::Invalid(
+            "calibration needs at least one sample: the task's calibration split is empty or the scheme asks for 0 samples"
+                .to_owned(),
+        ));
+    }
+    let program = Program::compile(graph, Mode::Inference)?;
+    let mut taps = Observe {
+        wanted: values.iter().copied().collect(),
+        histograms: BTreeMap::new(),
+    };
+    let elements: usize = data.info().sample_shape.iter().product();
+    let batch = batch_for(elements);
+    let mut start = 0;
+    while start < total {
+        if cancel.is_cancelled() {
+            return Err(ExecError::Cancelled.into());
+        }
+        let end = total.min(start + batch);
+        let images = data.batch(SplitName::Calibration, start..end)?.images;
+        let mut inner = Observe {
+            wanted: taps.wanted.clone(),
+            histograms: std::mem::take(&mut taps.histograms),
+        };
+        // Feeds are counted here, computed values by the taps.
+        for input in graph.inputs.iter().take(1) {
+            if inner.wanted.remove(input) {
+                inner.count(*input, &images)?;
+            }
+        }
+        program.run(std::slice::from_ref(&images), &mut inner, cancel)?;
+        taps.histograms = inner.histograms;
+        start = end;
+    }
+    let mut histograms = BTreeMap::new();
+    for (value, histogram) in taps.histograms {
+        let name = graph.values[value.0 as usize].name.clone();
+        if histogram.non_finite() > 0 {
+            return Err(CompressError::Invalid(format!(
+                "{} of the activations of value {name} are NaN or infinite on the calibration data: it cannot be quantised; \
+                 keep the layers that read it at fp32 or fp16",
+                histogram.non_finite()
+            )));
+        }
+        histograms.insert(name, histogram);
+    }
+    Ok(ActivationStats {
+        histograms,
+        samples: total,
+    })
+}
+
+/// Samples a batch: enough to keep the cores busy, few enough that a large image doesn't fill memory.
+pub(crate) fn batch_for(elements_of_a_sample: usize) -> usize {
+    if elements_of_a_sample <= 16_384 {
+        64
+    } else {
+        16
+    }
+}
+
+struct Observe {
+    wanted: BTreeSet<ValueId>,
+    histograms: BTreeMap<ValueId, Histogram>,
+}
+
+impl Observe {
+    fn count(&mut self, value: ValueId, tensor: &Tensor) -> Result<(), ExecError> {
+        let tensor = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else {
+            return Err(ExecError::Input(
+                "calibration runs on the CPU only".to_owned(),
+            ));
+        };
+        let all: &[f32] = storage.as_slice()?;
+        let (start, end) = layout.contiguous_offsets().unwrap_or((0, all.len()));
+        let counted = exec::pool().install(|| {
+            all[start..end]
+                .par_chunks(1 << 17)
+                .map(|chunk| {
+                    let mut histogram = Histogram::default();
+                    histogram.add(chunk);
+                    histogram
+                })
+                .reduce_with(|mut a, b| {
+                    a.merge(b);
+                    a
+                })
+        });
+        if let Some(counted) = counted {
+            self.histograms.entry(value).or_default().merge(counted);
+        }
+        Ok(())
+    }
+}
+
+impl Taps for Observe {
+    fn wants(&self, value: ValueId) -> bool {
+        self.wanted.contains(&value)
+    }
+    fn visit(&mut self, value: ValueId, tensor: &Tensor) -> Result<Option<Tensor>, ExecError> {
+        self.count(value, tensor)?;
+        Ok(None)
+    }
+}

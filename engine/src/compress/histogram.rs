@@ -1,0 +1,285 @@
+//! Streaming histograms of activations and the ranges taken from them. Memory does not grow with the number of samples, and
+//! the histogram is a pure function of the multiset of values: neither batch size nor order nor merging changes it.
+
+use super::{Calibration, Symmetry};
+
+/// Bins on each side of zero.
+const BINS: usize = 4096;
+/// Smallest exponent of the range: anything below 2^−100 counts as the bin next to zero.
+const SMALLEST: i32 = -100;
+
+/// Counts of magnitudes up to 2^`exponent`, by sign. When a larger value comes the range doubles and neighbouring bins merge,
+/// which loses nothing: bin edges stay bin edges.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    exponent: i32,
+    positive: Vec<u64>,
+    negative: Vec<u64>,
+    zeros: u64,
+    count: u64,
+    non_finite: u64,
+    min: f32,
+    max: f32,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self {
+            exponent: SMALLEST,
+            positive: vec![0; BINS],
+            negative: vec![0; BINS],
+            zeros: 0,
+            count: 0,
+            non_finite: 0,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+        }
+    }
+}
+
+/// Smallest exponent k with |value| < 2^k.
+fn exponent_above(magnitude: f32) -> i32 {
+    let biased = (magnitude.to_bits() >> 23 & 0xff) as i32;
+    (biased - 126).max(SMALLEST)
+}
+
+fn power_of_two(exponent: i32) -> f32 {
+    2.0_f64.powi(exponent) as f32
+}
+
+impl Histogram {
+    /// Finite values seen.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+    /// NaN and infinite values seen (in no bin).
+    pub fn non_finite(&self) -> u64 {
+        self.non_finite
+    }
+    /// Smallest and largest finite value; `None` before the first.
+    pub fn extremes(&self) -> Option<(f32, f32)> {
+        (self.count > 0).then_some((self.min, self.max))
+    }
+
+    fn grow(&mut self, exponent: i32) {
+        while self.exponent < exponent {
+            for side in [&mut self.positive, &mut self.negative] {
+                for i in 0..BINS / 2 {
+                    side[i] = side[2 * i] + side[2 * i + 1];
+                }
+                side[BINS / 2..].fill(0);
+            }
+            self.exponent += 1;
+            // All counts are in the first bins already: nothing more to merge.
+            if self.zeros == self.count {
+                self.exponent = exponent;
+            }
+        }
+    }
+
+    /// Counts `values`.
+    pub fn add(&mut self, values: &[f32]) {
+        let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
+        let mut finite = 0_u64;
+        for &v in values {
+            if v.is_finite() {
+                min = min.min(v);
+                max = max.max(v);
+                finite += 1;
+            }
+        }
+        self.non_finite += values.len() as u64 - finite;
+        if finite == 0 {
+            return;
+        }
+        self.grow(exponent_above(max.abs().max(min.abs())));
+        self.count += finite;
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        // Exact: a multiplication by a power of two.
+        let to_bin = power_of_two(12 - self.exponent);
+        for &v in values {
+            if v == 0.0 {
+                self.zeros += 1;
+            } else if v.is_finite() {
+                let bin = ((v.abs() * to_bin) as usize).min(BINS - 1);
+                if v > 0.0 {
+                    self.positive[bin] += 1;
+                } else {
+                    self.negative[bin] += 1;
+                }
+            }
+        }
+    }
+
+    /// Adds another histogram's counts: as if its values had been added here.
+    pub fn merge(&mut self, mut other: Self) {
+        self.grow(other.exponent);
+        other.grow(self.exponent);
+        for (a, b) in self.positive.iter_mut().zip(&other.positive) {
+            *a += b;
+        }
+        for (a, b) in self.negative.iter_mut().zip(&other.negative) {
+            *a += b;
+        }
+        self.zeros += other.zeros;
+        self.count += other.count;
+        self.non_finite += other.non_finite;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+    }
+
+    /// The range to be quantised, by `method`; `None` before the first finite value. Always includes 0; symmetric
+    /// ranges are (−a, a).
+    pub fn range(&self, method: Calibration, symmetry: Symmetry) -> Option<(f32, f32)> {
+        let (min, max) = self.extremes()?;
+        let (lo, hi) = match method {
+            Calibration::MinMax => (min, max),
+            Calibration::Percentile(kept) => self.percentile(kept, symmetry),
+            Calibration::Mse => self.least_squares(symmetry),
+        };
+        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+        Some(match symmetry {
+            Symmetry::Asymmetric => (lo, hi),
+            Symmetry::Symmetric => (-hi.max(-lo), hi.max(-lo)),
+        })
+    }
+
+    /// Smallest range of bins that keeps at least `kept` percent of the values: asymmetric ranges may lose half of the rest at
+    /// each end, symmetric ones all of it beyond ±a.
+    fn percentile(&self, kept: f32, symmetry: Symmetry) -> (f32, f32) {
+        let lost = self.count as f64 * (1.0 - f64::from(kept) / 100.0).clamp(0.0, 1.0);
+        let edge = |bins: &mut dyn Iterator<Item = (usize, u64)>, lost: u64| {
+            let mut beyond = 0;
+            for (bin, n) in bins {
+                beyond += n;
+                if beyond > lost {
+                    return (bin + 1) as f32 * power_of_two(self.exponent - 12);
+                }
+            }
+            0.0
+        };
+        match symmetry {
+            Symmetry::Asymmetric => {
+                let lost = (lost / 2.0) as u64;
+                let end = |side: &[u64]| edge(&mut side.iter().copied().enumerate().rev(), lost);
+                (
+                    (-end(&self.negative)).max(self.min),
+                    end(&self.positive).min(self.max),
+                )
+            }
+            Symmetry::Symmetric => {
+                let both = self.positive.iter().zip(&self.negative).map(|(a, b)| a + b);
+                let both: Vec<u64> = both.collect();
+                let a = edge(&mut both.iter().copied().enumerate().rev(), lost as u64);
+                let a = a.min(self.max.max(-self.min).max(0.0));
+                (-a, a)
+            }
+        }
+    }
+
+    /// The range with the least squared error at 8 bits: both ends shrunk together, then each by itself.
+    fn least_squares(&self, symmetry: Symmetry) -> (f32, f32) {
+        let width = power_of_two(self.exponent - 12);
+        let bins = |side: &[u64], sign: f32| -> Vec<(f32, f32)> {
+            side.iter()
+                .enumerate()
+                .filter(|(_, n)| **n > 0)
+                .map(|(bin, n)| (sign * (bin as f32 + 0.5) * width, *n as f32))
+                .collect()
+        };
+        let mut centres = bins(&self.negative, -1.0);
+        centres.extend(bins(&self.positive, 1.0));
+        let (min, max) = (self.min.min(0.0), self.max.max(0.0));
+        let cost = |shares: (i32, i32)| {
+            let (lo, hi) = (
+                min * (shares.0 as f32 / 100.0),
+                max * (shares.1 as f32 / 100.0),
+            );
+            ActivationQuant::of(lo, hi, symmetry).error(&centres)
+        };
+        let mut best = ((100, 100), cost((100, 100)));
+        let mut consider = |shares: (i32, i32)| {
+            let error = cost(shares);
+            if error < best.1 {
+                best = (shares, error);
+            }
+            best.0
+        };
+        let steps = || (10..100).rev().step_by(3);
+        let mut at = (100, 100);
+        for share in steps() {
+            at = consider((share, share));
+        }
+        if symmetry == Symmetry::Asymmetric && min < 0.0 && max > 0.0 {
+            for share in steps() {
+                at = consider((at.0, share));
+            }
+            for share in steps() {
+                at = consider((share, at.1));
+            }
+        }
+        for d in [2, 1, -1, -2] {
+            at = consider((at.0, (at.1 + d).clamp(5, 100)));
+            at = consider(((at.0 + d).clamp(5, 100), at.1));
+        }
+        (min * (at.0 as f32 / 100.0), max * (at.1 as f32 / 100.0))
+    }
+}
+
+/// Affine parameters of a value: `q = clamp(round(x / scale) + zero_point)` with unsigned (asymmetric) or signed
+/// (symmetric, zero point 0) 8-bit codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActivationQuant {
+    pub scale: f32,
+    pub zero_point: i32,
+    pub symmetry: Symmetry,
+}
+
+impl ActivationQuant {
+    /// Parameters for the range `lo..=hi`. A range too narrow for a scale gives scale 1 and zero point 0.
+    pub fn of(lo: f32, hi: f32, symmetry: Symmetry) -> Self {
+        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+        let (scale, zero_point) = match symmetry {
+            Symmetry::Asymmetric => {
+                // In two steps: hi − lo may overflow.
+                let scale = hi / 255.0 - lo / 255.0;
+                let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0);
+                (scale, zero)
+            }
+            Symmetry::Symmetric => (hi.max(-lo) / 127.0, 0.0),
+        };
+        if scale < f32::MIN_POSITIVE || !scale.is_finite() {
+            return Self {
+                scale: 1.0,
+                zero_point: 0,
+                symmetry,
+            };
+        }
+        Self {
+            scale,
+            zero_point: zero_point as i32,
+            symmetry,
+        }
+    }
+
+    /// Squared error over (value, count) pairs.
+    fn error(self, centres: &[(f32, f32)]) -> f64 {
+        let (lo, hi) = match self.symmetry {
+            Symmetry::Asymmetric => (-self.zero_point, 255 - self.zero_point),
+            Symmetry::Symmetric => (-128, 127),
+        };
+        let range = super::weights::CodeRange { lo, hi };
+        centres
+            .iter()
+            .map(|&(value, count)| {
+                let error = value - super::weights::code(value, self.scale, range) * self.scale;
+                f64::from(error * error) * f64::from(count)
+            })
+            .sum()
+    }
+}
+
+#[cfg(test)]
+#[path = "histogram_tests.rs"]
+mod tests;
