@@ -1,11 +1,18 @@
 //! The typed intermediate representation: values, nodes, operators and weights; shape inference; the
 //! layers a user sees; edits that keep a graph valid. Uses no other room.
 
+mod edit;
+mod error;
 mod op;
+mod op_info;
 mod tensor;
 
+#[allow(unused_imports)] // the reader takes it
+pub(crate) use edit::topological;
+pub use error::GraphError;
 pub use op::*;
-pub use tensor::{ElementType, TensorData};
+pub use op_info::CAPTURES;
+pub use tensor::{ElementType, TensorData, checked_len};
 
 use std::{collections::BTreeMap, sync::Arc};
 
