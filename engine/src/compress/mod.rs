@@ -45,6 +45,14 @@ pub struct LayerSetting {
     pub sparsity: Ratio,
 }
 
+impl LayerSetting {
+    /// Float and unpruned.
+    pub const UNCHANGED: Self = Self {
+        precision: Precision::Fp32,
+        sparsity: Ratio(0.0),
+    };
+}
+
 /// Steps of weights along the scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -2,9 +2,8 @@
 //! a callback. Two lanes: the interactive one (latest wins) overtakes the batch one at its next mini-batch.
 
 use crate::{
-    compress::{Account, LayerSetting, QuantScheme},
+    compress::{LayerSetting, QuantScheme},
     data::{DatasetInfo, SplitName},
-    eval::Metrics,
     graph::LayerId,
     measure::{Bytes, Sizes},
     recipe::Recipe,
@@ -14,11 +13,7 @@ use crate::{
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-/// Number of a job, given by whoever sends the command; unique within a session.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct JobId(pub u64);
+pub use crate::project::{JobId, Point};
 
 /// How an export is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -115,21 +110,6 @@ pub struct ModelInfo {
     pub warnings: Vec<String>,
     /// False: the model can be looked at but not run (see warnings).
     pub runnable: bool,
-}
-
-/// A measured result.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Point {
-    /// The job that measured it.
-    pub job: JobId,
-    /// Exactly what gives this point again; empty steps: the original.
-    pub recipe: Recipe,
-    pub metrics: Metrics,
-    pub sizes: Sizes,
-    pub accounts: Vec<Account>,
-    /// Hash of the exported bytes, hex.
-    pub model_sha256: String,
-    pub seconds: f64,
 }
 
 /// Histogram and error of one layer's weights before and after.

@@ -1,1 +1,246 @@
-//! Every run with its recipe, metrics and files, kept on disk; the project file. Uses `recipe`.
+//! Every run with its recipe, metrics and sizes, and the project file that keeps them. Uses `recipe`.
+
+use crate::{
+    compress::{Account, LayerSetting, QuantScheme},
+    eval::Metrics,
+    graph::LayerId,
+    measure::Sizes,
+    recipe::{Goal, Recipe, RecipeError, from_ron, read_text, to_ron},
+    sensitivity::Cell,
+    train::DistilSettings,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+/// Number of a job, given by whoever sends the command; unique within a session.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct JobId(pub u64);
+
+/// A measured result.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    /// The job that measured it.
+    pub job: JobId,
+    /// Exactly what gives this point again; empty steps: the original.
+    pub recipe: Recipe,
+    pub metrics: Metrics,
+    pub sizes: Sizes,
+    pub accounts: Vec<Account>,
+    /// Hash of the exported bytes, hex.
+    pub model_sha256: String,
+    pub seconds: f64,
+    /// Only the first so many samples of the split were judged; `None`: all.
+    #[serde(default)]
+    pub limit: Option<usize>,
+    /// The run it belongs to was not (or not yet) carried to its end: this is what stood before its training.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+/// The schema of project files that this engine reads and writes.
+pub const PROJECT_VERSION: u32 = 1;
+
+/// A project as it lies on disk (RON): what the user decided and what was measured, nothing of the window's view.
+/// Paths are relative to the project file's folder, or absolute.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectFile {
+    /// [`PROJECT_VERSION`].
+    pub version: u32,
+    #[serde(default)]
+    pub name: String,
+    pub model: PathBuf,
+    #[serde(default)]
+    pub task: Option<PathBuf>,
+    /// Hashes of what the points and cells were measured on, hex; empty where never opened.
+    #[serde(default)]
+    pub model_sha256: String,
+    #[serde(default)]
+    pub data_sha256: String,
+    #[serde(default)]
+    pub seed: u64,
+    /// Settings of the layers that the user changed; absent: unchanged.
+    #[serde(default)]
+    pub plan: BTreeMap<LayerId, LayerSetting>,
+    /// Layers whose setting bulk edits and solvers leave alone.
+    #[serde(default)]
+    pub pins: BTreeSet<LayerId>,
+    #[serde(default)]
+    pub goals: Vec<Goal>,
+    #[serde(default)]
+    pub scheme: QuantScheme,
+    #[serde(default)]
+    pub distil: DistilSettings,
+    /// Whether the plan ends in distillation.
+    #[serde(default)]
+    pub distil_enabled: bool,
+    #[serde(default)]
+    pub points: Vec<Point>,
+    #[serde(default)]
+    pub cells: Vec<Cell>,
+}
+
+impl ProjectFile {
+    /// An empty project of a model.
+    pub fn new(model: PathBuf, task: Option<PathBuf>) -> Self {
+        Self {
+            version: PROJECT_VERSION,
+            name: String::new(),
+            model,
+            task,
+            model_sha256: String::new(),
+            data_sha256: String::new(),
+            seed: 0,
+            plan: BTreeMap::new(),
+            pins: BTreeSet::new(),
+            goals: Vec::new(),
+            scheme: QuantScheme::default(),
+            distil: DistilSettings::default(),
+            distil_enabled: false,
+            points: Vec::new(),
+            cells: Vec::new(),
+        }
+    }
+
+    /// Reads a project's text strictly; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        if let Some(claimed) = crate::recipe::claimed_version(text)
+            && claimed != PROJECT_VERSION
+        {
+            return Err(RecipeError::new(format!(
+                "is version {claimed} of the project schema; this engine ({}) reads version {PROJECT_VERSION}",
+                crate::VERSION
+            ))
+            .file(path));
+        }
+        from_ron(text, path)
+    }
+
+    /// Reads a project file.
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        Self::parse(&read_text(path)?, path)
+    }
+
+    /// The project as text: the same project always gives the same bytes, and reading it back gives the same project.
+    pub fn to_ron(&self) -> Result<String, RecipeError> {
+        to_ron(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compress::{AccountEntry, Outcome, Precision, Ratio},
+        data::SplitName,
+        eval::{Estimate, PairedDrop},
+        measure::Bytes,
+        sensitivity::{Candidate, Tier},
+    };
+
+    fn full() -> ProjectFile {
+        let estimate = Estimate {
+            value: 0.931_234_567_890_123,
+            n: 10_000,
+            ci: [0.92, 0.94],
+        };
+        let mut project = ProjectFile::new("a/model.onnx".into(), Some("../task.ron".into()));
+        project.name = "ไทย \"quoted\" \\ name".into();
+        project.plan.insert(
+            LayerId("/layer1/conv[0].x".into()),
+            LayerSetting {
+                precision: Precision::Int4,
+                sparsity: Ratio(0.1),
+            },
+        );
+        project.pins.insert(LayerId("fc".into()));
+        project.goals = vec![Goal::DropPoints(2.0), Goal::StoredKilobytes(99.5)];
+        project.cells = vec![
+            Cell {
+                layer: LayerId("fc".into()),
+                candidate: Candidate::P50,
+                tier: Tier::Measured,
+                value: -0.001,
+                ci: Some([-0.01, 1.0 / 3.0]),
+                n: 512,
+                kl: Some(1e-300),
+            },
+            Cell {
+                layer: LayerId("fc".into()),
+                candidate: Candidate::Int4,
+                tier: Tier::Proxy,
+                value: f64::INFINITY,
+                ci: None,
+                n: 0,
+                kl: None,
+            },
+        ];
+        project.points = vec![Point {
+            job: JobId(7),
+            recipe: Recipe::baseline("m.onnx".into(), "t.ron".into()),
+            metrics: Metrics {
+                split: SplitName::Search,
+                top1: estimate,
+                top5: estimate,
+                cross_entropy: estimate,
+                agreement: Some(estimate),
+                per_class: vec![estimate; 3],
+                drop: Some(PairedDrop {
+                    drop: 0.01,
+                    ci: [0.0, 0.02],
+                    n: 10,
+                    only_baseline: 3,
+                    only_candidate: 2,
+                }),
+            },
+            sizes: Sizes {
+                stored: Bytes(1),
+                theoretical: Bytes(2),
+                runtime: Bytes(3),
+                params: 4,
+                nonzero_params: 5,
+                macs: Some(6),
+            },
+            accounts: vec![Account {
+                pass: "prune".into(),
+                entries: vec![AccountEntry {
+                    layer: LayerId("fc".into()),
+                    outcome: Outcome::NotDone("kept".into()),
+                }],
+            }],
+            model_sha256: "ab".into(),
+            seconds: 0.1,
+            limit: Some(64),
+            partial: true,
+        }];
+        project
+    }
+
+    #[test]
+    fn a_project_survives_the_round_trip_without_loss() {
+        let project = full();
+        let text = project.to_ron().expect("writes");
+        let back = ProjectFile::parse(&text, Path::new("p.ron")).expect("reads");
+        assert_eq!(back, project, "{text}");
+        assert_eq!(back.to_ron().expect("writes"), text);
+    }
+
+    #[test]
+    fn unknown_keys_and_newer_versions_are_refused_with_a_place() {
+        let error = ProjectFile::parse(
+            "(version: 1, model: \"m\",\n gaols: [])",
+            Path::new("p.limbeck"),
+        )
+        .expect_err("typo")
+        .to_string();
+        assert!(error.starts_with("p.limbeck:2:"), "{error}");
+        assert!(error.contains("did you mean `goals`"), "{error}");
+        let error = ProjectFile::parse("(version: 9, x: 1)", Path::new("p")).expect_err("version");
+        assert!(error.to_string().contains("version 9"), "{error}");
+    }
+}

@@ -1,11 +1,28 @@
 //! The recipe: what to do to a model, in RON; strict reading, resolution of globs to layers, the pipeline that carries it
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
+mod plan;
+mod resolve;
+mod text;
+mod validate;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+pub use plan::PlanContext;
+pub use resolve::{Resolved, ResolvedStep, resolve};
+pub(crate) use text::claimed_version;
+pub use text::{RecipeError, from_ron, read_text, to_ron};
+pub use validate::RECIPE_VERSION;
+pub(crate) use verdict::split_word;
+pub use verdict::{GoalVerdict, judge, overall};
+
 use crate::{
     compress::{Precision, QuantScheme, Ratio},
     train::DistilSettings,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Per-layer value of a step. Precedence: `default` < glob < exact name; `Keep` leaves a layer alone.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -45,12 +62,16 @@ pub struct QuantizeStep {
     pub scheme: QuantScheme,
 }
 
-/// A goal, with its type: absolute points of top-1 lost, or relative percent of the baseline's top-1; bytes of the stored file.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+/// A goal: at most so much. Drops are of top-1 against the original model on the same samples (a gain is negative).
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Goal {
+    /// Absolute percentage points: 92.0 % → 90.0 % is 2 points.
     DropPoints(f64),
+    /// Percent of the original's top-1: 92.0 % → 90.16 % is 2 percent.
     DropRelativePercent(f64),
+    /// Size of the exported file, in units of 1,000 bytes.
     StoredKilobytes(f64),
+    /// Weights in memory while running, in units of 1,000 bytes.
     RuntimeKilobytes(f64),
 }
 
@@ -78,4 +99,96 @@ pub struct Recipe {
     #[serde(default)]
     pub goals: Vec<Goal>,
     pub steps: Vec<Step>,
+}
+
+/// A recipe with the text and folder it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecipeFile {
+    pub recipe: Recipe,
+    pub path: PathBuf,
+    pub text: String,
+}
+
+impl Recipe {
+    /// The recipe that leaves the model as it is: the baseline.
+    pub fn baseline(model: PathBuf, task: PathBuf) -> Self {
+        Self {
+            version: RECIPE_VERSION,
+            name: String::new(),
+            model,
+            task,
+            seed: 0,
+            goals: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Reads and validates a recipe. `path` is for messages. Errors say line, column and the nearest known name.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        // Before the keys: a newer file is refused for its version, not for a key this engine does not know.
+        if let Some(claimed) = text::claimed_version(text)
+            && claimed != RECIPE_VERSION
+        {
+            return Err(validate::version(claimed).locate(path, text));
+        }
+        let recipe: Self = from_ron(text, path)?;
+        recipe.validate().map_err(|e| e.locate(path, text))?;
+        Ok(recipe)
+    }
+
+    /// Refuses, with the reason, what cannot be carried out on any model: order of steps, numbers out of range, goals twice.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        validate::validate(self)
+    }
+
+    /// The recipe as a file: pretty, and the same bytes for the same recipe.
+    pub fn to_ron(&self) -> Result<String, RecipeError> {
+        to_ron(self)
+    }
+
+    /// Whether carrying it out includes training.
+    pub fn trains(&self) -> bool {
+        self.steps.iter().any(|s| matches!(s, Step::Distil(_)))
+    }
+}
+
+impl RecipeFile {
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        let text = read_text(path)?;
+        Ok(Self {
+            recipe: Recipe::parse(&text, path)?,
+            path: path.to_owned(),
+            text,
+        })
+    }
+
+    /// A path of the recipe, seen from where the recipe lies.
+    pub fn from_here(&self, path: &Path) -> PathBuf {
+        self.path
+            .parent()
+            .map_or_else(|| path.to_owned(), |p| p.join(path))
+    }
+
+    /// The model's file; an error names the file that is missing.
+    pub fn model_path(&self) -> Result<PathBuf, RecipeError> {
+        self.existing("model", &self.recipe.model)
+    }
+
+    /// The task's file; an error names the file that is missing.
+    pub fn task_path(&self) -> Result<PathBuf, RecipeError> {
+        self.existing("task", &self.recipe.task)
+    }
+
+    fn existing(&self, key: &'static str, path: &Path) -> Result<PathBuf, RecipeError> {
+        let full = self.from_here(path);
+        if full.is_file() {
+            return Ok(full);
+        }
+        Err(RecipeError::new(format!(
+            "the {key} is not there: {} (paths in a recipe are relative to the recipe's own folder)",
+            full.display()
+        ))
+        .at(text::Anchor::Word(key, 0))
+        .locate(&self.path, &self.text))
+    }
 }

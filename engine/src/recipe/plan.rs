@@ -1,0 +1,129 @@
+//! From a per-layer plan (the window's document) to a compact recipe that resolves to exactly that plan.
+
+use super::{Choice, Goal, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe, Rule, Step};
+use crate::{
+    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    graph::LayerId,
+    search::LayerFacts,
+    train::DistilSettings,
+};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// What a recipe says beside the per-layer plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanContext {
+    pub name: String,
+    /// As they are to stand in the recipe: relative to the folder it will lie in, or absolute.
+    pub model: PathBuf,
+    pub task: PathBuf,
+    pub seed: u64,
+    pub goals: Vec<Goal>,
+    pub scheme: QuantScheme,
+    /// A last step, where anything was compressed.
+    pub distil: Option<DistilSettings>,
+}
+
+impl Recipe {
+    /// The recipe of a plan: batch norms folded first, one Prune and one Quantize step where the plan asks for them, distillation last.
+    /// Layers absent from `plan` are left unchanged; a plan that changes nothing gives no steps. [`super::resolve`] on the same
+    /// `layers` gives the plan back exactly.
+    pub fn from_plan(
+        context: &PlanContext,
+        layers: &[LayerFacts],
+        plan: &BTreeMap<LayerId, LayerSetting>,
+    ) -> Self {
+        let setting = |id: &LayerId| plan.get(id).copied().unwrap_or(LayerSetting::UNCHANGED);
+        let ratios: Vec<(&str, Ratio)> = layers
+            .iter()
+            .map(|l| (&*l.id.0, setting(&l.id).sparsity))
+            .collect();
+        let precisions: Vec<(&str, Precision)> = layers
+            .iter()
+            .map(|l| (&*l.id.0, setting(&l.id).precision))
+            .collect();
+        let mut steps = Vec::new();
+        if ratios.iter().any(|(_, r)| r.0 != 0.0) {
+            let (default, layers) = compact(&ratios, |r| r.0 == 0.0);
+            steps.push(Step::Prune(PruneStep { default, layers }));
+        }
+        if precisions.iter().any(|(_, p)| *p != Precision::Fp32) {
+            let (default, layers) = compact(&precisions, |p| *p == Precision::Fp32);
+            steps.push(Step::Quantize(QuantizeStep {
+                default,
+                layers,
+                scheme: context.scheme.clone(),
+            }));
+        }
+        if !steps.is_empty() {
+            steps.insert(0, Step::FoldBatchNorm);
+            if let Some(distil) = &context.distil {
+                steps.push(Step::Distil(distil.clone()));
+            }
+        }
+        Self {
+            version: RECIPE_VERSION,
+            name: context.name.clone(),
+            model: context.model.clone(),
+            task: context.task.clone(),
+            seed: context.seed,
+            goals: context.goals.clone(),
+            steps,
+        }
+    }
+}
+
+/// The commonest value as default; then globs over whole name prefixes that share one other value; then single names.
+fn compact<T: Copy + PartialEq>(
+    values: &[(&str, T)],
+    neutral: impl Fn(&T) -> bool,
+) -> (Choice<T>, Vec<Rule<T>>) {
+    let choice = |v: T| {
+        if neutral(&v) {
+            Choice::Keep
+        } else {
+            Choice::Set(v)
+        }
+    };
+    let count = |v: &T| values.iter().filter(|(_, w)| w == v).count();
+    let Some(default) = values.iter().map(|(_, v)| *v).fold(None, |best, v| {
+        Some(match best {
+            Some(b) if count(&b) >= count(&v) => b,
+            _ => v,
+        })
+    }) else {
+        return (Choice::Keep, Vec::new());
+    };
+    let mut covered = vec![false; values.len()];
+    let mut rules = Vec::new();
+    for (index, (name, value)) in values.iter().enumerate() {
+        if *value == default || covered[index] {
+            continue;
+        }
+        // The shortest prefix, ending in a separator, whose layers all want this value.
+        let shared = name
+            .char_indices()
+            .filter(|(_, c)| matches!(c, '.' | '/' | '_' | ':'))
+            .map(|(at, c)| &name[..at + c.len_utf8()])
+            .find_map(|prefix| {
+                let members: Vec<usize> = values
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, (n, _))| n.starts_with(prefix))
+                    .map(|(i, _)| i)
+                    .collect();
+                let uniform = members.iter().all(|i| values[*i].1 == *value);
+                (uniform && members.len() > 1).then_some((prefix, members))
+            });
+        let rule = if let Some((prefix, members)) = shared {
+            for i in members {
+                covered[i] = true;
+            }
+            format!("{}*", globset::escape(prefix))
+        } else {
+            covered[index] = true;
+            (*name).to_owned()
+        };
+        rules.push(Rule(rule, choice(*value)));
+    }
+    (choice(default), rules)
+}

@@ -1,0 +1,171 @@
+//! From rules to layers: default < glob (a later one wins) < exact name.
+
+use super::{
+    Choice, Recipe, RecipeError, Rule, Step,
+    text::{Anchor, nearest},
+    validate::validate,
+};
+use crate::{
+    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    graph::LayerId,
+    search::LayerFacts,
+    train::DistilSettings,
+};
+use globset::{GlobBuilder, GlobMatcher};
+use std::collections::BTreeMap;
+
+/// A step with its rules resolved; a layer that is kept has no entry.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub enum ResolvedStep {
+    FoldBatchNorm,
+    Prune(BTreeMap<LayerId, Ratio>),
+    Quantize {
+        scheme: QuantScheme,
+        layers: BTreeMap<LayerId, Precision>,
+    },
+    Distil(DistilSettings),
+}
+
+/// A recipe laid over one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    pub steps: Vec<ResolvedStep>,
+    /// What every layer of the model ends up with (kept layers: float, unpruned).
+    pub layers: BTreeMap<LayerId, LayerSetting>,
+}
+
+/// Lays `recipe` over a model's layers. A glob that matches nothing and a name that is no layer's are errors: a recipe for
+/// another model must not pass in silence.
+pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, RecipeError> {
+    validate(recipe)?;
+    let mut settings: BTreeMap<LayerId, LayerSetting> = layers
+        .iter()
+        .map(|l| (l.id.clone(), LayerSetting::UNCHANGED))
+        .collect();
+    let mut steps = Vec::with_capacity(recipe.steps.len());
+    // How often a rule's text stood in earlier steps: tells which of equal literals an error is about.
+    let mut earlier: Vec<&str> = Vec::new();
+    for step in &recipe.steps {
+        steps.push(match step {
+            Step::FoldBatchNorm => ResolvedStep::FoldBatchNorm,
+            Step::Distil(s) => ResolvedStep::Distil(s.clone()),
+            Step::Prune(prune) => {
+                let chosen = apply("Prune", &prune.default, &prune.layers, layers, &earlier)?;
+                earlier.extend(prune.layers.iter().map(|r| r.0.as_str()));
+                for (id, ratio) in &chosen {
+                    if let Some(setting) = settings.get_mut(id) {
+                        setting.sparsity = *ratio;
+                    }
+                }
+                ResolvedStep::Prune(chosen)
+            }
+            Step::Quantize(quantize) => {
+                let chosen = apply(
+                    "Quantize",
+                    &quantize.default,
+                    &quantize.layers,
+                    layers,
+                    &earlier,
+                )?;
+                earlier.extend(quantize.layers.iter().map(|r| r.0.as_str()));
+                for (id, precision) in &chosen {
+                    if let Some(setting) = settings.get_mut(id) {
+                        setting.precision = *precision;
+                    }
+                }
+                ResolvedStep::Quantize {
+                    scheme: quantize.scheme.clone(),
+                    layers: chosen,
+                }
+            }
+        });
+    }
+    Ok(Resolved {
+        steps,
+        layers: settings,
+    })
+}
+
+enum Matcher<'a> {
+    Name(&'a str),
+    Glob(GlobMatcher),
+}
+
+fn apply<T: Copy>(
+    step: &str,
+    default: &Choice<T>,
+    rules: &[Rule<T>],
+    layers: &[LayerFacts],
+    earlier: &[&str],
+) -> Result<BTreeMap<LayerId, T>, RecipeError> {
+    let mut matchers: Vec<(Matcher<'_>, &Choice<T>)> = Vec::with_capacity(rules.len());
+    for (index, Rule(pattern, choice)) in rules.iter().enumerate() {
+        let nth = earlier.iter().filter(|p| *p == pattern).count()
+            + rules.iter().take(index).filter(|r| r.0 == *pattern).count();
+        let anchor = Anchor::Literal(pattern.clone(), nth);
+        let matcher = if layers.iter().any(|l| *l.id.0 == **pattern) {
+            if rules.iter().take(index).any(|r| r.0 == *pattern) {
+                return Err(RecipeError::new(format!(
+                    "{step}: the layer `{pattern}` is set twice"
+                ))
+                .at(anchor));
+            }
+            Matcher::Name(pattern)
+        } else {
+            let glob = glob(pattern).map_err(|e| {
+                RecipeError::new(format!("{step}: `{pattern}` is not a glob: {e}"))
+                    .at(anchor.clone())
+            })?;
+            if !layers.iter().any(|l| glob.is_match(&*l.id.0)) {
+                let is_glob = pattern.contains(['*', '?', '[', '{']);
+                let nearest = nearest(
+                    &pattern.replace(['*', '?'], ""),
+                    layers.iter().map(|l| &*l.id.0),
+                )
+                .or_else(|| (layers.len() == 1).then(|| layers[0].id.0.to_string()));
+                return Err(RecipeError::new(if is_glob {
+                    format!(
+                        "{step}: the glob `{pattern}` matches none of the model's {} layers",
+                        layers.len()
+                    )
+                } else {
+                    format!(
+                        "{step}: the model has no layer `{pattern}` among its {}",
+                        layers.len()
+                    )
+                })
+                .suggest(nearest)
+                .at(anchor));
+            }
+            Matcher::Glob(glob)
+        };
+        matchers.push((matcher, choice));
+    }
+    let mut chosen = BTreeMap::new();
+    for layer in layers {
+        let name: &str = &layer.id.0;
+        let exact = matchers
+            .iter()
+            .find(|(m, _)| matches!(m, Matcher::Name(n) if *n == name));
+        let by_glob = || {
+            matchers
+                .iter()
+                .rev()
+                .find(|(m, _)| matches!(m, Matcher::Glob(g) if g.is_match(name)))
+        };
+        let choice = exact.or_else(by_glob).map_or(default, |(_, c)| *c);
+        if let Choice::Set(value) = choice {
+            chosen.insert(layer.id.clone(), *value);
+        }
+    }
+    Ok(chosen)
+}
+
+/// `*` and `?` cross every separator: `stage2*` means all of stage 2, whether names use `.` or `/`.
+fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
+    Ok(GlobBuilder::new(pattern)
+        .literal_separator(false)
+        .backslash_escape(true)
+        .build()?
+        .compile_matcher())
+}

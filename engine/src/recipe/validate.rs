@@ -1,0 +1,196 @@
+//! What a recipe may say, beyond its types: order of steps, ranges of numbers, goals.
+
+use super::{Choice, Goal, Recipe, RecipeError, Step, text::Anchor};
+use crate::{
+    compress::{Calibration, Granularity, QuantScheme, Ratio},
+    train::DistilSettings,
+};
+
+/// The schema this engine reads and writes.
+pub const RECIPE_VERSION: u32 = 1;
+
+/// Refuses, with the reason, what cannot be carried out on any model.
+pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
+    if recipe.version != RECIPE_VERSION {
+        return Err(version(recipe.version));
+    }
+    goals(&recipe.goals)?;
+    let mut prunes = 0;
+    let mut quantizes = 0;
+    let mut folds = 0;
+    let mut distils = 0;
+    for (index, step) in recipe.steps.iter().enumerate() {
+        match step {
+            Step::FoldBatchNorm => {
+                let here = Anchor::Word("FoldBatchNorm", folds);
+                folds += 1;
+                if folds > 1 {
+                    return Err(RecipeError::new(
+                        "FoldBatchNorm stands here twice; once is enough",
+                    )
+                    .at(here));
+                }
+                if index > 0 {
+                    return Err(RecipeError::new(
+                        "FoldBatchNorm must be the first step: it changes the weights that masks, scales and training of later steps belong to",
+                    )
+                    .at(here));
+                }
+            }
+            Step::Prune(prune) => {
+                let here = Anchor::Word("Prune", prunes);
+                prunes += 1;
+                if prunes > 1 {
+                    return Err(
+                        RecipeError::new("a second Prune step; put all ratios into one").at(here),
+                    );
+                }
+                if quantizes > 0 {
+                    return Err(RecipeError::new(
+                        "Prune must come before Quantize: scales are taken from the weights that are left",
+                    )
+                    .at(here));
+                }
+                if let Choice::Set(r) = &prune.default {
+                    ratio(*r, "default", here)?;
+                }
+                for rule in &prune.layers {
+                    if let Choice::Set(r) = &rule.1 {
+                        ratio(*r, &rule.0, Anchor::Literal(rule.0.clone(), 0))?;
+                    }
+                }
+            }
+            Step::Quantize(quantize) => {
+                let here = Anchor::Word("Quantize", quantizes);
+                quantizes += 1;
+                if quantizes > 1 {
+                    return Err(RecipeError::new(
+                        "a second Quantize step; put all precisions into one",
+                    )
+                    .at(here));
+                }
+                scheme(&quantize.scheme)?;
+            }
+            Step::Distil(settings) => {
+                let here = Anchor::Word("Distil", distils);
+                distils += 1;
+                if prunes + quantizes == 0 {
+                    return Err(RecipeError::new(
+                        "Distil has nothing to recover here; put it after Prune or Quantize",
+                    )
+                    .at(here));
+                }
+                if index > 0 && matches!(recipe.steps.get(index - 1), Some(Step::Distil(_))) {
+                    return Err(RecipeError::new(
+                        "two Distil steps in a row; give one of them more epochs instead",
+                    )
+                    .at(here));
+                }
+                distil(settings, &here)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn version(found: u32) -> RecipeError {
+    RecipeError::new(format!(
+        "is version {found} of the recipe schema; this engine ({}) reads version {RECIPE_VERSION}",
+        crate::VERSION
+    ))
+    .at(Anchor::Word("version", 0))
+}
+
+fn ratio(value: Ratio, whose: &str, anchor: Anchor) -> Result<(), RecipeError> {
+    if (0.0..1.0).contains(&value.0) {
+        return Ok(());
+    }
+    Err(RecipeError::new(format!(
+        "the pruning ratio of `{whose}` is {}; a share of at least 0 and less than 1 was expected (0.5 is half)",
+        value.0
+    ))
+    .at(anchor))
+}
+
+fn goals(goals: &[Goal]) -> Result<(), RecipeError> {
+    let mut seen: Vec<&'static str> = Vec::new();
+    for goal in goals {
+        let (kind, value) = match goal {
+            Goal::DropPoints(v) => ("DropPoints", *v),
+            Goal::DropRelativePercent(v) => ("DropRelativePercent", *v),
+            Goal::StoredKilobytes(v) => ("StoredKilobytes", *v),
+            Goal::RuntimeKilobytes(v) => ("RuntimeKilobytes", *v),
+        };
+        if seen.contains(&kind) {
+            return Err(
+                RecipeError::new(format!("the goal {kind} stands here twice"))
+                    .at(Anchor::Word(kind, 1)),
+            );
+        }
+        seen.push(kind);
+        let percent = matches!(goal, Goal::DropPoints(_) | Goal::DropRelativePercent(_));
+        if !(value.is_finite() && value > 0.0 && (!percent || value <= 100.0)) {
+            return Err(RecipeError::new(format!(
+                "the goal {kind} is {value}; a number above 0{} was expected",
+                if percent { " and at most 100" } else { "" }
+            ))
+            .at(Anchor::Word(kind, 0)));
+        }
+    }
+    Ok(())
+}
+
+fn scheme(scheme: &QuantScheme) -> Result<(), RecipeError> {
+    for (key, granularity) in [
+        ("int8_weights", scheme.int8_weights),
+        ("int4_weights", scheme.int4_weights),
+    ] {
+        if granularity == Granularity::Group(0) {
+            return Err(RecipeError::new(format!(
+                "{key} asks for groups of 0 weights; at least 1 was expected (32 is usual)"
+            ))
+            .at(Anchor::Word(key, 0)));
+        }
+    }
+    if let Calibration::Percentile(p) = scheme.calibration
+        && !(p > 50.0 && p <= 100.0)
+    {
+        return Err(RecipeError::new(format!(
+            "the calibration keeps {p} percent of the values; above 50 and at most 100 was expected (99.99 is usual)"
+        ))
+        .at(Anchor::Word("percentile", 0)));
+    }
+    if scheme.samples == 0 {
+        return Err(
+            RecipeError::new("calibration on 0 samples; at least 1 was expected")
+                .at(Anchor::Word("samples", 0)),
+        );
+    }
+    Ok(())
+}
+
+fn distil(s: &DistilSettings, anchor: &Anchor) -> Result<(), RecipeError> {
+    let positive = |v: f64| v.is_finite() && v > 0.0;
+    let not_negative = |v: f64| v.is_finite() && v >= 0.0;
+    let wrong = if s.epochs == 0 {
+        "epochs is 0; at least 1 was expected"
+    } else if s.batch == 0 {
+        "batch is 0; at least 1 was expected"
+    } else if s.samples == Some(0) {
+        "samples is 0; at least 1 was expected (leave it out for all)"
+    } else if !positive(s.rate) {
+        "rate must be above 0"
+    } else if !positive(s.temperature.into()) {
+        "temperature must be above 0"
+    } else if !not_negative(s.soft_weight.into())
+        || !not_negative(s.hard_weight.into())
+        || s.soft_weight + s.hard_weight == 0.0
+    {
+        "soft_weight and hard_weight must not be negative, and not both 0"
+    } else if !not_negative(s.weight_decay) {
+        "weight_decay must not be negative"
+    } else {
+        return Ok(());
+    };
+    Err(RecipeError::new(format!("Distil: {wrong}")).at(anchor.clone()))
+}
