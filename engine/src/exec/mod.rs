@@ -1,16 +1,28 @@
 //! Runs a graph on candle tensors: a schedule with liveness, taps that observe or replace any value,
 //! gradients through everything trainable. Kernels of our own live in `kernels/`. Uses `graph` only.
 
+mod broadcast;
+mod elementwise;
+mod fuse;
+mod index;
 pub mod kernels;
+mod ops;
+mod params;
+mod pool;
+mod program;
+mod rows;
+mod scalar;
+mod support;
+mod value;
 
-use crate::graph::{Graph, ValueId};
-use candle_core::{Tensor, Var};
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+pub use pool::{pool, set_threads};
+pub use program::Program;
+
+use crate::graph::ValueId;
+use candle_core::Tensor;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 /// Asks long work to stop; checked at every node and mini-batch.
@@ -55,6 +67,16 @@ fn list(nodes: &[(String, String, String)]) -> String {
         .join(", ")
 }
 
+/// Why one operator could not run; the program adds the node's name.
+#[derive(Debug)]
+struct Fail(String);
+
+impl From<candle_core::Error> for Fail {
+    fn from(e: candle_core::Error) -> Self {
+        Self(e.to_string())
+    }
+}
+
 /// Observes, or replaces, values as they are computed.
 pub trait Taps {
     /// Whether [`Taps::visit`] is to be called for this value.
@@ -83,54 +105,4 @@ pub enum Mode {
     /// become candle `Var`s; QuantizeLinear and DequantizeLinear pass gradients straight through inside their range;
     /// batch norms use their stored statistics.
     Training,
-}
-
-/// A graph made ready to run.
-pub struct Program {
-    // private: owned by exec
-    _private: (),
-}
-
-impl Program {
-    /// Checks that every node can run and prepares weights. Constant sub-graphs are folded once (not in `Training`
-    /// where they depend on a parameter).
-    pub fn compile(_graph: &Graph, _mode: Mode) -> Result<Self, ExecError> {
-        unimplemented!()
-    }
-    /// Nodes of `graph` that cannot run, without compiling: (node, operator, reason).
-    pub fn unsupported(_graph: &Graph) -> Vec<(String, String, String)> {
-        unimplemented!()
-    }
-    /// Runs on one batch. `feeds` are in the order of [`Graph::inputs`]; results in the order of [`Graph::outputs`].
-    pub fn run(
-        &self,
-        _feeds: &[Tensor],
-        _taps: &mut dyn Taps,
-        _cancel: &CancelToken,
-    ) -> Result<Vec<Tensor>, ExecError> {
-        unimplemented!()
-    }
-    /// Trainable parameters by value name (empty in `Inference`).
-    pub fn parameters(&self) -> &BTreeMap<String, Var> {
-        unimplemented!()
-    }
-    /// Multiplies parameter `name` by a 0/1 mask of its shape in every forward pass from now on.
-    pub fn set_mask(&mut self, _name: &str, _mask: Tensor) -> Result<(), ExecError> {
-        unimplemented!()
-    }
-    /// Writes the parameters' present values (masked where a mask is set) into the graph they came from.
-    pub fn store(&self, _graph: &mut Graph) -> Result<(), ExecError> {
-        unimplemented!()
-    }
-}
-
-/// The engine's own rayon pool (nice 10 on Unix so that the window goes first). Results of every kernel are
-/// bit-identical whatever its number of threads.
-pub fn pool() -> &'static rayon::ThreadPool {
-    unimplemented!()
-}
-
-/// Sets the number of threads; only before the first use of [`pool`]. 0: all cores.
-pub fn set_threads(_threads: usize) {
-    unimplemented!()
 }

@@ -1,0 +1,51 @@
+//! The engine's own threads, behind the window's in priority.
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
+
+/// The engine's own rayon pool (nice 10 on Unix so that the window goes first). Results of every kernel are
+/// bit-identical whatever its number of threads.
+pub fn pool() -> &'static rayon::ThreadPool {
+    POOL.get_or_init(|| {
+        let build = |threads| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(|i| format!("limbeck-{i}"))
+                .start_handler(|_| lower_priority())
+                .build()
+        };
+        // A system that refuses several threads still gives one that runs on the caller's behalf.
+        build(THREADS.load(Ordering::Relaxed))
+            .or_else(|_| build(1))
+            .or_else(|_| {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(1)
+                    .use_current_thread()
+                    .build()
+            })
+            .expect("a pool on the current thread starts no thread that could be refused")
+    })
+}
+
+/// Sets the number of threads; only before the first use of [`pool`]. 0: all cores.
+pub fn set_threads(threads: usize) {
+    THREADS.store(threads, Ordering::Relaxed);
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)] // one libc call without pointers, needed before the kernels' own threads start
+fn lower_priority() {
+    // SAFETY: plain integers in and out; on Linux `who` 0 with PRIO_PROCESS names the calling thread, and raising
+    // one's own niceness needs no privilege. Failure only leaves the priority as it was.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+    }
+}
+
+#[cfg(not(unix))]
+fn lower_priority() {}

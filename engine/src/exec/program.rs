@@ -1,0 +1,472 @@
+//! A graph made ready to run: constants folded, pairs fused, a schedule with liveness.
+
+use super::{
+    CancelToken, ExecError, Fail, Mode, Taps,
+    elementwise::{Bin, binary},
+    fuse::{Step, drafts},
+    ops, params,
+    support::{op_name, unsupported},
+    value::{Val, dtype},
+};
+use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId};
+use candle_core::{Tensor, Var};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A graph made ready to run.
+pub struct Program {
+    mode: Mode,
+    steps: Vec<Scheduled>,
+    /// Weights and folded values that a step or an output still reads, by value.
+    constants: BTreeMap<usize, Val>,
+    inputs: Vec<Input>,
+    outputs: Vec<(usize, String)>,
+    parameters: BTreeMap<String, Var>,
+    /// Value of each parameter.
+    places: BTreeMap<String, usize>,
+    masks: BTreeMap<String, Tensor>,
+    /// Number of values in the graph.
+    slots: usize,
+}
+
+struct Scheduled {
+    step: Step,
+    inputs: Vec<Option<usize>>,
+    outputs: Vec<Option<usize>>,
+    /// Values nobody reads after this step.
+    drops: Vec<usize>,
+    name: String,
+    op: String,
+}
+
+struct Input {
+    slot: usize,
+    name: String,
+    element: Option<ElementType>,
+    shape: Option<Vec<Dim>>,
+}
+
+fn node_error(e: Fail, name: &str, op: &str) -> ExecError {
+    ExecError::Node {
+        message: e.0,
+        node: name.to_owned(),
+        op: op.to_owned(),
+    }
+}
+
+impl Program {
+    /// Checks that every node can run and prepares weights. Constant sub-graphs are folded once (not in `Training`
+    /// where they depend on a parameter). Nodes that no output depends on are left out.
+    pub fn compile(graph: &Graph, mode: Mode) -> Result<Self, ExecError> {
+        let needed = needed_nodes(graph);
+        let bad: Vec<_> = unsupported(graph)
+            .into_iter()
+            .filter(|(i, ..)| needed.contains(i))
+            .map(|(i, op, reason)| (graph.nodes[i].name.clone(), op, reason))
+            .collect();
+        if !bad.is_empty() {
+            return Err(ExecError::Unsupported(bad));
+        }
+        let trained = match mode {
+            Mode::Training => params::trainable(graph),
+            Mode::Inference => BTreeSet::new(),
+        };
+        let (mut parameters, mut places) = (BTreeMap::new(), BTreeMap::new());
+        let fed: BTreeSet<ValueId> = graph.inputs.iter().copied().collect();
+        let mut known: BTreeMap<usize, Val> = BTreeMap::new();
+        // Weights are decoded when something needs them: half of them may only feed dead or folded nodes.
+        let decode = |id: ValueId| -> Option<Result<Val, ExecError>> {
+            let value = graph.values.get(id.0 as usize)?;
+            let data = value.data.as_ref()?;
+            Some(Val::from_data(data).map_err(|e| {
+                ExecError::Input(format!("constant {} cannot be read: {}", value.name, e.0))
+            }))
+        };
+        for &id in &trained {
+            let Some(v) = decode(id).transpose()? else {
+                continue;
+            };
+            let name = graph.values[id.0 as usize].name.clone();
+            if let Val::Float(t, _) = v {
+                parameters.insert(name.clone(), Var::from_tensor(&t)?);
+                places.insert(name, id.0 as usize);
+            }
+        }
+        // Fold what depends on constants alone.
+        let has_data = |id: ValueId| {
+            !trained.contains(&id)
+                && !fed.contains(&id)
+                && graph
+                    .values
+                    .get(id.0 as usize)
+                    .is_some_and(|v| v.data.is_some())
+        };
+        let mut folded = BTreeSet::new();
+        for (i, n) in graph.nodes.iter().enumerate() {
+            let constant = |v: &ValueId| known.contains_key(&(v.0 as usize)) || has_data(*v);
+            if !needed.contains(&i) || !n.inputs.iter().flatten().all(constant) {
+                continue;
+            }
+            let mut inputs = Vec::with_capacity(n.inputs.len());
+            for id in &n.inputs {
+                inputs.push(match id {
+                    None => None,
+                    Some(id) => Some(match known.get(&(id.0 as usize)) {
+                        Some(v) => v.clone(),
+                        None => decode(*id)
+                            .transpose()?
+                            .ok_or_else(|| ExecError::Input("a constant without data".into()))?,
+                    }),
+                });
+            }
+            let step = Step::Op(n.op.clone());
+            let count = n.outputs.len();
+            let results = ops::eval(&step, &inputs, count)
+                .map_err(|e| node_error(e, &n.name, &op_name(&n.op)))?;
+            for (o, v) in n.outputs.iter().zip(results) {
+                if let Some(o) = o {
+                    known.insert(o.0 as usize, v);
+                }
+            }
+            folded.insert(i);
+        }
+        let is_known = |id: ValueId| known.contains_key(&(id.0 as usize)) || has_data(id);
+        let drafts: Vec<_> = drafts(graph, &is_known)
+            .into_iter()
+            .filter(|d| needed.contains(&d.node) && !folded.contains(&d.node))
+            .collect();
+        // Fusing leaves the first half of a pair without readers: keep only what an output still needs, from the back.
+        let mut live: BTreeSet<usize> = graph.outputs.iter().map(|o| o.0 as usize).collect();
+        let mut steps = Vec::with_capacity(drafts.len());
+        for d in drafts.into_iter().rev() {
+            let outputs: Vec<Option<usize>> =
+                d.outputs.iter().map(|o| o.map(|o| o.0 as usize)).collect();
+            if !outputs.iter().flatten().any(|o| live.contains(o)) {
+                continue;
+            }
+            let inputs: Vec<Option<usize>> =
+                d.inputs.iter().map(|o| o.map(|o| o.0 as usize)).collect();
+            let mut drops: Vec<usize> = inputs
+                .iter()
+                .chain(&outputs)
+                .flatten()
+                .copied()
+                .filter(|v| !live.contains(v))
+                .collect();
+            drops.sort_unstable();
+            drops.dedup();
+            live.extend(inputs.iter().flatten());
+            let n = &graph.nodes[d.node];
+            steps.push(Scheduled {
+                step: d.step,
+                inputs,
+                outputs,
+                drops,
+                name: n.name.clone(),
+                op: op_name(&n.op),
+            });
+        }
+        steps.reverse();
+        // Constants that are still read.
+        let mut constants = BTreeMap::new();
+        for &slot in &live {
+            if let Some(v) = known.remove(&slot) {
+                constants.insert(slot, v);
+                continue;
+            }
+            let id = ValueId(slot as u32);
+            if has_data(id)
+                && let Some(v) = decode(id).transpose()?
+            {
+                constants.insert(slot, v);
+            }
+        }
+        let name = |id: ValueId| {
+            graph
+                .values
+                .get(id.0 as usize)
+                .map(|v| v.name.clone())
+                .unwrap_or_default()
+        };
+        Ok(Self {
+            mode,
+            steps,
+            constants,
+            inputs: graph
+                .inputs
+                .iter()
+                .map(|&id| {
+                    let v = graph.values.get(id.0 as usize);
+                    Input {
+                        slot: id.0 as usize,
+                        name: name(id),
+                        element: v.and_then(|v| v.element),
+                        shape: v.and_then(|v| v.shape.clone()),
+                    }
+                })
+                .collect(),
+            outputs: graph
+                .outputs
+                .iter()
+                .map(|&id| (id.0 as usize, name(id)))
+                .collect(),
+            parameters,
+            places,
+            masks: BTreeMap::new(),
+            slots: graph.values.len(),
+        })
+    }
+
+    /// Nodes of `graph` that cannot run, without compiling: (node name, operator, reason).
+    pub fn unsupported(graph: &Graph) -> Vec<(String, String, String)> {
+        unsupported(graph)
+            .into_iter()
+            .map(|(i, op, reason)| (graph.nodes[i].name.clone(), op, reason))
+            .collect()
+    }
+
+    /// Runs on one batch. `feeds` are in the order of [`Graph::inputs`]; results in the order of [`Graph::outputs`].
+    /// Types that candle lacks are fed and given as the next wider one it has (int8 as `I16`, uint16 as `I32`, uint64
+    /// as `I64`, bool as `U8`).
+    pub fn run(
+        &self,
+        feeds: &[Tensor],
+        taps: &mut dyn Taps,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self.check_count(feeds.len())?;
+        let mut values = Vec::with_capacity(feeds.len());
+        for (t, input) in feeds.iter().zip(&self.inputs) {
+            let v = Val::from_tensor(t, input.element)
+                .map_err(|e| ExecError::Input(format!("input {}: {}", input.name, e.0)))?;
+            values.push(v);
+        }
+        self.run_values(values, taps, cancel)?
+            .into_iter()
+            .zip(&self.outputs)
+            .map(|(v, (_, name))| {
+                v.to_tensor()
+                    .map_err(|e| ExecError::Input(format!("output {name}: {}", e.0)))
+            })
+            .collect()
+    }
+
+    /// As [`Program::run`], with exact element types at both ends and no taps.
+    pub fn run_data(
+        &self,
+        feeds: &[TensorData],
+        cancel: &CancelToken,
+    ) -> Result<Vec<TensorData>, ExecError> {
+        self.check_count(feeds.len())?;
+        let mut values = Vec::with_capacity(feeds.len());
+        for (d, input) in feeds.iter().zip(&self.inputs) {
+            let bad = |e: String| ExecError::Input(format!("input {}: {e}", input.name));
+            if let Some(e) = input.element
+                && e != d.element
+            {
+                return Err(bad(format!("expected {e:?}, got {:?}", d.element)));
+            }
+            values.push(Val::from_data(d).map_err(|e| bad(e.0))?);
+        }
+        self.run_values(values, &mut super::NoTaps, cancel)?
+            .into_iter()
+            .map(|v| v.to_data().map_err(|e| ExecError::Input(e.0)))
+            .collect()
+    }
+
+    fn check_count(&self, n: usize) -> Result<(), ExecError> {
+        if n == self.inputs.len() {
+            return Ok(());
+        }
+        let names: Vec<_> = self.inputs.iter().map(|i| i.name.as_str()).collect();
+        Err(ExecError::Input(format!(
+            "the model has {} inputs ({}), {n} were fed",
+            names.len(),
+            names.join(", ")
+        )))
+    }
+
+    fn run_values(
+        &self,
+        feeds: Vec<Val>,
+        taps: &mut dyn Taps,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Val>, ExecError> {
+        let mut slots: Vec<Option<Val>> = vec![None; self.slots];
+        for (v, input) in feeds.into_iter().zip(&self.inputs) {
+            check_shape(&v, input)?;
+            let v = if self.mode == Mode::Inference {
+                v.detach()
+            } else {
+                v
+            };
+            slots[input.slot] = Some(tap(taps, input.slot, v)?);
+        }
+        for (name, &slot) in &self.places {
+            let mut t = self.parameters[name].as_tensor().clone();
+            if let Some(mask) = self.masks.get(name) {
+                t = binary(&t, mask, Bin::Mul)?;
+            }
+            slots[slot] = Some(tap(taps, slot, Val::f32(t))?);
+        }
+        for (&slot, v) in &self.constants {
+            if taps.wants(ValueId(slot as u32)) {
+                slots[slot] = Some(tap(taps, slot, v.clone())?);
+            }
+        }
+        for s in &self.steps {
+            if cancel.is_cancelled() {
+                return Err(ExecError::Cancelled);
+            }
+            let inputs = s
+                .inputs
+                .iter()
+                .map(|slot| match slot {
+                    None => Ok(None),
+                    Some(i) => self.get(&slots, *i).map(Some).ok_or_else(|| {
+                        node_error(
+                            Fail("an input has not been computed".into()),
+                            &s.name,
+                            &s.op,
+                        )
+                    }),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let results = ops::eval(&s.step, &inputs, s.outputs.len())
+                .map_err(|e| node_error(e, &s.name, &s.op))?;
+            drop(inputs);
+            for (slot, v) in s.outputs.iter().zip(results) {
+                if let Some(slot) = *slot {
+                    slots[slot] = Some(tap(taps, slot, v)?);
+                }
+            }
+            for &d in &s.drops {
+                slots[d] = None;
+            }
+        }
+        self.outputs
+            .iter()
+            .map(|(slot, name)| {
+                self.get(&slots, *slot)
+                    .ok_or_else(|| ExecError::Input(format!("output {name} was not computed")))
+            })
+            .collect()
+    }
+
+    fn get(&self, slots: &[Option<Val>], i: usize) -> Option<Val> {
+        slots
+            .get(i)
+            .and_then(Option::as_ref)
+            .or_else(|| self.constants.get(&i))
+            .cloned()
+    }
+
+    /// Trainable parameters by value name (empty in `Inference`).
+    pub fn parameters(&self) -> &BTreeMap<String, Var> {
+        &self.parameters
+    }
+
+    /// Multiplies parameter `name` by a 0/1 mask of its shape in every forward pass from now on.
+    pub fn set_mask(&mut self, name: &str, mask: Tensor) -> Result<(), ExecError> {
+        let Some(var) = self.parameters.get(name) else {
+            return Err(ExecError::Input(format!(
+                "{name} is not a trainable parameter"
+            )));
+        };
+        if var.dims() != mask.dims() {
+            return Err(ExecError::Input(format!(
+                "a mask of shape {:?} for parameter {name} of shape {:?}",
+                mask.dims(),
+                var.dims()
+            )));
+        }
+        let mask = mask
+            .to_dtype(candle_core::DType::F32)?
+            .contiguous()?
+            .detach();
+        self.masks.insert(name.to_owned(), mask);
+        Ok(())
+    }
+
+    /// Writes the parameters' present values (masked where a mask is set) into the graph they came from.
+    pub fn store(&self, graph: &mut Graph) -> Result<(), ExecError> {
+        for (name, &slot) in &self.places {
+            let mut t = self.parameters[name].as_tensor().detach();
+            if let Some(mask) = self.masks.get(name) {
+                t = binary(&t, mask, Bin::Mul)?;
+            }
+            let data = Val::f32(t).to_data().map_err(|e| ExecError::Input(e.0))?;
+            // Edits may have moved values since: the name is what counts.
+            let value = match graph.values.get_mut(slot) {
+                Some(v) if v.name == *name => Some(v),
+                _ => graph.values.iter_mut().find(|v| v.name == *name),
+            };
+            match value {
+                Some(v) if v.data.as_ref().is_some_and(|d| d.shape == data.shape) => {
+                    v.data = Some(data);
+                }
+                _ => {
+                    return Err(ExecError::Input(format!(
+                        "the graph has no weight {name} of shape {:?}",
+                        data.shape
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets the taps see, and replace, a value.
+fn tap(taps: &mut dyn Taps, slot: usize, v: Val) -> Result<Val, ExecError> {
+    let id = ValueId(slot as u32);
+    if !taps.wants(id) {
+        return Ok(v);
+    }
+    let t = v.to_tensor().map_err(|e| ExecError::Input(e.0))?;
+    match taps.visit(id, &t)? {
+        Some(t) => Val::from_tensor(&t, Some(v.element())).map_err(|e| ExecError::Input(e.0)),
+        None => Ok(v),
+    }
+}
+
+fn check_shape(v: &Val, input: &Input) -> Result<(), ExecError> {
+    let Some(shape) = &input.shape else {
+        return Ok(());
+    };
+    let fits = v.rank() == shape.len()
+        && v.shape().iter().zip(shape).all(|(&d, s)| match s {
+            Dim::Known(k) => *k == d,
+            _ => true,
+        });
+    if fits {
+        return Ok(());
+    }
+    let want: Vec<String> = shape
+        .iter()
+        .map(|d| match d {
+            Dim::Known(k) => k.to_string(),
+            Dim::Symbol(s) => s.to_string(),
+            Dim::Unknown => "?".into(),
+        })
+        .collect();
+    Err(ExecError::Input(format!(
+        "input {} has shape {:?}, the model wants [{}] of {:?}",
+        input.name,
+        v.shape(),
+        want.join(", "),
+        input.element.map(dtype)
+    )))
+}
+
+/// Nodes that an output depends on.
+fn needed_nodes(graph: &Graph) -> BTreeSet<usize> {
+    let mut live: BTreeSet<ValueId> = graph.outputs.iter().copied().collect();
+    let mut nodes = BTreeSet::new();
+    for (i, n) in graph.nodes.iter().enumerate().rev() {
+        if n.outputs.iter().flatten().any(|o| live.contains(o)) {
+            live.extend(n.inputs.iter().flatten());
+            nodes.insert(i);
+        }
+    }
+    nodes
+}

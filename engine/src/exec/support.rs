@@ -1,0 +1,117 @@
+//! What can be told to be impossible before running: operators that are not claimed, element types and forms that are not.
+
+use super::value::is_tensor;
+use crate::graph::{ElementType, Graph, Node, Op, UnaryOp, Value, ValueId};
+
+/// Nodes that cannot run: (index, operator, reason).
+pub(super) fn unsupported(graph: &Graph) -> Vec<(usize, String, String)> {
+    graph
+        .nodes
+        .iter()
+        .enumerate()
+        .filter_map(|(i, n)| Some((i, op_name(&n.op), reason(graph, n)?)))
+        .collect()
+}
+
+/// Why the node cannot run, if that is known.
+fn reason(graph: &Graph, node: &Node) -> Option<String> {
+    let value = |i: usize| -> Option<&Value> {
+        let id: ValueId = node.inputs.get(i).copied().flatten()?;
+        graph.values.get(id.0 as usize)
+    };
+    let element = |i: usize| {
+        let v = value(i)?;
+        v.data.as_ref().map(|d| d.element).or(v.element)
+    };
+    let rank = |i: usize| {
+        let v = value(i)?;
+        match (&v.data, &v.shape) {
+            (Some(d), _) => Some(d.shape.len()),
+            (None, s) => s.as_ref().map(Vec::len),
+        }
+    };
+    let more_outputs = node.outputs.iter().skip(1).flatten().next().is_some();
+    let halves_and_f32 = |op: &str| {
+        let e = element(0)?;
+        (!is_tensor(e))
+            .then(|| format!("{op} on {e:?} is not supported (float32, float16, bfloat16 are)"))
+    };
+    match &node.op {
+        Op::Unsupported { reason, .. } => Some(reason.clone()),
+        Op::Conv { .. }
+        | Op::ConvTranspose { .. }
+        | Op::MaxPool { .. }
+        | Op::AveragePool { .. } => {
+            if let Some(r) = rank(0).or_else(|| rank(1))
+                && r != 3
+                && r != 4
+            {
+                return Some(format!(
+                    "{} spatial axes: only 1 or 2 are supported",
+                    r.saturating_sub(2)
+                ));
+            }
+            if more_outputs {
+                return Some("the Indices output is not supported".into());
+            }
+            halves_and_f32("this operator")
+        }
+        Op::BatchNormalization { .. } if more_outputs => {
+            Some("batch normalisation in training form is not supported".into())
+        }
+        Op::BatchNormalization { .. }
+        | Op::InstanceNormalization { .. }
+        | Op::LayerNormalization { .. }
+        | Op::Gemm { .. }
+        | Op::MatMul => halves_and_f32("this operator"),
+        Op::QuantizeLinear { .. } => match element(0) {
+            Some(e) if !is_tensor(e) && e != ElementType::I32 => {
+                Some(format!("quantising {e:?} is not supported"))
+            }
+            _ => None,
+        },
+        Op::Unary(u) => {
+            let e = element(0)?;
+            let integral = matches!(
+                u,
+                UnaryOp::Abs
+                    | UnaryOp::Neg
+                    | UnaryOp::Sign
+                    | UnaryOp::Relu
+                    | UnaryOp::Not
+                    | UnaryOp::Floor
+                    | UnaryOp::Ceil
+                    | UnaryOp::Round
+            );
+            (!is_tensor(e) && e != ElementType::F64 && !integral)
+                .then(|| format!("element type {e:?} is not supported"))
+        }
+        Op::Resize { mode, .. } if *mode != crate::graph::ResizeMode::Nearest => {
+            halves_and_f32("linear and cubic Resize")
+        }
+        _ => None,
+    }
+}
+
+/// The ONNX name of an operator, for messages.
+pub(super) fn op_name(op: &Op) -> String {
+    if let Op::Unsupported {
+        domain, op_type, ..
+    } = op
+    {
+        return if domain.is_empty() {
+            op_type.clone()
+        } else {
+            format!("{domain}.{op_type}")
+        };
+    }
+    // The variants carry ONNX's own names: the innermost one of `Unary(Relu)` or `Binary(Mod { .. })` says it.
+    let debug = match op {
+        Op::Unary(u) => format!("{u:?}"),
+        Op::Binary(b) => format!("{b:?}"),
+        Op::Variadic(v) => format!("{v:?}"),
+        Op::Reduce { op, .. } => format!("Reduce{op:?}"),
+        op => format!("{op:?}"),
+    };
+    debug.chars().take_while(|c| c.is_alphanumeric()).collect()
+}
