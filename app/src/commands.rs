@@ -315,6 +315,11 @@ impl Command {
                 if state.split_len(SplitName::Training) == 0 {
                     return Err("The data has no training samples".into());
                 }
+                if state.plan_is_empty() {
+                    return Err(
+                        "The plan changes nothing yet: choose precisions or pruning first".into(),
+                    );
+                }
                 if state.is_busy(JobKind::Distil) {
                     return Err("A distillation is running".into());
                 }

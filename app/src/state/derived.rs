@@ -10,6 +10,7 @@ use limbeck_engine::{
     search::{self, LayerFacts, Prediction},
     sensitivity::{Candidate, Cell, Tier},
 };
+use std::path::Path;
 
 /// Where a heat cell's colour comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +108,15 @@ pub fn refresh(state: &mut State) {
     };
     if plan_changed {
         let generation = derived.plan_key.as_ref().map_or(0, |(n, _)| *n) + 1;
-        derived.steps = state.document.steps(mirror.layer_ids(), false);
-        derived.steps_distilled = state.document.steps(mirror.layer_ids(), true);
+        let steps = |with_distil| {
+            let nowhere = Path::new("");
+            state
+                .document
+                .recipe("", nowhere, nowhere, mirror.layers(), with_distil)
+                .steps
+        };
+        derived.steps = steps(false);
+        derived.steps_distilled = steps(true);
         derived.plan_key = Some((generation, state.document.clone()));
     }
     let cells_changed = derived.prediction_cells != mirror.cells_version;

@@ -4,7 +4,8 @@
 use limbeck_engine::{
     compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
-    recipe::{Choice, Goal, PruneStep, QuantizeStep, Recipe, Rule, Step},
+    recipe::{Goal, PlanContext, Recipe},
+    search::LayerFacts,
     train::DistilSettings,
 };
 use serde::{Deserialize, Serialize};
@@ -49,100 +50,26 @@ impl Document {
         }
     }
 
-    /// The steps that carry the plan out on these layers (given in the graph's order): none for an untouched plan. The most
-    /// common value becomes a step's default and the others exact names, so that the recipe reads well.
-    pub fn steps(&self, layers: &[LayerId], with_distil: bool) -> Vec<Step> {
-        let settings: Vec<(&LayerId, LayerSetting)> = layers
-            .iter()
-            .map(|layer| (layer, self.setting(layer)))
-            .collect();
-        let distil = self.distil.as_ref().filter(|_| with_distil);
-        if settings.iter().all(|(_, s)| *s == UNTOUCHED) && distil.is_none() {
-            return Vec::new();
-        }
-        let mut steps = vec![Step::FoldBatchNorm];
-        let ratios: Vec<_> = settings
-            .iter()
-            .map(|(layer, s)| {
-                let choice = if s.sparsity.0 > 0.0 {
-                    Choice::Set(s.sparsity)
-                } else {
-                    Choice::Keep
-                };
-                (*layer, choice)
-            })
-            .collect();
-        if ratios.iter().any(|(_, choice)| *choice != Choice::Keep) {
-            let (default, layers) = rules(&ratios);
-            steps.push(Step::Prune(PruneStep { default, layers }));
-        }
-        let precisions: Vec<_> = settings
-            .iter()
-            .map(|(layer, s)| {
-                let choice = match s.precision {
-                    Precision::Fp32 => Choice::Keep,
-                    precision => Choice::Set(precision),
-                };
-                (*layer, choice)
-            })
-            .collect();
-        if precisions.iter().any(|(_, choice)| *choice != Choice::Keep) {
-            let (default, layers) = rules(&precisions);
-            steps.push(Step::Quantize(QuantizeStep {
-                default,
-                layers,
-                scheme: self.scheme.clone(),
-            }));
-        }
-        if let Some(settings) = distil {
-            steps.push(Step::Distil(settings.clone()));
-        }
-        steps
-    }
-
-    /// The whole plan as a recipe for a model and a task (paths are taken over as given).
+    /// The whole plan as a recipe for a model and a task (paths are taken over as given): no steps for an untouched plan.
     pub fn recipe(
         &self,
         name: &str,
         model: &Path,
         task: &Path,
-        layers: &[LayerId],
+        layers: &[LayerFacts],
         with_distil: bool,
     ) -> Recipe {
-        Recipe {
-            version: 1,
+        let context = PlanContext {
             name: name.to_owned(),
             model: model.to_owned(),
             task: task.to_owned(),
             seed: self.seed,
             goals: self.goals.clone(),
-            steps: self.steps(layers, with_distil),
-        }
+            scheme: self.scheme.clone(),
+            distil: self.distil.clone().filter(|_| with_distil),
+        };
+        Recipe::from_plan(&context, layers, &self.plan)
     }
-}
-
-/// The most common choice (the first met on ties) as the default, all other layers by name.
-fn rules<T: Clone + PartialEq>(choices: &[(&LayerId, Choice<T>)]) -> (Choice<T>, Vec<Rule<T>>) {
-    let mut counts: Vec<(&Choice<T>, usize)> = Vec::new();
-    for (_, choice) in choices {
-        match counts.iter_mut().find(|(known, _)| *known == choice) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((choice, 1)),
-        }
-    }
-    let mut default = &Choice::Keep;
-    let mut most = 0;
-    for (choice, count) in counts {
-        if count > most {
-            (default, most) = (choice, count);
-        }
-    }
-    let layers = choices
-        .iter()
-        .filter(|(_, choice)| choice != default)
-        .map(|(layer, choice)| Rule(layer.0.to_string(), choice.clone()))
-        .collect();
-    (default.clone(), layers)
 }
 
 /// Undo and redo over whole documents (they are small), bounded, with one edit in the making.

@@ -321,7 +321,7 @@ fn recipe(state: &State, document: &super::Document) -> Recipe {
         "fashion-resnet",
         &PathBuf::from("fashion-resnet.onnx"),
         &PathBuf::from("task.ron"),
-        state.mirror.layer_ids(),
+        state.layers(),
         false,
     )
 }

@@ -161,13 +161,10 @@ impl State {
     pub fn recipe(&self, with_distil: bool) -> Option<Recipe> {
         let model = self.model()?;
         let task = model.task_path.clone().unwrap_or_default();
-        Some(self.document.recipe(
-            &model.name,
-            &model.path,
-            &task,
-            self.mirror.layer_ids(),
-            with_distil,
-        ))
+        Some(
+            self.document
+                .recipe(&model.name, &model.path, &task, self.layers(), with_distil),
+        )
     }
 
     /// The plan changes nothing.

@@ -1,9 +1,10 @@
 //! How the plan stands against the goals, from its newest measured point.
 
 use super::{NamedPoint, PointId, State};
+use crate::commands::split_label;
 use limbeck_engine::{
     data::SplitName,
-    recipe::{Goal, Verdict},
+    recipe::{self, Goal, GoalVerdict, Verdict},
 };
 
 /// One goal and how the plan stands against it.
@@ -52,71 +53,52 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
     if goals.is_empty() || state.model().is_none() {
         return None;
     }
-    let point = judged(state);
-    let statuses: Vec<GoalStatus> = goals
-        .iter()
-        .map(|goal| match point {
-            Some(point) => status(goal, point, state),
-            None => GoalStatus {
-                goal: goal.clone(),
-                verdict: None,
-                text: "not measured".into(),
-            },
-        })
-        .collect();
-    let Some(point) = point else {
+    let Some(point) = judged(state) else {
         return Some(PlanVerdict {
             verdict: None,
             point: None,
             text: "Not measured yet".into(),
             details: "The verdict follows once this plan is measured".into(),
-            goals: statuses,
+            goals: goals
+                .iter()
+                .map(|goal| GoalStatus {
+                    goal: *goal,
+                    verdict: None,
+                    text: "not measured".into(),
+                })
+                .collect(),
         });
     };
-    let verdict = if statuses.iter().any(|s| s.verdict == Some(Verdict::Fail)) {
-        Some(Verdict::Fail)
-    } else if statuses.iter().any(|s| s.verdict != Some(Verdict::Pass)) {
-        Some(Verdict::Inconclusive)
-    } else {
-        Some(Verdict::Pass)
-    };
+    let metrics = &point.point.metrics;
+    let baseline = state
+        .baseline(metrics.split)
+        .map_or(f64::NAN, |baseline| baseline.point.metrics.top1.value);
+    let judged = recipe::judge(goals, metrics, baseline, &point.point.sizes);
+    let verdict = recipe::overall(&judged);
     let word = match verdict {
         Some(Verdict::Pass) => "Pass",
         Some(Verdict::Fail) => "Fail",
-        _ => "Inconclusive",
+        Some(Verdict::Inconclusive) | None => "Inconclusive",
     };
-    let metrics = &point.point.metrics;
-    let n = metrics.top1.n;
-    let split = match metrics.split {
-        SplitName::Holdout => "holdout",
-        SplitName::Search => "search",
-        SplitName::Calibration => "calibration",
-        SplitName::Training => "training",
-    };
-    let text = format!("{word} · {}", drop_text(point));
-    let mut details = format!("{} on {split}, n {n}", point.name);
+    let split = split_label(metrics.split);
+    let mut details = format!("{} on {split}, n {}", point.name, metrics.top1.n);
     if metrics.split != SplitName::Holdout {
         details.push_str(" (press Measure to judge on the holdout)");
     }
-    for status in &statuses {
-        let word = match status.verdict {
-            Some(Verdict::Pass) => "pass",
-            Some(Verdict::Fail) => "fail",
-            Some(Verdict::Inconclusive) => "too few samples to tell",
-            None => "not known",
+    for goal in &judged {
+        let word = match goal.verdict {
+            Verdict::Pass => "Pass",
+            Verdict::Fail => "Fail",
+            Verdict::Inconclusive => "Inconclusive",
         };
-        details.push_str(&format!(
-            "\n{}: {} ({word})",
-            goal_label(&status.goal),
-            status.text
-        ));
+        details.push_str(&format!("\n{word}: {}", goal.words));
     }
     Some(PlanVerdict {
         verdict,
-        point: Some((point.id, metrics.split, n)),
-        text,
+        point: Some((point.id, metrics.split, metrics.top1.n)),
+        text: format!("{word} · {}", drop_text(point)),
         details,
-        goals: statuses,
+        goals: judged.into_iter().map(status).collect(),
     })
 }
 
@@ -130,58 +112,24 @@ fn drop_text(point: &NamedPoint) -> String {
     }
 }
 
-fn status(goal: &Goal, point: &NamedPoint, state: &State) -> GoalStatus {
-    let metrics = &point.point.metrics;
-    let by = |value: f64, limit: f64| {
-        if value <= limit {
-            Verdict::Pass
-        } else {
-            Verdict::Fail
-        }
+fn status(judged: GoalVerdict) -> GoalStatus {
+    let unit = match judged.goal {
+        Goal::DropPoints(_) => "pt",
+        Goal::DropRelativePercent(_) => "% rel.",
+        Goal::StoredKilobytes(_) | Goal::RuntimeKilobytes(_) => "KB",
     };
-    let by_interval = |ci: [f64; 2], limit: f64| {
-        if ci[1] <= limit {
-            Verdict::Pass
-        } else if ci[0] > limit {
-            Verdict::Fail
-        } else {
-            Verdict::Inconclusive
-        }
-    };
-    let (verdict, text) = match (goal, &metrics.drop) {
-        (Goal::DropPoints(limit), Some(drop)) => {
-            (Some(by_interval(drop.ci, limit / 100.0)), drop_text(point))
-        }
-        (Goal::DropRelativePercent(limit), Some(drop)) => {
-            match state
-                .baseline(metrics.split)
-                .map(|b| b.point.metrics.top1.value)
-            {
-                Some(top1) if top1 > 0.0 => (
-                    Some(by_interval(drop.ci, limit / 100.0 * top1)),
-                    format!("drop {:.2} % of the original's", drop.drop / top1 * 100.0),
-                ),
-                _ => (None, "the original is not measured".into()),
-            }
-        }
-        (Goal::DropPoints(_) | Goal::DropRelativePercent(_), None) if point.is_baseline() => {
-            (Some(Verdict::Pass), "the original".into())
-        }
-        (Goal::DropPoints(_) | Goal::DropRelativePercent(_), None) => {
-            (None, "the original is not measured".into())
-        }
-        (Goal::StoredKilobytes(limit), _) => {
-            let kb = point.point.sizes.stored.0 as f64 / 1e3;
-            (Some(by(kb, *limit)), format!("{kb:.0} KB"))
-        }
-        (Goal::RuntimeKilobytes(limit), _) => {
-            let kb = point.point.sizes.runtime.0 as f64 / 1e3;
-            (Some(by(kb, *limit)), format!("{kb:.0} KB"))
-        }
+    let text = match judged.ci {
+        Some(ci) => format!(
+            "{:.2} ± {:.2} {unit}",
+            judged.measured,
+            (ci[1] - ci[0]) / 2.0
+        ),
+        None if judged.measured.is_finite() => format!("{:.0} {unit}", judged.measured),
+        None => "the original is not measured".into(),
     };
     GoalStatus {
-        goal: goal.clone(),
-        verdict,
+        goal: judged.goal,
+        verdict: Some(judged.verdict),
         text,
     }
 }

@@ -1,0 +1,633 @@
+//! Dialogs: open, save, export, distil, goals, scheme, unsaved changes, about. What is typed lives here until it is sent as a
+//! command. Every path has a text field; Browse… is a help on top.
+
+use super::files;
+use crate::{
+    commands::Command,
+    state::{AfterSave, Dialog, State},
+    theme,
+    widgets::{self, Button, SegmentStyle},
+};
+use egui::{Context, DragValue, Grid, Id, Key, Modal, Modifiers, RichText, TextEdit, Ui, vec2};
+use limbeck_engine::{
+    compress::{Activations, Calibration, Granularity, QuantScheme, Symmetry},
+    jobs::ExportFormat,
+    recipe::Goal,
+    train::{DistilSettings, Optimizer, Schedule},
+};
+use std::path::PathBuf;
+
+/// What is typed into the open dialog.
+#[derive(Debug)]
+pub struct Dialogs {
+    shown: Option<Dialog>,
+    path: String,
+    task: String,
+    format: ExportFormat,
+    distil: DistilSettings,
+    goals: GoalForm,
+    scheme: QuantScheme,
+}
+
+#[derive(Clone, Debug, Default)]
+struct GoalForm {
+    drop: bool,
+    relative: bool,
+    drop_limit: f64,
+    stored: bool,
+    stored_limit: f64,
+    runtime: bool,
+    runtime_limit: f64,
+}
+
+impl Default for Dialogs {
+    fn default() -> Self {
+        Self {
+            shown: None,
+            path: String::new(),
+            task: String::new(),
+            format: ExportFormat::Plan,
+            distil: DistilSettings::default(),
+            goals: GoalForm::default(),
+            scheme: QuantScheme::default(),
+        }
+    }
+}
+
+/// What a dialog suggests as a file name.
+pub fn suggested_name(dialog: &Dialog, state: &State) -> String {
+    let name = state
+        .model()
+        .map_or("model", |model| model.name.as_str())
+        .to_owned();
+    match dialog {
+        Dialog::SaveProject => format!("{name}.limbeck.ron"),
+        Dialog::ExportModel => format!("{name}-small.onnx"),
+        Dialog::ExportRecipe => format!("{name}-recipe.ron"),
+        _ => String::new(),
+    }
+}
+
+impl Dialogs {
+    /// A path that the system's picker brought.
+    pub fn picked(&mut self, dialog: &Dialog, path: PathBuf) {
+        if self.shown.as_ref() == Some(dialog) {
+            self.path = path.display().to_string();
+        }
+    }
+
+    /// Draws the dialog that the view asks for.
+    pub fn show(&mut self, ctx: &Context, state: &State, out: &mut Vec<Command>) {
+        let Some(dialog) = state.view.dialog.clone() else {
+            self.shown = None;
+            return;
+        };
+        if self.shown.as_ref() != Some(&dialog) {
+            self.fill(&dialog, state);
+            self.shown = Some(dialog.clone());
+        }
+        let modal = Modal::new(Id::unique("dialog"))
+            .frame(egui::Frame::window(&ctx.style_of(ctx.theme())).inner_margin(16))
+            .show(ctx, |ui| {
+                ui.set_width(460.0);
+                ui.spacing_mut().item_spacing = vec2(8.0, 8.0);
+                match &dialog {
+                    Dialog::Open => self.open(ui, out),
+                    Dialog::OpenTask => self.open_task(ui, out),
+                    Dialog::SaveProject => self.save_project(ui, out),
+                    Dialog::ExportModel => self.export_model(ui, state, out),
+                    Dialog::ExportRecipe => self.export_recipe(ui, state, out),
+                    Dialog::Distil => self.distil(ui, state, out),
+                    Dialog::Goals => self.goals(ui, state, out),
+                    Dialog::Scheme => self.scheme(ui, out),
+                    Dialog::About => about(ui, out),
+                    Dialog::Unsaved(after) => unsaved(ui, state, after, out),
+                }
+            });
+        if modal.should_close() && out.is_empty() {
+            out.push(Command::CloseDialog);
+        }
+    }
+
+    fn fill(&mut self, dialog: &Dialog, state: &State) {
+        self.task.clear();
+        self.path.clear();
+        let folder = state
+            .project_path
+            .as_deref()
+            .and_then(|path| path.parent())
+            .map(PathBuf::from)
+            .or_else(|| std::env::current_dir().ok())
+            .unwrap_or_default();
+        match dialog {
+            Dialog::SaveProject | Dialog::ExportModel | Dialog::ExportRecipe => {
+                self.path = folder
+                    .join(suggested_name(dialog, state))
+                    .display()
+                    .to_string();
+            }
+            Dialog::Distil => self.distil = state.document.distil.clone().unwrap_or_default(),
+            Dialog::Scheme => self.scheme = state.document.scheme.clone(),
+            Dialog::Goals => self.goals = GoalForm::of(state),
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
+        title(ui, "Open");
+        note(
+            ui,
+            "A model (ONNX), a project (.limbeck.ron) or a recipe (.ron).",
+        );
+        let mut enter = path_row(ui, "File", &mut self.path, true, out);
+        let model = files::kind(&PathBuf::from(&self.path)) == files::FileKind::Model;
+        if model {
+            enter |= path_row(ui, "Data (task.ron)", &mut self.task, false, out);
+            note(
+                ui,
+                "Without data: a task.ron beside the model is used; without one, only the weights are looked at.",
+            );
+        }
+        let missing = missing(&self.path);
+        if buttons(ui, "Open", missing, enter, out) {
+            let path = PathBuf::from(self.path.trim());
+            out.push(if model && !self.task.trim().is_empty() {
+                Command::OpenModel {
+                    model: path,
+                    task: Some(PathBuf::from(self.task.trim())),
+                }
+            } else {
+                Command::Open(path)
+            });
+        }
+    }
+
+    fn open_task(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
+        title(ui, "Open data");
+        note(
+            ui,
+            "A task.ron names labelled data, its preprocessing and its splits.",
+        );
+        let enter = path_row(ui, "File", &mut self.path, true, out);
+        if buttons(ui, "Open", missing(&self.path), enter, out) {
+            out.push(Command::OpenTask(PathBuf::from(self.path.trim())));
+        }
+    }
+
+    fn save_project(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
+        title(ui, "Save project");
+        note(
+            ui,
+            "Plan, pins, goals, points and cells; the model and the data stay where they are.",
+        );
+        let enter = path_row(ui, "File", &mut self.path, true, out);
+        if buttons(ui, "Save", missing(&self.path), enter, out) {
+            out.push(Command::SaveProjectAs(PathBuf::from(self.path.trim())));
+            out.push(Command::CloseDialog);
+        }
+    }
+
+    fn export_model(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+        title(ui, "Export model");
+        let formats = [ExportFormat::Plan, ExportFormat::Float, ExportFormat::Fp16];
+        let names = ["This plan", "Float", "fp16"];
+        let chosen = formats.iter().position(|format| *format == self.format);
+        if let Some(at) = widgets::segmented(
+            ui,
+            "format",
+            &names,
+            chosen,
+            SegmentStyle::View,
+            None,
+            |at| format!("Export {}", names[at]),
+        ) {
+            self.format = formats[at];
+        }
+        let text = match self.format {
+            ExportFormat::Plan if state.plan_is_empty() => {
+                "ONNX. The plan changes nothing yet: this is the original."
+            }
+            ExportFormat::Plan if state.document.distil.is_some() => {
+                "ONNX with QDQ int8 and int4, fp16 and float layers as planned, distilled. If this plan has not been distilled yet in this session, that is done first."
+            }
+            ExportFormat::Plan => "ONNX with QDQ int8 and int4, fp16 and float layers as planned.",
+            ExportFormat::Float => "ONNX: the original in float, batch norms folded.",
+            ExportFormat::Fp16 => "ONNX: the original with all weights as fp16.",
+        };
+        note(ui, text);
+        let enter = path_row(ui, "File", &mut self.path, true, out);
+        if buttons(ui, "Export", missing(&self.path), enter, out) {
+            out.push(Command::ExportModel {
+                format: self.format,
+                path: PathBuf::from(self.path.trim()),
+            });
+        }
+    }
+
+    fn export_recipe(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+        title(ui, "Export recipe");
+        note(
+            ui,
+            "What `limbeck run` needs to give the same numbers and the same file without a window.",
+        );
+        if state.document.distil.is_some() {
+            note(ui, "Distillation is part of this plan.");
+        }
+        let enter = path_row(ui, "File", &mut self.path, true, out);
+        if buttons(ui, "Export", missing(&self.path), enter, out) {
+            out.push(Command::ExportRecipe(PathBuf::from(self.path.trim())));
+        }
+    }
+
+    fn distil(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+        title(ui, "Distil");
+        note(
+            ui,
+            "Trains the compressed network against the original; pruned weights stay zero, precisions stay in place. Runs in the background.",
+        );
+        let s = &mut self.distil;
+        let training = state.split_len(limbeck_engine::data::SplitName::Training);
+        Grid::new("distil")
+            .num_columns(2)
+            .spacing(vec2(16.0, 6.0))
+            .show(ui, |ui| {
+                number(ui, "Epochs", &mut s.epochs, 1..=1_000);
+                number(ui, "Batch", &mut s.batch, 1..=4_096);
+                let mut samples = s.samples.unwrap_or(training);
+                number(
+                    ui,
+                    "Training samples an epoch",
+                    &mut samples,
+                    1..=training.max(1),
+                );
+                s.samples = (samples < training).then_some(samples);
+                row(ui, "Rate", |ui| {
+                    ui.add(
+                        DragValue::new(&mut s.rate)
+                            .speed(1e-5)
+                            .range(1e-6..=1.0)
+                            .max_decimals(6),
+                    )
+                });
+                row(ui, "Weight decay", |ui| {
+                    ui.add(
+                        DragValue::new(&mut s.weight_decay)
+                            .speed(1e-5)
+                            .range(0.0..=1.0)
+                            .max_decimals(6),
+                    )
+                });
+                row(ui, "Temperature", |ui| {
+                    ui.add(
+                        DragValue::new(&mut s.temperature)
+                            .speed(0.1)
+                            .range(0.5..=50.0),
+                    )
+                });
+                row(ui, "Soft loss weight", |ui| {
+                    ui.add(
+                        DragValue::new(&mut s.soft_weight)
+                            .speed(0.01)
+                            .range(0.0..=1.0),
+                    )
+                });
+                row(ui, "Hard loss weight", |ui| {
+                    ui.add(
+                        DragValue::new(&mut s.hard_weight)
+                            .speed(0.01)
+                            .range(0.0..=1.0),
+                    )
+                });
+                choice(
+                    ui,
+                    "Optimiser",
+                    &[(Optimizer::AdamW, "AdamW"), (Optimizer::Sgd, "SGD")],
+                    &mut s.optimizer,
+                );
+                choice(
+                    ui,
+                    "Schedule",
+                    &[
+                        (Schedule::Cosine, "Cosine"),
+                        (Schedule::Constant, "Constant"),
+                    ],
+                    &mut s.schedule,
+                );
+            });
+        let settings = self.distil.clone();
+        let reason = if settings.soft_weight + settings.hard_weight <= 0.0 {
+            Some("One of the two losses needs a weight above 0".to_owned())
+        } else {
+            Command::StartDistil(settings.clone()).enabled(state).err()
+        };
+        if buttons(ui, "Start", reason, false, out) {
+            out.push(Command::StartDistil(settings));
+        }
+    }
+
+    fn goals(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+        title(ui, "Goals");
+        note(
+            ui,
+            "What was agreed. Judged by the whole 95 % interval of the measured plan.",
+        );
+        let goals = &mut self.goals;
+        goal_row(ui, "Accuracy drop at most", &mut goals.drop, |ui| {
+            ui.add(
+                DragValue::new(&mut goals.drop_limit)
+                    .speed(0.05)
+                    .range(0.0..=100.0)
+                    .max_decimals(2),
+            );
+            let names = ["points", "% relative"];
+            if let Some(at) = widgets::segmented(
+                ui,
+                "drop type",
+                &names,
+                Some(usize::from(goals.relative)),
+                SegmentStyle::View,
+                None,
+                |at| format!("Drop in {}", names[at]),
+            ) {
+                goals.relative = at == 1;
+            }
+        });
+        goal_row(ui, "Stored size at most", &mut goals.stored, |ui| {
+            ui.add(
+                DragValue::new(&mut goals.stored_limit)
+                    .speed(1.0)
+                    .range(1.0..=1e9)
+                    .max_decimals(1)
+                    .suffix(" KB"),
+            );
+        });
+        goal_row(ui, "Memory for weights at most", &mut goals.runtime, |ui| {
+            ui.add(
+                DragValue::new(&mut goals.runtime_limit)
+                    .speed(1.0)
+                    .range(1.0..=1e9)
+                    .max_decimals(1)
+                    .suffix(" KB"),
+            );
+        });
+        if let Some(verdict) = state.verdict() {
+            note(ui, &verdict.details);
+        }
+        if buttons(ui, "Set goals", None, false, out) {
+            out.push(Command::SetGoals(self.goals.goals()));
+            out.push(Command::CloseDialog);
+        }
+    }
+
+    fn scheme(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
+        title(ui, "Quantisation scheme");
+        note(ui, "Shared by all int8 and int4 layers of the plan.");
+        let s = &mut self.scheme;
+        Grid::new("scheme")
+            .num_columns(2)
+            .spacing(vec2(16.0, 6.0))
+            .show(ui, |ui| {
+                choice(
+                    ui,
+                    "int8 weights",
+                    &[
+                        (Granularity::PerChannel, "Per channel"),
+                        (Granularity::PerTensor, "Per tensor"),
+                    ],
+                    &mut s.int8_weights,
+                );
+                choice(
+                    ui,
+                    "int4 weights",
+                    &[
+                        (Granularity::PerChannel, "Per channel"),
+                        (Granularity::Group(32), "Groups of 32"),
+                        (Granularity::PerTensor, "Per tensor"),
+                    ],
+                    &mut s.int4_weights,
+                );
+                choice(
+                    ui,
+                    "Activations",
+                    &[
+                        (Activations::Int8, "int8"),
+                        (Activations::Float, "Float (weight-only)"),
+                    ],
+                    &mut s.activations,
+                );
+                choice(
+                    ui,
+                    "Activation range",
+                    &[
+                        (Symmetry::Asymmetric, "Asymmetric"),
+                        (Symmetry::Symmetric, "Symmetric"),
+                    ],
+                    &mut s.symmetry,
+                );
+                choice(
+                    ui,
+                    "Calibration",
+                    &[
+                        (Calibration::Mse, "MSE"),
+                        (Calibration::Percentile(99.99), "99.99 %"),
+                        (Calibration::MinMax, "Min–max"),
+                    ],
+                    &mut s.calibration,
+                );
+                number(ui, "Calibration samples", &mut s.samples, 1..=100_000);
+            });
+        if buttons(ui, "Apply", None, false, out) {
+            out.push(Command::SetScheme(self.scheme.clone()));
+            out.push(Command::CloseDialog);
+        }
+    }
+}
+
+impl GoalForm {
+    fn of(state: &State) -> Self {
+        let stored = state
+            .model()
+            .map_or(100.0, |model| (model.sizes.stored.0 as f64 / 4e3).ceil());
+        let mut form = Self {
+            drop_limit: 1.0,
+            stored_limit: stored,
+            runtime_limit: stored,
+            ..Self::default()
+        };
+        for goal in &state.document.goals {
+            match goal {
+                Goal::DropPoints(limit) => {
+                    (form.drop, form.relative, form.drop_limit) = (true, false, *limit);
+                }
+                Goal::DropRelativePercent(limit) => {
+                    (form.drop, form.relative, form.drop_limit) = (true, true, *limit);
+                }
+                Goal::StoredKilobytes(limit) => (form.stored, form.stored_limit) = (true, *limit),
+                Goal::RuntimeKilobytes(limit) => {
+                    (form.runtime, form.runtime_limit) = (true, *limit);
+                }
+            }
+        }
+        form
+    }
+
+    fn goals(&self) -> Vec<Goal> {
+        let mut goals = Vec::new();
+        if self.drop {
+            goals.push(if self.relative {
+                Goal::DropRelativePercent(self.drop_limit)
+            } else {
+                Goal::DropPoints(self.drop_limit)
+            });
+        }
+        if self.stored {
+            goals.push(Goal::StoredKilobytes(self.stored_limit));
+        }
+        if self.runtime {
+            goals.push(Goal::RuntimeKilobytes(self.runtime_limit));
+        }
+        goals
+    }
+}
+
+fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>) {
+    title(ui, "Save changes first?");
+    let what = state
+        .model()
+        .map_or_else(String::new, |model| model.name.clone());
+    let next = match after {
+        AfterSave::Quit => "Limbeck closes".to_owned(),
+        AfterSave::Open(path) => format!("{} opens", files::short(path)),
+        AfterSave::OpenSample => "the sample opens".to_owned(),
+    };
+    note(
+        ui,
+        &format!("The plan of {what} has changes that are lost when {next}."),
+    );
+    ui.add_space(4.0);
+    ui.horizontal(|ui| {
+        if Button::new("Save").primary().show(ui) {
+            out.push(Command::SaveProject);
+        }
+        if Button::new("Discard").show(ui) {
+            out.push(Command::DiscardAndGoOn);
+        }
+        if Button::new("Cancel").show(ui) {
+            out.push(Command::CloseDialog);
+        }
+    });
+}
+
+fn about(ui: &mut Ui, out: &mut Vec<Command>) {
+    title(ui, "Limbeck");
+    note(
+        ui,
+        &format!(
+            "Version {}. A workbench that makes neural networks small: pruning, precision and distillation in one per-layer plan.",
+            env!("CARGO_PKG_VERSION")
+        ),
+    );
+    note(
+        ui,
+        "Everything runs on this machine; nothing is sent anywhere.",
+    );
+    note(ui, "MIT or Apache-2.0. Fonts: IBM Plex (OFL).");
+    if Button::new("Close").show(ui) {
+        out.push(Command::CloseDialog);
+    }
+}
+
+fn title(ui: &mut Ui, text: &str) {
+    ui.label(RichText::new(text).font(theme::title()));
+}
+
+fn note(ui: &mut Ui, text: &str) {
+    let muted = theme::of(ui).muted;
+    ui.label(RichText::new(text).color(muted));
+}
+
+fn missing(path: &str) -> Option<String> {
+    path.trim()
+        .is_empty()
+        .then(|| "Type a path, or choose one with Browse…".to_owned())
+}
+
+/// A labelled path field; with `browse` the button beside it. True when Enter was pressed in it.
+fn path_row(
+    ui: &mut Ui,
+    name: &str,
+    text: &mut String,
+    browse: bool,
+    out: &mut Vec<Command>,
+) -> bool {
+    ui.label(name);
+    ui.horizontal(|ui| {
+        let width = ui.available_width() - if browse { 96.0 } else { 0.0 };
+        let field = ui.add(
+            TextEdit::singleline(text)
+                .desired_width(width)
+                .margin(vec2(8.0, 5.0)),
+        );
+        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, name));
+        if browse && Button::new("Browse…").show(ui) {
+            out.push(Command::Browse);
+        }
+        field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter))
+    })
+    .inner
+}
+
+/// The row at a dialog's foot; true when its action was pressed (or Enter was, and it can be done).
+fn buttons(
+    ui: &mut Ui,
+    action: &str,
+    disabled: Option<String>,
+    enter: bool,
+    out: &mut Vec<Command>,
+) -> bool {
+    ui.add_space(4.0);
+    ui.horizontal(|ui| {
+        let pressed = Button::new(action)
+            .primary()
+            .disabled(disabled.as_deref())
+            .show(ui);
+        if Button::new("Cancel").show(ui) {
+            out.push(Command::CloseDialog);
+        }
+        let ctrl_enter = ui.input_mut(|input| input.consume_key(Modifiers::COMMAND, Key::Enter));
+        disabled.is_none() && (pressed || enter || ctrl_enter)
+    })
+    .inner
+}
+
+fn row(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Response) {
+    let label = ui.label(name);
+    add(ui).labelled_by(label.id);
+    ui.end_row();
+}
+
+fn number(ui: &mut Ui, name: &str, value: &mut usize, range: std::ops::RangeInclusive<usize>) {
+    row(ui, name, |ui| ui.add(DragValue::new(value).range(range)));
+}
+
+/// A row with a choice of few.
+fn choice<T: PartialEq + Copy>(ui: &mut Ui, name: &str, options: &[(T, &str)], value: &mut T) {
+    ui.label(name);
+    let names: Vec<&str> = options.iter().map(|(_, name)| *name).collect();
+    let chosen = options.iter().position(|(option, _)| option == value);
+    if let Some(at) = widgets::segmented(ui, name, &names, chosen, SegmentStyle::View, None, |at| {
+        format!("{name}: {}", names[at])
+    }) {
+        *value = options[at].0;
+    }
+    ui.end_row();
+}
+
+fn goal_row(ui: &mut Ui, name: &str, on: &mut bool, add: impl FnOnce(&mut Ui)) {
+    ui.horizontal(|ui| {
+        let (rect, _) = ui.allocate_exact_size(vec2(210.0, theme::CONTROL), egui::Sense::hover());
+        let mut child = ui.new_child(egui::UiBuilder::new().max_rect(rect));
+        child.checkbox(on, name);
+        ui.add_enabled_ui(*on, add);
+    });
+}

@@ -1,0 +1,667 @@
+//! What commands do, with a made-up engine at the other end of the channels.
+
+use super::{Request, Session, files};
+use crate::{
+    commands::{Command, Preset},
+    state::{AfterSave, Dialog, Document, JobKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
+};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use limbeck_engine::{
+    compress::{Granularity, Precision, QuantScheme, Ratio},
+    data::SplitName,
+    graph::LayerId,
+    jobs::{Command as Job, Event, JobId, ModelInfo},
+    recipe::{Goal, Step},
+    sensitivity::Candidate,
+    train::DistilSettings,
+};
+use proptest::prelude::*;
+use std::path::PathBuf;
+
+/// A session, and the engine's ends of its channels.
+struct Rig {
+    session: Session,
+    jobs: Receiver<Job>,
+    events: Sender<Event>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (commands, jobs) = unbounded();
+        let (events, receiver) = unbounded();
+        Self {
+            session: Session::connect(commands, receiver),
+            jobs,
+            events,
+        }
+    }
+
+    /// With the fixture's model opened by way of the engine's events, nothing measured.
+    fn opened() -> Self {
+        let mut rig = Self::new();
+        rig.run(Command::OpenModel {
+            model: "m.onnx".into(),
+            task: None,
+        });
+        let Some(Job::Open { job, .. }) = rig.sent().pop() else {
+            panic!("nothing was opened");
+        };
+        rig.tell(Event::Opened {
+            job,
+            info: Box::new(model()),
+        });
+        rig.session.settings.map_at_once = false;
+        rig.tell(Event::Finished { job });
+        rig.sent();
+        rig
+    }
+
+    fn run(&mut self, command: Command) {
+        self.session.run(command);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.events.send(event).expect("the session listens");
+        self.session.drain();
+    }
+
+    /// What was sent to the engine since the last call, inspections left out.
+    fn sent(&mut self) -> Vec<Job> {
+        self.jobs
+            .try_iter()
+            .filter(|job| !matches!(job, Job::Inspect { .. }))
+            .collect()
+    }
+
+    fn layers(&self) -> Vec<LayerId> {
+        self.session.state.mirror.layer_ids().to_vec()
+    }
+
+    fn state(&self) -> &State {
+        &self.session.state
+    }
+}
+
+fn model() -> ModelInfo {
+    let state = fixture::opened();
+    let model = state.model().expect("the fixture has a model");
+    (**model).clone()
+}
+
+/// Answers a measurement as the engine would.
+fn answer(rig: &mut Rig, sent: &Job, top1: f64, stored: u64) {
+    let (Job::Measure {
+        job, recipe, split, ..
+    }
+    | Job::Run { job, recipe, split }) = sent
+    else {
+        panic!("not a measurement: {sent:?}");
+    };
+    let point = fixture::point(job.0, (**recipe).clone(), *split, top1, stored);
+    rig.tell(Event::Point(Box::new(point)));
+    rig.tell(Event::Finished { job: *job });
+}
+
+#[test]
+fn a_slider_changes_the_plan_live_and_measures_once_on_release() {
+    let mut rig = Rig::opened();
+    let layer = rig.layers()[3].clone();
+    let before = rig.state().prediction().copied();
+    for percent in [10, 20, 30] {
+        rig.run(Command::SetRatio {
+            layers: vec![layer.clone()],
+            ratio: Ratio(percent as f32 / 100.0),
+        });
+        assert_eq!(
+            rig.state().setting(&layer).sparsity,
+            Ratio(percent as f32 / 100.0)
+        );
+        assert!(rig.sent().is_empty(), "nothing is measured while it moves");
+    }
+    assert!(before.is_some() && rig.state().prediction().is_some());
+    rig.run(Command::CommitEdit);
+    let sent = rig.sent();
+    let [
+        Job::Measure {
+            recipe,
+            split: SplitName::Search,
+            limit: Some(1_000),
+            ..
+        },
+    ] = sent.as_slice()
+    else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(recipe.steps, rig.state().plan_steps(false));
+    // One step back undoes the whole drag.
+    rig.run(Command::Undo);
+    assert_eq!(rig.state().setting(&layer), UNTOUCHED);
+    rig.run(Command::Redo);
+    assert_eq!(rig.state().setting(&layer).sparsity, Ratio(0.3));
+}
+
+#[test]
+fn a_known_plan_is_not_measured_again() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], 0.93, 300_000);
+    // The original on the same split follows by itself.
+    let sent = rig.sent();
+    let [Job::Measure { recipe, .. }] = sent.as_slice() else {
+        panic!("{sent:?}");
+    };
+    assert!(recipe.steps.is_empty());
+    answer(&mut rig, &sent[0], 0.934, 1_100_000);
+    rig.run(Command::Undo);
+    rig.run(Command::Redo);
+    assert!(rig.sent().is_empty());
+    let point = rig.state().plan_point(SplitName::Search).expect("known");
+    assert_eq!(point.name, "int8");
+}
+
+#[test]
+fn bulk_edits_skip_pinned_layers_and_single_ones_do_not() {
+    let mut rig = Rig::opened();
+    let layers = rig.layers();
+    rig.run(Command::TogglePin(vec![layers[0].clone()]));
+    rig.run(Command::SetPrecision {
+        layers: layers.clone(),
+        precision: Precision::Int4,
+    });
+    assert_eq!(rig.state().setting(&layers[0]), UNTOUCHED);
+    assert_eq!(rig.state().setting(&layers[1]).precision, Precision::Int4);
+    rig.run(Command::ApplyPreset(Preset::Pruned(
+        Precision::Int8,
+        Ratio(0.5),
+    )));
+    assert_eq!(rig.state().setting(&layers[0]), UNTOUCHED);
+    rig.run(Command::SetPrecision {
+        layers: vec![layers[0].clone()],
+        precision: Precision::Int8,
+    });
+    assert_eq!(rig.state().setting(&layers[0]).precision, Precision::Int8);
+}
+
+#[test]
+fn measure_judges_on_the_whole_holdout_and_the_verdict_follows() {
+    let mut rig = Rig::opened();
+    rig.run(Command::SetGoals(vec![
+        Goal::DropPoints(1.0),
+        Goal::StoredKilobytes(200.0),
+    ]));
+    rig.run(Command::ApplyPreset(Preset::Int4Inside));
+    rig.sent();
+    rig.run(Command::MeasurePlan(SplitName::Holdout));
+    let sent = rig.sent();
+    assert!(matches!(
+        sent[0],
+        Job::Measure {
+            split: SplitName::Holdout,
+            limit: None,
+            ..
+        }
+    ));
+    assert_eq!(rig.state().view.split, SplitName::Holdout);
+    answer(&mut rig, &sent[0], 0.9278, 150_000);
+    let verdict = rig.state().verdict().expect("goals are set");
+    assert!(verdict.text.starts_with("Pass · drop 0.62"), "{verdict:?}");
+    assert!(verdict.details.contains("holdout"), "{verdict:?}");
+}
+
+#[test]
+fn distillation_joins_the_plan_and_its_recipe() {
+    let mut rig = Rig::opened();
+    let settings = DistilSettings {
+        epochs: 1,
+        ..DistilSettings::default()
+    };
+    assert!(
+        Command::StartDistil(settings.clone())
+            .enabled(rig.state())
+            .is_err(),
+        "an untouched plan has nothing to distil"
+    );
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.sent();
+    rig.run(Command::StartDistil(settings.clone()));
+    let sent = rig.sent();
+    let [Job::Run { recipe, split, .. }] = sent.as_slice() else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(*split, SplitName::Holdout);
+    assert_eq!(recipe.steps.last(), Some(&Step::Distil(settings)));
+    assert!(rig.state().is_busy(JobKind::Distil));
+    answer(&mut rig, &sent[0], 0.931, 150_000);
+    let point = rig
+        .state()
+        .plan_point(SplitName::Holdout)
+        .expect("measured");
+    assert!(point.is_distilled());
+    // Restoring an undistilled point takes it out again, and undo brings it back.
+    rig.run(Command::SetDistil(None));
+    assert!(rig.state().document.distil.is_none());
+    rig.run(Command::Undo);
+    assert!(rig.state().document.distil.is_some());
+}
+
+#[test]
+fn a_point_restores_the_plan_that_gave_it() {
+    let mut rig = Rig::opened();
+    let layers = rig.layers();
+    rig.run(Command::ApplyPreset(Preset::Pruned(
+        Precision::Int8,
+        Ratio(0.5),
+    )));
+    rig.run(Command::SetPrecision {
+        layers: vec![layers[4].clone()],
+        precision: Precision::Fp32,
+    });
+    let plan = rig.state().document.plan.clone();
+    let sent = rig.sent();
+    let last = sent.last().expect("measured");
+    answer(&mut rig, &last.clone(), 0.92, 250_000);
+    let id = rig
+        .state()
+        .plan_point(SplitName::Search)
+        .expect("measured")
+        .id;
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Fp32)));
+    assert_ne!(rig.state().document.plan, plan);
+    rig.run(Command::RestorePoint(id));
+    assert_eq!(rig.state().document.plan, plan);
+    rig.run(Command::Undo);
+    assert_ne!(rig.state().document.plan, plan);
+}
+
+#[test]
+fn unsaved_changes_are_asked_about_before_they_are_lost() {
+    let mut rig = Rig::opened();
+    rig.run(Command::Quit);
+    assert_eq!(rig.session.take_requests(), [Request::Quit]);
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    rig.run(Command::Quit);
+    assert_eq!(
+        rig.state().view.dialog,
+        Some(Dialog::Unsaved(AfterSave::Quit))
+    );
+    assert!(rig.session.take_requests().is_empty());
+    // Save asks for a path, writes, and then quits.
+    rig.run(Command::SaveProject);
+    assert_eq!(rig.state().view.dialog, Some(Dialog::SaveProject));
+    rig.sent();
+    rig.run(Command::SaveProjectAs("p".into()));
+    let sent = rig.sent();
+    let [Job::WriteText { job, path, text }] = sent.as_slice() else {
+        panic!("{sent:?}");
+    };
+    assert!(path.ends_with("p.limbeck.ron") && path.is_absolute());
+    assert!(text.contains("fashion-resnet"));
+    assert!(rig.state().is_dirty(), "not safe before it is written");
+    let (job, path) = (*job, path.clone());
+    rig.tell(Event::Written {
+        job,
+        path,
+        note: String::new(),
+    });
+    assert!(!rig.state().is_dirty());
+    assert_eq!(rig.session.take_requests(), [Request::Quit]);
+}
+
+#[test]
+fn cancelling_the_unsaved_dialog_stays_and_discarding_goes_on() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    rig.sent();
+    rig.run(Command::Open("other.onnx".into()));
+    rig.run(Command::CloseDialog);
+    assert!(rig.sent().is_empty());
+    rig.run(Command::Open("other.onnx".into()));
+    rig.run(Command::DiscardAndGoOn);
+    assert!(
+        rig.sent()
+            .iter()
+            .any(|job| matches!(job, Job::Open { model, .. } if model.ends_with("other.onnx")))
+    );
+}
+
+#[test]
+fn a_saved_project_opens_without_loss() {
+    let mut rig = Rig::opened();
+    let demo = fixture::demo();
+    rig.session.state.document = demo.document.clone();
+    rig.session.state.document.distil = Some(DistilSettings::default());
+    rig.session
+        .state
+        .mirror
+        .add_cells(demo.mirror.all_cells().cloned());
+    for point in demo.points() {
+        rig.session.state.mirror.add_point((*point.point).clone());
+    }
+    rig.run(Command::SaveProjectAs("/tmp/x/p".into()));
+    let sent = rig.sent();
+    let Some(Job::WriteText { text, path, .. }) = sent.last() else {
+        panic!("{sent:?}");
+    };
+    let (text, path) = (text.clone(), path.clone());
+
+    let mut other = Rig::new();
+    other.run(Command::Open(path.clone()));
+    let Some(Job::ReadText { job, .. }) = other.sent().pop() else {
+        panic!("not read");
+    };
+    other.tell(Event::Text { job, path, text });
+    let Some(Job::Open {
+        job,
+        model: file,
+        task,
+    }) = other.sent().pop()
+    else {
+        panic!("not opened");
+    };
+    assert_eq!(file, files::absolute(model().path));
+    assert_eq!(task, model().task_path.map(files::absolute));
+    other.tell(Event::Opened {
+        job,
+        info: Box::new(model()),
+    });
+    other.tell(Event::Finished { job });
+    let (old, new) = (rig.state(), other.state());
+    assert_eq!(new.document, old.document);
+    let cells = |state: &State| state.mirror.all_cells().cloned().collect::<Vec<_>>();
+    assert_eq!(cells(new), cells(old));
+    let points = |state: &State| {
+        state
+            .points()
+            .iter()
+            .map(|point| (point.name.clone(), (*point.point).clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(points(new), points(old));
+    assert!(!new.is_dirty());
+}
+
+#[test]
+fn a_project_of_another_model_keeps_the_plan_but_not_the_numbers() {
+    let demo = fixture::demo();
+    let file = super::project::to_file(&demo, &PathBuf::from("/x/p.ron")).expect("a model");
+    let mut other = fixture::opened();
+    let mut changed = model();
+    changed.sha256 = "ff".repeat(32);
+    other.mirror.set_model(changed);
+    let warnings = super::project::lay_over(&mut other, file);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(other.document.plan, demo.document.plan);
+    assert!(other.points().is_empty());
+}
+
+#[test]
+fn failures_are_told_and_logged_and_nothing_else_stops() {
+    let mut rig = Rig::opened();
+    rig.run(Command::StartMap);
+    let Some(Job::Map { job, known, .. }) = rig.sent().pop() else {
+        panic!("no map");
+    };
+    assert!(known.is_empty());
+    rig.tell(Event::Failed {
+        job,
+        message: "search split is empty".into(),
+    });
+    assert_eq!(rig.state().notices.len(), 1);
+    assert!(rig.state().mirror.log.iter().any(|line| line.error));
+    assert!(!rig.state().is_busy(JobKind::Map));
+    assert!(Command::StartMap.enabled(rig.state()).is_ok());
+}
+
+#[test]
+fn opening_starts_the_map_by_itself_and_a_broken_project_does_not_open() {
+    let mut rig = Rig::new();
+    rig.run(Command::Open("m.onnx".into()));
+    let Some(Job::Open { job, .. }) = rig.sent().pop() else {
+        panic!("not opened");
+    };
+    rig.tell(Event::Opened {
+        job,
+        info: Box::new(model()),
+    });
+    rig.tell(Event::Finished { job });
+    assert!(matches!(rig.sent().as_slice(), [Job::Map { .. }]));
+
+    rig.run(Command::Open("p.limbeck.ron".into()));
+    let Some(Job::ReadText { job, path }) = rig.sent().pop() else {
+        panic!("not read");
+    };
+    rig.tell(Event::Text {
+        job,
+        path,
+        text: "(version: 1, modle: 3)".into(),
+    });
+    assert!(rig.sent().is_empty());
+    let notice = rig.state().notices.last().expect("told");
+    assert!(notice.text.contains("p.limbeck.ron"), "{}", notice.text);
+}
+
+#[test]
+fn selection_follows_rows_as_they_are_shown() {
+    let mut rig = Rig::opened();
+    rig.run(Command::SetSort(SortKey::Params));
+    let shown: Vec<LayerId> = rig
+        .state()
+        .visible()
+        .iter()
+        .map(|row| rig.layers()[*row].clone())
+        .collect();
+    let select = |at: usize, mode| Command::Select {
+        layer: shown[at].clone(),
+        mode,
+    };
+    rig.run(select(2, SelectMode::Replace));
+    rig.run(select(5, SelectMode::Extend));
+    assert_eq!(rig.state().view.selection.len(), 4);
+    assert!(
+        shown[2..=5]
+            .iter()
+            .all(|layer| rig.state().is_selected(layer))
+    );
+    rig.run(select(3, SelectMode::Toggle));
+    assert!(!rig.state().is_selected(&shown[3]));
+    rig.run(Command::MoveFocus {
+        rows: 1,
+        extend: false,
+    });
+    assert_eq!(rig.state().view.focus, Some(shown[4].clone()));
+    rig.run(Command::SetFilter("layer3".into()));
+    rig.run(Command::SelectAll);
+    assert_eq!(
+        rig.state().view.selection.len(),
+        rig.state().visible().len()
+    );
+}
+
+#[test]
+fn an_untouched_session_asks_for_an_inspection_once_a_change() {
+    let mut rig = Rig::opened();
+    let count = |rig: &Rig| {
+        rig.jobs
+            .try_iter()
+            .filter(|job| matches!(job, Job::Inspect { .. }))
+            .count()
+    };
+    let layer = rig.layers()[2].clone();
+    rig.run(Command::Select {
+        layer: layer.clone(),
+        mode: SelectMode::Replace,
+    });
+    assert_eq!(count(&rig), 1);
+    rig.run(Command::ToggleTheme);
+    assert_eq!(count(&rig), 0);
+    for ratio in [0.1, 0.2] {
+        rig.run(Command::SetRatio {
+            layers: vec![layer.clone()],
+            ratio: Ratio(ratio),
+        });
+    }
+    assert_eq!(count(&rig), 0, "not while it moves");
+    rig.run(Command::CommitEdit);
+    assert_eq!(count(&rig), 1);
+}
+
+#[test]
+fn a_dropped_model_and_task_open_together() {
+    let commands = super::window::opening(vec!["task.ron".into(), "m.onnx".into()]);
+    assert_eq!(
+        commands,
+        [Command::OpenModel {
+            model: "m.onnx".into(),
+            task: Some("task.ron".into())
+        }]
+    );
+    assert!(super::window::opening(Vec::new()).is_empty());
+}
+
+#[test]
+fn every_command_of_the_palette_has_a_name_and_a_reason_or_runs() {
+    for state in [State::default(), fixture::opened(), fixture::demo()] {
+        for command in Command::palette(&state) {
+            assert!(!command.label().is_empty());
+            if let Err(reason) = command.enabled(&state) {
+                assert!(reason.len() > 5, "{command:?}");
+            }
+        }
+    }
+}
+
+/// Any edit of the document.
+fn edit() -> impl Strategy<Value = Command> {
+    let layers = || {
+        prop::collection::vec(0..22usize, 0..6).prop_map(|rows| {
+            let ids = fixture::opened().mirror.layer_ids().to_vec();
+            rows.into_iter()
+                .map(|row| ids[row].clone())
+                .collect::<Vec<_>>()
+        })
+    };
+    let precision = prop::sample::select(vec![
+        Precision::Fp32,
+        Precision::Fp16,
+        Precision::Int8,
+        Precision::Int4,
+    ]);
+    prop_oneof![
+        (layers(), precision)
+            .prop_map(|(layers, precision)| Command::SetPrecision { layers, precision }),
+        (layers(), 0.0f32..1.0).prop_map(|(layers, ratio)| Command::SetRatio {
+            layers,
+            ratio: Ratio(ratio)
+        }),
+        Just(Command::CommitEdit),
+        layers().prop_map(Command::ResetLayers),
+        layers().prop_map(Command::TogglePin),
+        prop::sample::select(Preset::ALL.to_vec()).prop_map(Command::ApplyPreset),
+        (0.0..5.0).prop_map(|limit| Command::SetGoals(vec![Goal::DropPoints(limit)])),
+        any::<bool>().prop_map(|tensor| Command::SetScheme(QuantScheme {
+            int8_weights: if tensor {
+                Granularity::PerTensor
+            } else {
+                Granularity::PerChannel
+            },
+            ..QuantScheme::default()
+        })),
+        any::<bool>().prop_map(|on| Command::SetDistil(on.then(DistilSettings::default))),
+        (0..9u64).prop_map(Command::SetSeed),
+        Just(Command::Undo),
+        Just(Command::Redo),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn undoing_everything_gives_the_start_and_redoing_everything_the_end(
+        edits in prop::collection::vec(edit(), 1..30)
+    ) {
+        let mut rig = Rig::opened();
+        let start = rig.state().document.clone();
+        for command in edits {
+            rig.session.run(command);
+        }
+        rig.run(Command::CommitEdit);
+        // Redo what the sequence itself undid, so that the end is the end.
+        while rig.state().history.can_redo() {
+            rig.run(Command::Redo);
+        }
+        let end: Document = rig.state().document.clone();
+        let mut steps = 0;
+        while rig.state().history.can_undo() {
+            rig.run(Command::Undo);
+            steps += 1;
+        }
+        prop_assert_eq!(&rig.state().document, &start);
+        for _ in 0..steps {
+            rig.run(Command::Redo);
+        }
+        prop_assert_eq!(&rig.state().document, &end);
+        prop_assert!(end.plan.values().all(|setting| *setting != UNTOUCHED));
+    }
+
+    #[test]
+    fn a_plan_becomes_a_recipe_and_a_plan_again(
+        edits in prop::collection::vec(edit(), 1..12)
+    ) {
+        let mut rig = Rig::opened();
+        for command in edits {
+            rig.session.run(command);
+        }
+        rig.run(Command::CommitEdit);
+        let recipe = rig.state().recipe(true).expect("a model is open");
+        let resolved = limbeck_engine::recipe::resolve(&recipe, rig.state().layers())
+            .map_err(|error| TestCaseError::fail(error.to_string()))?;
+        for layer in rig.layers() {
+            let setting = resolved.layers.get(&layer).copied().unwrap_or(UNTOUCHED);
+            prop_assert_eq!(setting, rig.state().setting(&layer));
+        }
+    }
+}
+
+#[test]
+fn history_is_bounded() {
+    let mut rig = Rig::opened();
+    for seed in 0..(crate::state::History::LIMIT as u64 + 20) {
+        rig.session.state.history.begin(&rig.session.state.document);
+        rig.session.state.document.seed = seed + 1;
+        let document = rig.session.state.document.clone();
+        rig.session.state.history.commit(&document);
+    }
+    let mut steps = 0;
+    while rig.session.state.history.can_undo() {
+        rig.run(Command::Undo);
+        steps += 1;
+    }
+    assert_eq!(steps, crate::state::History::LIMIT);
+    assert_eq!(rig.state().document.seed, 20);
+}
+
+#[test]
+fn cells_that_arrive_move_the_prediction() {
+    let mut rig = Rig::opened();
+    let layer = rig.layers()[1].clone();
+    rig.run(Command::SetPrecision {
+        layers: vec![layer.clone()],
+        precision: Precision::Int4,
+    });
+    let demo = fixture::demo();
+    let cell = demo
+        .mirror
+        .slot(1, Candidate::Int4)
+        .and_then(|slot| slot.measured.clone())
+        .expect("the demo has it");
+    rig.tell(Event::Cells {
+        job: JobId(99),
+        cells: vec![cell.clone()],
+    });
+    assert_eq!(
+        rig.state().prediction().and_then(|p| p.drop),
+        Some(cell.value)
+    );
+}
