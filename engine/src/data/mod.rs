@@ -1,8 +1,21 @@
 //! Labelled data: sources (IDX, NPZ/NPY, image folders), preprocessing, and the four disjoint splits a task
 //! names: calibration, search, training, holdout. Described by a `task.ron`. Uses `exec` only.
 
-use candle_core::Tensor;
-use std::path::Path;
+mod arrays;
+mod files;
+mod folder;
+mod open;
+mod preprocess;
+mod splits;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub use task::{describe_ron_error, did_you_mean};
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 /// Which part of the data a number was measured on.
 #[derive(
@@ -14,6 +27,31 @@ pub enum SplitName {
     Search,
     Training,
     Holdout,
+}
+
+impl SplitName {
+    pub const ALL: [SplitName; 4] = [
+        Self::Calibration,
+        Self::Search,
+        Self::Training,
+        Self::Holdout,
+    ];
+
+    /// As it is written in a `task.ron`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Calibration => "calibration",
+            Self::Search => "search",
+            Self::Training => "training",
+            Self::Holdout => "holdout",
+        }
+    }
+}
+
+impl fmt::Display for SplitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Why data could not be read: names the file, and the line or item.
@@ -31,7 +69,30 @@ pub enum DataError {
 /// held as bytes (IDX, NPZ).
 #[derive(Clone)]
 pub struct Dataset {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: DatasetInfo,
+    recipe: preprocess::Recipe,
+    sources: BTreeMap<String, Source>,
+    splits: BTreeMap<SplitName, splits::Rows>,
+}
+
+struct Source {
+    /// For errors: the file or folder.
+    what: String,
+    labels: Vec<u32>,
+    samples: Samples,
+}
+
+enum Samples {
+    /// Images held in memory.
+    Pictures(arrays::Array, preprocess::Geometry),
+    /// Samples that are no images.
+    Plain(arrays::Array),
+    /// Image files, decoded on demand.
+    Files(Vec<std::path::PathBuf>),
 }
 
 /// What the window and reports say about a data set.
@@ -55,25 +116,127 @@ pub struct Batch {
 
 impl Dataset {
     /// Reads a `task.ron` (strict: an unknown key is an error with line, column and a suggestion).
-    pub fn open(_task: &Path) -> Result<Self, DataError> {
-        unimplemented!()
+    pub fn open(task: &Path) -> Result<Self, DataError> {
+        Ok(Self {
+            inner: Arc::new(open::open(task)?),
+        })
     }
+
     pub fn info(&self) -> &DatasetInfo {
-        unimplemented!()
+        &self.inner.info
     }
-    pub fn len(&self, _split: SplitName) -> usize {
-        unimplemented!()
+
+    /// Samples of a split; 0 where the task does not name it.
+    pub fn len(&self, split: SplitName) -> usize {
+        self.inner.splits.get(&split).map_or(0, |s| s.rows.len())
     }
+
+    pub fn is_empty(&self, split: SplitName) -> bool {
+        self.len(split) == 0
+    }
+
+    /// Labels of a split in its fixed order, without touching an image.
+    pub fn labels(&self, split: SplitName) -> Vec<u32> {
+        self.inner
+            .splits
+            .get(&split)
+            .and_then(|rows| Some((rows, self.inner.sources.get(&rows.source)?)))
+            .map_or(Vec::new(), |(rows, source)| {
+                rows.rows
+                    .iter()
+                    .map(|row| source.labels[*row as usize])
+                    .collect()
+            })
+    }
+
     /// Samples `range` of a split in its fixed order. Decoding runs in parallel on the engine's pool.
     pub fn batch(
         &self,
-        _split: SplitName,
-        _range: std::ops::Range<usize>,
+        split: SplitName,
+        range: std::ops::Range<usize>,
     ) -> Result<Batch, DataError> {
-        unimplemented!()
+        if range.start > range.end {
+            return Err(out_of_split(split, range.start, self.len(split)));
+        }
+        let indices: Vec<usize> = range.collect();
+        self.gather(split, &indices)
     }
+
     /// Chosen samples of a split (training order is the trainer's, seeded).
-    pub fn gather(&self, _split: SplitName, _indices: &[usize]) -> Result<Batch, DataError> {
-        unimplemented!()
+    pub fn gather(&self, split: SplitName, indices: &[usize]) -> Result<Batch, DataError> {
+        let inner = &*self.inner;
+        let found = inner
+            .splits
+            .get(&split)
+            .and_then(|rows| Some((rows, inner.sources.get(&rows.source)?)));
+        let Some((split_rows, source)) = found else {
+            return Err(DataError::Task(format!(
+                "task {:?} names no {split} split: add one under `splits` in its task.ron",
+                inner.info.name
+            )));
+        };
+        let rows: Vec<usize> = indices
+            .iter()
+            .map(|index| {
+                split_rows
+                    .rows
+                    .get(*index)
+                    .map(|row| *row as usize)
+                    .ok_or_else(|| out_of_split(split, *index, split_rows.rows.len()))
+            })
+            .collect::<Result<_, _>>()?;
+        let size = inner.info.sample_shape.iter().product::<usize>();
+        let mut values = vec![0f32; size * rows.len()];
+        let fill = |(out, row): (&mut [f32], &usize)| inner.sample(source, *row, out);
+        let work = values.chunks_exact_mut(size.max(1));
+        // Lookups cost less than waking the pool; decoding and resampling do not.
+        if matches!(source.samples, Samples::Files(_)) || inner.recipe.resamples() {
+            let results: Vec<Result<(), DataError>> = crate::exec::pool().install(|| {
+                values
+                    .par_chunks_exact_mut(size.max(1))
+                    .zip(&rows)
+                    .map(fill)
+                    .collect()
+            });
+            // The first failure in the batch's order, whichever thread met one first.
+            results.into_iter().collect::<Result<(), _>>()?;
+        } else {
+            work.zip(&rows).try_for_each(fill)?;
+        }
+        let mut shape = vec![rows.len()];
+        shape.extend(&inner.info.sample_shape);
+        let images = Tensor::from_vec(values, shape, &Device::Cpu)
+            .map_err(|e| DataError::Source(format!("a batch of {} samples: {e}", rows.len())))?;
+        Ok(Batch {
+            images,
+            labels: rows.iter().map(|row| source.labels[*row]).collect(),
+        })
+    }
+}
+
+fn out_of_split(split: SplitName, index: usize, len: usize) -> DataError {
+    DataError::Source(format!(
+        "sample {index} of the {split} split was asked for, which has {len}"
+    ))
+}
+
+impl Inner {
+    fn sample(&self, source: &Source, row: usize, out: &mut [f32]) -> Result<(), DataError> {
+        match &source.samples {
+            Samples::Pictures(array, geometry) => {
+                let what = || format!("item {row} of {}", source.what);
+                self.recipe.from_array(array, *geometry, row, out, &what)
+            }
+            Samples::Plain(array) => {
+                self.recipe.plain(&array.values, row * out.len(), out);
+                Ok(())
+            }
+            Samples::Files(paths) => {
+                let path = &paths[row];
+                let image = folder::decode(path)?;
+                self.recipe
+                    .from_image(image, out, &|| path.display().to_string())
+            }
+        }
     }
 }

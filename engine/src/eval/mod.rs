@@ -1,10 +1,15 @@
 //! Metrics with their uncertainty: top-1, top-5, cross-entropy, agreement, per class, and paired differences on the
 //! same samples. Uses `exec` and `data`.
 
-use crate::{
-    data::{Dataset, SplitName},
-    exec::{CancelToken, ExecError, Program},
-};
+mod outputs;
+mod run;
+mod stats;
+
+pub use outputs::mean_kl;
+pub use run::{Logits, evaluate, evaluate_with_logits};
+pub use stats::{mean, paired_drop, proportion};
+
+use crate::{data::SplitName, exec::ExecError};
 
 /// A proportion or mean with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -23,6 +28,7 @@ pub struct Evaluation {
     pub labels: Vec<u32>,
     /// Arg-max class of every sample (lowest index on ties).
     pub predictions: Vec<u32>,
+    /// Whether the label is among the five best classes; of all classes where there are fewer.
     pub top5_correct: Vec<bool>,
     /// Cross-entropy of every sample, nats.
     pub losses: Vec<f32>,
@@ -37,14 +43,15 @@ pub struct Metrics {
     pub cross_entropy: Estimate,
     /// Share of samples with the baseline's label, where a baseline was given.
     pub agreement: Option<Estimate>,
-    /// Top-1 of every class.
+    /// Top-1 of every class up to the highest that occurs as a label; `n` is 0 for a class without samples.
     pub per_class: Vec<Estimate>,
     /// Baseline top-1 minus this top-1 (fraction), paired on the same samples.
     pub drop: Option<PairedDrop>,
 }
 
 /// Difference of two accuracies on the same n samples. `only_baseline`: right only in the baseline (b),
-/// `only_candidate`: right only in the candidate (c); drop = (b − c)/n with a 95 % interval from b and c.
+/// `only_candidate`: right only in the candidate (c); drop = (b − c)/n with a 95 % interval from b and c, see
+/// [`paired_drop`].
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PairedDrop {
     pub drop: f64,
@@ -59,33 +66,129 @@ pub trait Observer {
     fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError>;
 }
 
+/// Nobody watches.
+pub struct NoObserver;
+impl Observer for NoObserver {
+    fn batch(&mut self, _done: u64, _total: u64) -> Result<(), ExecError> {
+        Ok(())
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     #[error(transparent)]
     Exec(#[from] ExecError),
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
+    /// The model's input or output does not fit the task, or its numbers are not finite.
     #[error("{0}")]
     Shape(String),
 }
 
-/// Runs `program` over the first `limit` samples of a split (`None`: all).
-pub fn evaluate(
-    _program: &Program,
-    _data: &Dataset,
-    _split: SplitName,
-    _limit: Option<usize>,
-    _observer: &mut dyn Observer,
-    _cancel: &CancelToken,
-) -> Result<Evaluation, EvalError> {
-    unimplemented!()
+impl Evaluation {
+    /// Summary; `agreement` and `drop` are present where a baseline of the same split is given, on the samples both have.
+    pub fn metrics(&self, baseline: Option<&Evaluation>) -> Metrics {
+        let correct: Vec<bool> = self.correct().collect();
+        let count = |hits: &mut dyn Iterator<Item = bool>| hits.filter(|hit| *hit).count() as u64;
+        let classes = self.labels.iter().max().map_or(0, |c| *c as usize + 1);
+        let mut per_class = vec![(0u64, 0u64); classes];
+        for (label, hit) in self.labels.iter().zip(&correct) {
+            let slot = &mut per_class[*label as usize];
+            slot.0 += u64::from(*hit);
+            slot.1 += 1;
+        }
+        let baseline = baseline.filter(|b| b.split == self.split);
+        Metrics {
+            split: self.split,
+            top1: proportion(count(&mut correct.iter().copied()), correct.len() as u64),
+            top5: proportion(
+                count(&mut self.top5_correct.iter().copied()),
+                self.top5_correct.len() as u64,
+            ),
+            cross_entropy: mean(self.losses.iter().map(|l| f64::from(*l))),
+            agreement: baseline.map(|b| {
+                let pairs = self.predictions.iter().zip(&b.predictions);
+                let n = pairs.len() as u64;
+                proportion(count(&mut pairs.map(|(x, y)| x == y)), n)
+            }),
+            per_class: per_class
+                .into_iter()
+                .map(|(hits, n)| proportion(hits, n))
+                .collect(),
+            drop: baseline.map(|b| self.drop_from(b)),
+        }
+    }
+
+    /// Accuracy lost against `baseline`, on the samples both have: an evaluation of the first k samples pairs with the
+    /// first k of a longer one. Different splits have no sample in common (n 0).
+    pub fn drop_from(&self, baseline: &Evaluation) -> PairedDrop {
+        if self.split != baseline.split {
+            return paired_drop(0, 0, 0);
+        }
+        let (mut b, mut c, mut n) = (0, 0, 0);
+        for (candidate, base) in self.correct().zip(baseline.correct()) {
+            n += 1;
+            b += u64::from(base && !candidate);
+            c += u64::from(candidate && !base);
+        }
+        paired_drop(b, c, n)
+    }
+
+    fn correct(&self) -> impl Iterator<Item = bool> {
+        self.predictions
+            .iter()
+            .zip(&self.labels)
+            .map(|(prediction, label)| prediction == label)
+    }
 }
 
-impl Evaluation {
-    pub fn metrics(&self, _baseline: Option<&Evaluation>) -> Metrics {
-        unimplemented!()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation(labels: &[u32], predictions: &[u32]) -> Evaluation {
+        Evaluation {
+            split: SplitName::Search,
+            n: labels.len() as u64,
+            labels: labels.to_vec(),
+            predictions: predictions.to_vec(),
+            top5_correct: vec![true; labels.len()],
+            losses: vec![0.5; labels.len()],
+        }
     }
-    pub fn drop_from(&self, _baseline: &Evaluation) -> PairedDrop {
-        unimplemented!()
+
+    #[test]
+    fn metrics_count_and_pair() {
+        let base = evaluation(&[0, 1, 2, 2, 0], &[0, 1, 2, 1, 0]);
+        let other = evaluation(&[0, 1, 2, 2, 0], &[1, 1, 1, 2, 0]);
+        let m = other.metrics(Some(&base));
+        assert_eq!((m.top1.value, m.top1.n), (0.6, 5));
+        assert_eq!(m.top5.value, 1.0);
+        assert_eq!(m.cross_entropy.value, 0.5);
+        assert_eq!(m.agreement.unwrap().value, 0.4);
+        let per_class: Vec<_> = m.per_class.iter().map(|e| (e.value, e.n)).collect();
+        assert_eq!(per_class, [(0.5, 2), (1.0, 1), (0.5, 2)]);
+        let d = m.drop.unwrap();
+        assert_eq!((d.only_baseline, d.only_candidate, d.n), (2, 1, 5));
+        assert!((d.drop - 0.2).abs() < 1e-12);
+        assert!(base.metrics(None).drop.is_none());
+    }
+
+    #[test]
+    fn a_shorter_run_pairs_with_the_head_of_a_longer_one() {
+        let base = evaluation(&[0, 1, 2, 2], &[0, 1, 2, 1]);
+        let head = evaluation(&[0, 1], &[1, 1]);
+        let d = head.drop_from(&base);
+        assert_eq!((d.n, d.only_baseline, d.only_candidate), (2, 1, 0));
+        assert_eq!(head.metrics(Some(&base)).agreement.unwrap().n, 2);
+    }
+
+    #[test]
+    fn different_splits_are_never_paired() {
+        let base = evaluation(&[0], &[0]);
+        let mut other = evaluation(&[0], &[1]);
+        other.split = SplitName::Holdout;
+        assert_eq!(other.drop_from(&base).n, 0);
+        assert!(other.metrics(Some(&base)).drop.is_none());
     }
 }
