@@ -4,7 +4,7 @@ use super::{
     DataError,
     files::{self, exactly},
 };
-use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+use npyz::{Endianness, TypeChar, TypeStr};
 use std::{
     io::{Read, Seek},
     path::Path,
@@ -120,6 +120,61 @@ impl Element {
     }
 }
 
+struct Header {
+    kind: TypeStr,
+    fortran: bool,
+    shape: Vec<u64>,
+}
+
+/// Reads the dictionary of an NPY header. The library's own header reader multiplies the extents of a hostile file without a
+/// check, so only its element types are used.
+fn header(text: &[u8], what: &str) -> Result<Header, DataError> {
+    let text = String::from_utf8_lossy(text);
+    let field = |key: &str| -> Option<&str> {
+        let at = [format!("'{key}'"), format!("\"{key}\"")]
+            .iter()
+            .find_map(|quoted| Some(text.find(quoted)? + quoted.len()))?;
+        Some(text[at..].trim_start().strip_prefix(':')?.trim_start())
+    };
+    let missing = |key: &str| {
+        bad(
+            what,
+            format!("has an NPY header without a readable {key:?}"),
+        )
+    };
+    let descr = field("descr").ok_or_else(|| missing("descr"))?;
+    if descr.starts_with('[') {
+        return Err(bad(
+            what,
+            "holds a structured array; expected one of numbers",
+        ));
+    }
+    let kind = descr
+        .split(['\'', '"'])
+        .nth(1)
+        .and_then(|name| name.parse().ok())
+        .ok_or_else(|| missing("descr"))?;
+    let fortran = field("fortran_order")
+        .ok_or_else(|| missing("fortran_order"))?
+        .starts_with("True");
+    let shape = field("shape")
+        .and_then(|text| text.strip_prefix('(')?.split(')').next())
+        .and_then(|inner| {
+            inner
+                .split(',')
+                .map(str::trim)
+                .filter(|extent| !extent.is_empty())
+                .map(|extent| extent.parse().ok())
+                .collect::<Option<Vec<u64>>>()
+        })
+        .ok_or_else(|| missing("shape"))?;
+    Ok(Header {
+        kind,
+        fortran,
+        shape,
+    })
+}
+
 fn npy_body(reader: &mut dyn Read, what: &str) -> Result<(Vec<u64>, Element, Vec<u8>), DataError> {
     // Magic, version and length first: the header is parsed only when it is of a sane size.
     let mut head = vec![0u8; 10];
@@ -149,26 +204,22 @@ fn npy_body(reader: &mut dyn Read, what: &str) -> Result<(Vec<u64>, Element, Vec
     reader
         .read_exact(&mut head[start..])
         .map_err(|e| bad(what, format!("cut short in its header ({e})")))?;
-    let header = NpyHeader::from_reader(&head[..])
-        .map_err(|e| bad(what, format!("has an NPY header that cannot be read ({e})")))?;
-    let DType::Plain(kind) = header.dtype() else {
-        return Err(bad(
-            what,
-            "holds a structured array; expected one of numbers",
-        ));
-    };
+    let Header {
+        kind,
+        fortran,
+        shape,
+    } = header(&head[start..], what)?;
     let element = Element {
         kind: kind.type_char(),
         size: kind.num_bytes().unwrap_or(0),
         big: kind.endianness() == Endianness::Big,
     };
-    if header.order() == Order::Fortran && header.shape().len() > 1 {
+    if fortran && shape.len() > 1 {
         return Err(bad(
             what,
             "is in Fortran order; save it with numpy.ascontiguousarray",
         ));
     }
-    let shape = header.shape().to_vec();
     if shape.is_empty() || shape.len() > 8 {
         return Err(bad(
             what,
