@@ -1,7 +1,7 @@
 //! Broadcasting by the rules of numpy, and the loops over broadcast operands. Work is cut into fixed pieces, so results
 //! do not depend on the number of threads.
 
-use super::{Fail, pool};
+use super::{Fail, pool::on_pool};
 use rayon::prelude::*;
 
 /// Elements a task handles; below it nothing is gained by a second thread.
@@ -149,7 +149,7 @@ where
     if n < 2 * CHUNK {
         fill(0, &mut v);
     } else {
-        pool().install(|| {
+        on_pool(|| {
             v.par_chunks_mut(CHUNK)
                 .enumerate()
                 .for_each(|(i, o)| fill(i * CHUNK, o));
@@ -167,7 +167,7 @@ pub(super) fn map<A: Copy + Sync, R: Copy + Default + Send>(
         return a.iter().map(|&x| f(x)).collect();
     }
     let mut v = vec![R::default(); a.len()];
-    pool().install(|| {
+    on_pool(|| {
         v.par_chunks_mut(CHUNK)
             .zip(a.par_chunks(CHUNK))
             .for_each(|(o, a)| {
@@ -195,7 +195,7 @@ pub(super) fn map3(
     if a.len() < 2 * CHUNK {
         body(&mut v, a, b, c);
     } else {
-        pool().install(|| {
+        on_pool(|| {
             v.par_chunks_mut(CHUNK)
                 .zip(a.par_chunks(CHUNK))
                 .zip(b.par_chunks(CHUNK))

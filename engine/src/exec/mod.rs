@@ -13,6 +13,8 @@ mod program;
 mod rows;
 mod scalar;
 mod support;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use pool::{pool, set_threads};

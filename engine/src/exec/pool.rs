@@ -32,6 +32,15 @@ pub fn pool() -> &'static rayon::ThreadPool {
     })
 }
 
+/// Runs `work` on the engine's pool, or where we already are when that is a rayon pool.
+pub(super) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() {
+        work()
+    } else {
+        pool().install(work)
+    }
+}
+
 /// Sets the number of threads; only before the first use of [`pool`]. 0: all cores.
 pub fn set_threads(threads: usize) {
     THREADS.store(threads, Ordering::Relaxed);

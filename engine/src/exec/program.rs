@@ -5,7 +5,7 @@ use super::{
     elementwise::{Bin, binary},
     fuse::{Step, drafts},
     ops, params,
-    support::{op_name, unsupported},
+    support::unsupported,
     value::{Val, dtype},
 };
 use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId};
@@ -121,7 +121,7 @@ impl Program {
             let step = Step::Op(n.op.clone());
             let count = n.outputs.len();
             let results = ops::eval(&step, &inputs, count)
-                .map_err(|e| node_error(e, &n.name, &op_name(&n.op)))?;
+                .map_err(|e| node_error(e, &n.name, n.op.name()))?;
             for (o, v) in n.outputs.iter().zip(results) {
                 if let Some(o) = o {
                     known.insert(o.0 as usize, v);
@@ -162,7 +162,7 @@ impl Program {
                 outputs,
                 drops,
                 name: n.name.clone(),
-                op: op_name(&n.op),
+                op: n.op.name().to_owned(),
             });
         }
         steps.reverse();

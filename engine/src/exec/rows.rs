@@ -4,7 +4,7 @@
 use super::{
     broadcast::{CHUNK, sum},
     elementwise::slice,
-    pool,
+    pool::on_pool,
     value::{tensor_f32, with_f32},
 };
 use crate::graph::ReduceOp;
@@ -28,7 +28,7 @@ fn each_row(
             f(r, o);
         }
     } else {
-        pool().install(|| {
+        on_pool(|| {
             v.par_chunks_mut(width * many)
                 .enumerate()
                 .for_each(|(c, o)| {

@@ -9,7 +9,7 @@ pub(super) fn unsupported(graph: &Graph) -> Vec<(usize, String, String)> {
         .nodes
         .iter()
         .enumerate()
-        .filter_map(|(i, n)| Some((i, op_name(&n.op), reason(graph, n)?)))
+        .filter_map(|(i, n)| Some((i, n.op.name().to_owned(), reason(graph, n)?)))
         .collect()
 }
 
@@ -34,7 +34,7 @@ fn reason(graph: &Graph, node: &Node) -> Option<String> {
     let halves_and_f32 = |op: &str| {
         let e = element(0)?;
         (!is_tensor(e))
-            .then(|| format!("{op} on {e:?} is not supported (float32, float16, bfloat16 are)"))
+            .then(|| format!("{op} on {e} is not supported (float32, float16, bfloat16 are)"))
     };
     match &node.op {
         Op::Unsupported { reason, .. } => Some(reason.clone()),
@@ -66,7 +66,7 @@ fn reason(graph: &Graph, node: &Node) -> Option<String> {
         | Op::MatMul => halves_and_f32("this operator"),
         Op::QuantizeLinear { .. } => match element(0) {
             Some(e) if !is_tensor(e) && e != ElementType::I32 => {
-                Some(format!("quantising {e:?} is not supported"))
+                Some(format!("quantising {e} is not supported"))
             }
             _ => None,
         },
@@ -84,34 +84,11 @@ fn reason(graph: &Graph, node: &Node) -> Option<String> {
                     | UnaryOp::Round
             );
             (!is_tensor(e) && e != ElementType::F64 && !integral)
-                .then(|| format!("element type {e:?} is not supported"))
+                .then(|| format!("element type {e} is not supported"))
         }
         Op::Resize { mode, .. } if *mode != crate::graph::ResizeMode::Nearest => {
             halves_and_f32("linear and cubic Resize")
         }
         _ => None,
     }
-}
-
-/// The ONNX name of an operator, for messages.
-pub(super) fn op_name(op: &Op) -> String {
-    if let Op::Unsupported {
-        domain, op_type, ..
-    } = op
-    {
-        return if domain.is_empty() {
-            op_type.clone()
-        } else {
-            format!("{domain}.{op_type}")
-        };
-    }
-    // The variants carry ONNX's own names: the innermost one of `Unary(Relu)` or `Binary(Mod { .. })` says it.
-    let debug = match op {
-        Op::Unary(u) => format!("{u:?}"),
-        Op::Binary(b) => format!("{b:?}"),
-        Op::Variadic(v) => format!("{v:?}"),
-        Op::Reduce { op, .. } => format!("Reduce{op:?}"),
-        op => format!("{op:?}"),
-    };
-    debug.chars().take_while(|c| c.is_alphanumeric()).collect()
 }

@@ -79,20 +79,12 @@ pub(super) fn wrap(element: ElementType, v: i64) -> i64 {
     }
 }
 
-/// Smallest and largest value of an integer type (of `U64`: as far as `i64` goes).
+/// Smallest and largest value of an integer type (of `U64`: as far as `i64` goes; a bool is 0 or 1).
 pub(super) fn int_range(element: ElementType) -> (i64, i64) {
     match element {
-        ElementType::I4 => (-8, 7),
-        ElementType::U4 => (0, 15),
-        ElementType::I8 => (-128, 127),
-        ElementType::U8 => (0, 255),
-        ElementType::I16 => (-32768, 32767),
-        ElementType::U16 => (0, 65535),
-        ElementType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
-        ElementType::U32 => (0, i64::from(u32::MAX)),
-        ElementType::U64 => (0, i64::MAX),
         ElementType::Bool => (0, 1),
-        _ => (i64::MIN, i64::MAX),
+        ElementType::U64 => (0, i64::MAX),
+        e => e.integer_range().unwrap_or((i64::MIN, i64::MAX)),
     }
 }
 
@@ -173,7 +165,7 @@ impl Val {
         match self {
             Self::Float(t, _) => Ok(t),
             Self::Array(a) => Err(Fail(format!(
-                "element type {:?} is not supported here: this operator runs on float32, float16 and bfloat16",
+                "element type {} is not supported here: this operator runs on float32, float16 and bfloat16",
                 a.element
             ))),
         }
@@ -246,7 +238,7 @@ impl Val {
     /// Decodes a weight or constant.
     pub fn from_data(data: &TensorData) -> Result<Self, Fail> {
         let n = count(&data.shape)?;
-        let bits = bits(data.element);
+        let bits = data.element.bits();
         let need = (n * bits).div_ceil(8);
         if data.bytes.len() != need {
             return Err(Fail(format!(
@@ -301,7 +293,7 @@ impl Val {
             })?,
             Self::Array(a) => match &a.data {
                 Data::F64(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                Data::Int(v) => match bits(element) {
+                Data::Int(v) => match element.bits() {
                     4 => v
                         .chunks(2)
                         .map(|c| {
@@ -367,7 +359,7 @@ impl Val {
         };
         if !fits {
             return Err(Fail(format!(
-                "expected {element:?} (a tensor of {:?}), got a tensor of {:?}",
+                "expected {element} (a tensor of {:?}), got a tensor of {:?}",
                 dtype(element),
                 t.dtype()
             )));
@@ -393,17 +385,6 @@ impl Val {
                     .collect(),
             ),
         })
-    }
-}
-
-/// Bits of one element as stored.
-fn bits(element: ElementType) -> usize {
-    match element {
-        ElementType::I4 | ElementType::U4 => 4,
-        ElementType::I8 | ElementType::U8 | ElementType::Bool => 8,
-        ElementType::F16 | ElementType::BF16 | ElementType::I16 | ElementType::U16 => 16,
-        ElementType::F32 | ElementType::I32 | ElementType::U32 => 32,
-        ElementType::F64 | ElementType::I64 | ElementType::U64 => 64,
     }
 }
 

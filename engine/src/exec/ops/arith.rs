@@ -54,7 +54,7 @@ pub fn unary(x: &Val, f: Fun) -> R<Val> {
                 Fun::Op(UnaryOp::Floor | UnaryOp::Ceil | UnaryOp::Round) => |v| v,
                 _ => {
                     return Err(Fail(format!(
-                        "element type {:?} is not supported by this operator",
+                        "element type {} is not supported by this operator",
                         a.element
                     )));
                 }
@@ -133,7 +133,7 @@ pub fn arith(a: &Val, b: &Val, op: Bin) -> R<Val> {
     if element != b.element() {
         if op != Bin::Pow {
             return Err(Fail(format!(
-                "operands of different types {element:?} and {:?}",
+                "operands of different types {element} and {:?}",
                 b.element()
             )));
         }

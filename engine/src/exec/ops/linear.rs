@@ -7,7 +7,7 @@ use crate::{
         broadcast::broadcast_shape,
         elementwise::{Bin, binary},
         kernels::{self, Conv2dGeometry, Pool2dGeometry},
-        pool,
+        pool::on_pool,
         scalar::Fun,
         value::{Val, count, tensor_f32},
     },
@@ -359,7 +359,7 @@ fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
         let n = count(&out)?;
         return Ok(tensor_f32(vec![0.0; n], &out)?);
     }
-    Ok(pool().install(|| a.matmul(b))?)
+    Ok(on_pool(|| a.matmul(b))?)
 }
 
 /// `numpy.matmul`.

@@ -110,7 +110,7 @@ pub fn quantize(inputs: &[Option<Val>], axis: i64, block: usize, to: ElementType
     let to = zp.map_or(to, Val::element);
     if !is_int(to) || !is_tensor(x.element()) && x.element() != ElementType::I32 {
         return Err(Fail(format!(
-            "quantising {:?} to {to:?} is not supported",
+            "quantising {} to {to} is not supported",
             x.element()
         )));
     }
@@ -139,7 +139,7 @@ pub fn dequantize(inputs: &[Option<Val>], axis: i64, block: usize) -> R<Val> {
     let (x, scale) = (need(inputs, 0)?, need(inputs, 1)?);
     let to = scale.element();
     if !is_tensor(to) {
-        return Err(Fail(format!("a scale of type {to:?} is not supported")));
+        return Err(Fail(format!("a scale of type {to} is not supported")));
     }
     let layout = Layout::new(x.shape(), scale.shape(), axis, block)?;
     let s = scale.to_f32s()?;
@@ -170,7 +170,7 @@ pub fn fake(
     let layout = Layout::new(x.shape(), scale.shape(), axis, block)?;
     let (lo, hi) = int_range(to);
     let narrow = |v: i64| {
-        i32::try_from(v).map_err(|_| Fail(format!("zero points of type {to:?} are not supported")))
+        i32::try_from(v).map_err(|_| Fail(format!("zero points of type {to} are not supported")))
     };
     let quant = FakeQuant {
         scale: scale.to_f32s()?,

@@ -139,7 +139,7 @@ fn reduce_int(op: ReduceOp, element: ElementType, row: &[i64]) -> R<i64> {
     };
     let nothing = || {
         Fail(format!(
-            "{op:?} of no elements at all has no value in {element:?}"
+            "{op:?} of no elements at all has no value in {element}"
         ))
     };
     let sum = |f: fn(i64) -> i64| it.clone().fold(0i64, |a, v| a.wrapping_add(f(v)));
@@ -243,7 +243,7 @@ pub fn softmax(x: &Val, axis: i64, flatten: bool, log: bool) -> R<Val> {
 fn softmax_f64(x: &Val, axis: i64, flatten: bool, log: bool) -> R<Val> {
     if x.element() != ElementType::F64 {
         return Err(Fail(format!(
-            "element type {:?} is not supported",
+            "element type {} is not supported",
             x.element()
         )));
     }

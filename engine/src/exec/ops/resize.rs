@@ -6,7 +6,7 @@ use crate::{
         Fail,
         elementwise::{Bin, binary},
         index::{IndexMap, take},
-        pool,
+        pool::on_pool,
         value::{Val, count, tensor_f32},
     },
     graph::{CoordinateMode, NearestMode, Op, ResizeMode},
@@ -198,7 +198,7 @@ fn along(x: &Val, a: &Axis, kernel: &Kernel, extrapolation: f64) -> R<Val> {
     let mut shape = moved.shape().to_vec();
     let rows = moved.len() / a.input.max(1);
     let m = moved.tensor()?.reshape((rows, a.input))?;
-    let mut y = pool().install(|| m.matmul(&w))?;
+    let mut y = on_pool(|| m.matmul(&w))?;
     if outside.contains(&true) {
         let fill = outside
             .iter()
