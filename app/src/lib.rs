@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod commands;
+pub mod panels;
 pub mod state;
 pub mod theme;
 pub mod widgets;

@@ -1,0 +1,401 @@
+//! The inspector: the focused layer's weights before and after its setting, its channels, its error, and what is known of every
+//! candidate, with provenance.
+
+use super::{Commands, words};
+use crate::{
+    commands::Command,
+    state::{Dialog, State},
+    theme,
+    widgets::{self, Histogram, number},
+};
+use egui::{
+    Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
+};
+use limbeck_engine::{
+    compress::{Granularity, Precision},
+    jobs::Inspection,
+    search::LayerFacts,
+    sensitivity::Candidate,
+};
+
+pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let Some(layer) = state.focus() else {
+        widgets::empty_state(
+            ui,
+            "No layer selected",
+            "Select a layer to see its weights, its channels and what every candidate costs.",
+            &[],
+        );
+        return;
+    };
+    widgets::head(ui, true, |ui| head(ui, layer, state, out));
+    let all = ui.available_rect_before_wrap();
+    let table_width = if all.width() > 560.0 { 268.0 } else { 228.0 };
+    let split = all.right() - table_width;
+    let t = theme::of(ui);
+    ui.painter()
+        .vline(split, all.y_range(), Stroke::new(1.0, t.line));
+    let left = Rect::from_min_max(
+        all.min + vec2(12.0, 12.0),
+        pos2(split - 12.0, all.bottom() - 8.0),
+    );
+    let right = Rect::from_min_max(
+        pos2(split + 12.0, all.top() + 4.0),
+        all.max - vec2(12.0, 4.0),
+    );
+    ui.scope_builder(UiBuilder::new().id_salt("weights").max_rect(left), |ui| {
+        weights(ui, left, layer, state)
+    });
+    ui.scope_builder(
+        UiBuilder::new().id_salt("candidates").max_rect(right),
+        |ui| {
+            ui.set_clip_rect(ui.clip_rect().intersect(right.expand(4.0)));
+            egui::ScrollArea::vertical()
+                .id_salt("candidates-scroll")
+                .auto_shrink(false)
+                .show(ui, |ui| {
+                    candidates(ui, layer, state);
+                    ui.add_space(8.0);
+                    advice(ui, layer, state, out);
+                });
+        },
+    );
+}
+
+fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let setting = words::setting(state.setting(&layer.id), &state.document.scheme);
+    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+        let runs = [(setting.as_str(), theme::small(), t.muted)];
+        let chip = widgets::chip(ui, &runs, None, "Quantisation scheme");
+        if chip
+            .on_hover_text("What the plan asks of this layer; click for the quantisation scheme")
+            .clicked()
+        {
+            out.push(Command::Show(Dialog::Scheme));
+        }
+        let room = ui.available_rect_before_wrap();
+        let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 24.0), Sense::hover());
+        let name = layer.id.0.as_ref();
+        response
+            .widget_info(|| WidgetInfo::labeled(Role::Heading, true, format!("Inspecting {name}")));
+        let width =
+            widgets::text_width(ui.painter(), name, theme::strong()).min(rect.width() * 0.6);
+        let name_rect = rect.with_max_x(rect.left() + width + 2.0);
+        widgets::draw_elided(
+            ui.painter(),
+            name_rect,
+            Align::Min,
+            name,
+            theme::strong(),
+            t.text,
+        );
+        let rest = format!(
+            "{} · {} params",
+            words::layer_kind(layer),
+            number::grouped(layer.params)
+        );
+        let rest_rect = rect.with_min_x(name_rect.right() + 10.0);
+        widgets::draw_elided(
+            ui.painter(),
+            rest_rect,
+            Align::Min,
+            &rest,
+            theme::sans(),
+            t.muted,
+        );
+        response.on_hover_text(format!(
+            "{name}\n{rest}\nweight {}{}",
+            number::shape(&layer.weight_shape),
+            layer.macs.map_or_else(String::new, |m| format!(
+                " · {} M MACs a sample",
+                number::millions(m)
+            ))
+        ));
+    });
+}
+
+fn weights(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
+    let t = theme::of(ui);
+    let Some(inspection) = state
+        .mirror
+        .inspection
+        .as_ref()
+        .filter(|i| i.layer == layer.id)
+    else {
+        widgets::draw(
+            ui.painter(),
+            rect.center(),
+            Align2::CENTER_CENTER,
+            "Reading the weights…",
+            theme::sans(),
+            t.muted,
+        );
+        return;
+    };
+    let stale = inspection.setting != state.setting(&layer.id);
+    ui.spacing_mut().item_spacing.y = 0.0;
+    let facts = 34.0;
+    let strip = if rect.height() > 150.0 {
+        (rect.height() * 0.16).clamp(24.0, 48.0)
+    } else {
+        0.0
+    };
+    let caption = if strip > 0.0 { 18.0 } else { 0.0 };
+    let tall = (rect.height() - facts - strip - caption - 6.0).max(60.0);
+    let grid = grid(inspection);
+    let mut under = if inspection.levels > 0 {
+        format!(
+            "weights · {} levels",
+            number::grouped(u64::from(inspection.levels))
+        )
+    } else {
+        "weights · float".to_owned()
+    };
+    if stale {
+        under = "updating…".into();
+    }
+    if stale {
+        ui.multiply_opacity(0.6);
+    }
+    Histogram {
+        range: inspection.range,
+        before: &inspection.before,
+        after: &inspection.after,
+        grid: &grid,
+        caption: &under,
+        name: &format!(
+            "Histogram of the weights of {}, before and after",
+            layer.id.0
+        ),
+    }
+    .show(ui, tall);
+    if strip > 0.0 {
+        ui.add_space(6.0);
+        widgets::channel_ranges(
+            ui,
+            &inspection.channel_ranges,
+            strip,
+            &format!("Ranges of {} channels", inspection.channel_ranges.len()),
+        );
+        let (line, _) = ui.allocate_exact_size(vec2(rect.width(), caption), Sense::hover());
+        widgets::draw(
+            ui.painter(),
+            line.center(),
+            Align2::CENTER_CENTER,
+            format!(
+                "range of each of {} output channels",
+                inspection.channel_ranges.len()
+            ),
+            theme::mono_small(),
+            t.muted,
+        );
+    }
+    figures(ui, rect, inspection);
+}
+
+/// The four figures under the pictures, in equal columns.
+fn figures(ui: &mut Ui, rect: Rect, inspection: &Inspection) {
+    let t = theme::of(ui);
+    let sqnr = match inspection.sqnr_db {
+        Some(db) => format!("{db:.1} dB"),
+        None => "exact".into(),
+    };
+    let entries = [
+        (
+            "SQNR",
+            sqnr,
+            "Signal-to-quantisation-noise ratio of the weights; measured on all of them",
+        ),
+        (
+            "Clipped",
+            format!("{} %", number::percent(inspection.clipped, 2)),
+            "Share of weights outside the quantised range",
+        ),
+        (
+            "Zeros",
+            format!("{} %", number::percent(inspection.zeros, 1)),
+            "Share of weights that are zero afterwards",
+        ),
+        (
+            "Levels",
+            if inspection.levels == 0 {
+                "float".into()
+            } else {
+                number::grouped(u64::from(inspection.levels))
+            },
+            "Distinct values in use afterwards",
+        ),
+    ];
+    let width = rect.width() / entries.len() as f32;
+    let top = rect.bottom() - 32.0;
+    for (i, (key, value, why)) in entries.iter().enumerate() {
+        let cell =
+            Rect::from_min_size(pos2(rect.left() + width * i as f32, top), vec2(width, 32.0));
+        let response = ui.interact(cell, ui.scope_id().with(("figure", i)), Sense::hover());
+        response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{key}: {value}")));
+        let upper = cell.with_max_y(cell.top() + 15.0);
+        let lower = cell.with_min_y(cell.top() + 15.0);
+        widgets::draw_elided(
+            ui.painter(),
+            upper,
+            Align::Min,
+            key,
+            theme::small(),
+            t.muted,
+        );
+        widgets::draw_elided(
+            ui.painter(),
+            lower,
+            Align::Min,
+            value,
+            theme::mono(),
+            t.text,
+        );
+        response.on_hover_text(*why);
+    }
+}
+
+/// The places of the quantised values, where they are few enough to be seen apart.
+fn grid(inspection: &Inspection) -> Vec<f32> {
+    let filled = inspection.after.iter().filter(|c| **c > 0).count();
+    if inspection.levels == 0 || filled > 40 || inspection.after.is_empty() {
+        return Vec::new();
+    }
+    let step = (inspection.range[1] - inspection.range[0]) / inspection.after.len() as f32;
+    inspection
+        .after
+        .iter()
+        .enumerate()
+        .filter(|(_, count)| **count > 0)
+        .map(|(bin, _)| inspection.range[0] + step * (bin as f32 + 0.5))
+        .collect()
+}
+
+fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
+    let t = theme::of(ui);
+    let Some(row) = state.mirror.layer_index(&layer.id) else {
+        return;
+    };
+    let width = ui.available_width();
+    let line = |ui: &mut Ui, height: f32| {
+        let (rect, response) = ui.allocate_exact_size(vec2(width, height), Sense::hover());
+        let colour = theme::mix(t.panel, t.line, 0.6);
+        ui.painter().hline(
+            rect.x_range(),
+            rect.bottom() - 0.5,
+            Stroke::new(1.0, colour),
+        );
+        (rect, response)
+    };
+    let columns = |rect: Rect| {
+        let from = rect.with_min_x(rect.right() - 66.0);
+        let value = Rect::from_min_max(
+            pos2(rect.left() + 56.0, rect.top()),
+            pos2(from.left(), rect.bottom()),
+        );
+        (rect.with_max_x(value.left()), value, from)
+    };
+    let (rect, _) = line(ui, 26.0);
+    let (a, b, c) = columns(rect);
+    for (rect, align, text) in [
+        (a, Align::Min, "Candidate"),
+        (b, Align::Max, "Drop, pt"),
+        (c, Align::Max, "From"),
+    ] {
+        let rect = if align == Align::Min {
+            rect.with_max_x(rect.right() + 20.0)
+        } else {
+            rect
+        };
+        widgets::draw_elided(ui.painter(), rect, align, text, theme::sans(), t.muted);
+    }
+    for candidate in Candidate::ALL {
+        let (rect, response) = line(ui, 23.0);
+        let (name, value, from) = columns(rect);
+        let slot = state.cell(row, candidate);
+        let (figure, origin) = match slot {
+            Some(cell) => (words::cell_value(cell), words::cell_origin(cell)),
+            None => ("–".to_owned(), "not known".to_owned()),
+        };
+        let short = words::candidate(candidate);
+        let label = format!("{short}: {figure}, {origin}");
+        response.widget_info(|| WidgetInfo::labeled(Role::Row, true, &label));
+        let known = slot.is_some_and(|cell| cell.n > 0);
+        let painter = ui.painter();
+        widgets::draw_elided(painter, name, Align::Min, short, theme::sans(), t.text);
+        let colour = if known { t.text } else { t.muted };
+        widgets::draw_elided(painter, value, Align::Max, &figure, theme::mono(), colour);
+        widgets::draw_elided(
+            painter,
+            from,
+            Align::Max,
+            &origin,
+            theme::mono_small(),
+            t.muted,
+        );
+        let mut hover = words::candidate_long(candidate).to_owned();
+        match slot {
+            Some(cell) if known => {
+                hover += &format!(
+                    ": top-1 lost when only this layer is changed, paired on the same {} samples of the search split, 95 % interval",
+                    number::grouped(cell.n)
+                );
+            }
+            Some(_) => {
+                hover += ": squared error of the weights relative to their energy; says little of accuracy"
+            }
+            None => hover += ": not known yet",
+        }
+        response.on_hover_text(hover);
+    }
+}
+
+/// Symptom, reason and a button, where something about this layer's setting stands out.
+fn advice(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let setting = state.setting(&layer.id);
+    let scheme = &state.document.scheme;
+    let whole = match setting.precision {
+        Precision::Int8 => scheme.int8_weights == Granularity::PerTensor,
+        Precision::Int4 => scheme.int4_weights == Granularity::PerTensor,
+        _ => false,
+    };
+    let inspection = state
+        .mirror
+        .inspection
+        .as_ref()
+        .filter(|i| i.layer == layer.id);
+    let Some((channel, times)) = inspection.filter(|_| whole).and_then(|i| widest(i)) else {
+        return;
+    };
+    let head = format!("Channel {channel} sets the scale");
+    let body = format!("{times:.0}× wider than the typical one, and all share one scale.");
+    widgets::note_card(ui, t.warning, &head, &body, |ui| {
+        ui.add_space(4.0);
+        if widgets::Button::new("Use a scale per channel…")
+            .low()
+            .show(ui)
+        {
+            out.push(Command::Show(Dialog::Scheme));
+        }
+    });
+}
+
+/// The channel whose range is more than four times the median one, and how many times.
+fn widest(inspection: &Inspection) -> Option<(usize, f32)> {
+    let mut widths: Vec<f32> = inspection
+        .channel_ranges
+        .iter()
+        .map(|r| r[0].abs().max(r[1].abs()))
+        .filter(|w| w.is_finite())
+        .collect();
+    let (channel, widest) = widths
+        .iter()
+        .copied()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(&b.1))?;
+    widths.sort_by(f32::total_cmp);
+    let median = *widths.get(widths.len() / 2)?;
+    (median > 0.0 && widest > 4.0 * median).then(|| (channel, widest / median))
+}

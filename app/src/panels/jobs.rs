@@ -1,0 +1,166 @@
+//! The strip at the bottom: what runs, how far it is, how long it takes, cancel; the engine's state; the log.
+
+use super::{Commands, words};
+use crate::{
+    commands::Command,
+    state::{JobKind, JobState, State},
+    theme,
+    widgets::{self, Button},
+};
+use egui::{Align, Layout, Rect, Sense, Ui, UiBuilder, pos2, vec2};
+
+pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let bar = ui.max_rect().shrink2(vec2(12.0, 0.0));
+    let mut edge = bar.right();
+    let active = state.active_jobs().count();
+    ui.scope_builder(
+        UiBuilder::new()
+            .id_salt("engine")
+            .max_rect(bar)
+            .layout(Layout::right_to_left(Align::Center)),
+        |ui| {
+            let open = state.view.log_open;
+            let errors = state
+                .mirror
+                .log
+                .iter()
+                .rev()
+                .take(50)
+                .any(|line| line.error);
+            let text = if open { "Hide log" } else { "Log" };
+            if Button::new(text)
+                .quiet()
+                .hint("What the engine said (Ctrl+L)")
+                .show(ui)
+            {
+                out.push(Command::ShowLog(!open));
+            }
+            if errors {
+                widgets::status_dot(ui, t.fail, "The log has errors")
+                    .on_hover_text("The log has errors");
+            }
+            let (measured, all) = state.map_progress();
+            let busy = match active {
+                0 => "Engine idle".to_owned(),
+                1 => "Engine: 1 job".to_owned(),
+                n => format!("Engine: {n} jobs"),
+            };
+            widgets::muted_label(ui, busy)
+                .on_hover_text(format!("{measured} of {all} cells of the map are measured"));
+            widgets::status_dot(
+                ui,
+                if active > 0 { t.measured } else { t.faint },
+                if active > 0 {
+                    "Engine busy"
+                } else {
+                    "Engine ready"
+                },
+            );
+            edge = ui.min_rect().left();
+        },
+    );
+    let room = Rect::from_min_max(bar.min, pos2(edge - 16.0, bar.bottom()));
+    ui.scope_builder(
+        UiBuilder::new()
+            .id_salt("jobs")
+            .max_rect(room)
+            .layout(Layout::left_to_right(Align::Center)),
+        |ui| {
+            ui.set_clip_rect(ui.clip_rect().intersect(room));
+            jobs(ui, state, active, out);
+        },
+    );
+}
+
+fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
+    let t = theme::of(ui);
+    if active == 0 {
+        let (measured, all) = state.map_progress();
+        if state.model().is_some() {
+            let text = if all > 0 && measured == all {
+                format!("Map measured: {all} cells")
+            } else {
+                format!("Map: {measured} of {all} cells measured")
+            };
+            widgets::muted_label(ui, text);
+            if measured < all
+                && Command::StartMap.enabled(state).is_ok()
+                && Button::new("Measure map")
+                    .low()
+                    .hint("Measure the cells that are still proxies")
+                    .show(ui)
+            {
+                out.push(Command::StartMap);
+            }
+        }
+        return;
+    }
+    // As many side by side as there is room for; the others are counted.
+    let each = 440.0;
+    let fit = ((ui.available_width() - 60.0) / each).floor().max(1.0) as usize;
+    for (at, job) in state.active_jobs().take(fit).enumerate() {
+        if at > 0 {
+            ui.add_space(24.0);
+        }
+        let (rect, label) = ui.allocate_exact_size(
+            vec2(
+                widgets::text_width(ui.painter(), &job.title, theme::sans()).min(140.0) + 2.0,
+                24.0,
+            ),
+            Sense::hover(),
+        );
+        label.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &job.title));
+        widgets::draw_elided(
+            ui.painter(),
+            rect,
+            Align::Min,
+            &job.title,
+            theme::sans(),
+            t.muted,
+        );
+        label.on_hover_text(&job.title);
+        let colour = if job.kind == JobKind::Distil {
+            t.accent
+        } else {
+            t.measured
+        };
+        let width = if ui.available_width() > 700.0 {
+            160.0
+        } else {
+            110.0
+        };
+        widgets::progress(
+            ui,
+            job.fraction,
+            width,
+            colour,
+            &format!("Progress of {}", job.title),
+        );
+        let detail = match job.state {
+            JobState::Queued => "waiting".to_owned(),
+            _ => {
+                let eta = words::eta(job.eta);
+                match (job.detail.is_empty(), eta.is_empty()) {
+                    (true, true) => format!("{:.0} %", job.fraction * 100.0),
+                    (false, true) => job.detail.clone(),
+                    (true, false) => eta,
+                    (false, false) => format!("{} · {eta}", job.detail),
+                }
+            }
+        };
+        widgets::mono_label(ui, detail, t.text);
+        if Button::new("Cancel")
+            .low()
+            .name(&format!("Cancel {}", job.title))
+            .hint("What is finished is kept")
+            .show(ui)
+        {
+            out.push(Command::CancelJob(job.id));
+        }
+    }
+    if active > fit {
+        ui.add_space(8.0);
+        widgets::muted_label(ui, format!("+{} more", active - fit));
+    }
+}

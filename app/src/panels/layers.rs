@@ -1,0 +1,247 @@
+//! The layers panel: filter, colour switch and legend over a table of layers; bulk edits and the plan's totals below.
+
+use super::{Commands, command_button, menu, rows, switch};
+use crate::{
+    commands::{Command, precision_label},
+    state::{ColourBy, State},
+    theme,
+    widgets::{self, Button, number},
+};
+use egui::{Align, Id, Layout, Popup, PopupCloseBehavior, RichText, TextEdit, Ui, vec2};
+use limbeck_engine::compress::{Precision, Ratio};
+
+pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
+    widgets::head(ui, true, |ui| head(ui, state, out));
+    let foot = theme::BAR;
+    let table = egui::Rect::from_min_max(
+        ui.cursor().min,
+        egui::pos2(ui.max_rect().right(), ui.max_rect().bottom() - foot),
+    );
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("table").max_rect(table),
+        |ui| {
+            ui.set_clip_rect(ui.clip_rect().intersect(table));
+            rows::table(ui, state, out);
+        },
+    );
+    let below = egui::Rect::from_min_max(table.left_bottom(), ui.max_rect().max);
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("foot").max_rect(below),
+        |ui| {
+            widgets::head(ui, false, |ui| footer(ui, state, out));
+        },
+    );
+}
+
+fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let width = ui.available_width();
+    ui.label(RichText::new("Layers").font(theme::strong()).color(t.text));
+    ui.add_space(4.0);
+    let mut filter = state.view.filter.clone();
+    let field = ui.add(
+        TextEdit::singleline(&mut filter)
+            .id(Id::unique("layers-filter"))
+            .hint_text("Filter name, op…")
+            .font(theme::sans())
+            .desired_width(if width < 720.0 { 96.0 } else { 130.0 })
+            .margin(egui::Margin::symmetric(8, 3)),
+    );
+    let field = field.accessible_name("Filter layers");
+    if field.changed() {
+        out.push(Command::SetFilter(filter));
+    }
+    field.on_hover_text("Every word must occur in name, operator or shape");
+    ui.add_space(4.0);
+    if width > 680.0 {
+        widgets::muted_label(ui, "Colour");
+    }
+    let choices = ColourBy::ALL.map(|by| (by, by.label()));
+    if let Some(by) = switch(ui, "colour", &choices, state.view.colour_by, "Colour by") {
+        out.push(Command::SetColourBy(by));
+    }
+    let (low, high) = state.heat_legend();
+    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+        let name = format!("Colour scale from {low} to {high}");
+        let room = ui.available_width();
+        if room > 96.0 {
+            widgets::legend(ui, &low, &high, (room - 96.0).clamp(32.0, 96.0), &name).on_hover_text(
+                match state.view.colour_by {
+                    ColourBy::Sensitivity => {
+                        "Top-1 lost when this layer alone is changed.\nSolid: measured. Hatched: proxy from the weights alone. \
+                         Outline: not known."
+                    }
+                    ColourBy::Size => "Bytes of the layer's weights, against the largest layer at fp32",
+                    ColourBy::Macs => "Multiply–accumulates, against the largest layer",
+                    ColourBy::Error => {
+                        "Squared error of the weights, relative to their energy (square-root scale)"
+                    }
+                },
+            );
+        }
+    });
+}
+
+fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let width = ui.available_width();
+    let selected = state.selected_layers();
+    let (shown, all) = (state.visible().len(), state.layers().len());
+    let mut count = if shown == all {
+        format!("{} layers", number::grouped(all as u64))
+    } else {
+        format!(
+            "{} of {}",
+            number::grouped(shown as u64),
+            number::grouped(all as u64)
+        )
+    };
+    if !selected.is_empty() {
+        count += &format!(" · {} selected", number::grouped(selected.len() as u64));
+    }
+    // A fixed room for the counts, so that selecting moves no button.
+    let room = if width > 760.0 { 138.0 } else { 124.0 };
+    let (rect, response) = ui.allocate_exact_size(vec2(room, 24.0), egui::Sense::hover());
+    response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &count));
+    widgets::draw_elided(
+        ui.painter(),
+        rect,
+        Align::Min,
+        &count,
+        theme::sans(),
+        t.muted,
+    );
+
+    let none = selected.is_empty().then_some("Select layers first");
+    precision_menu(ui, &selected, none, out);
+    ratio_menu(ui, &selected, none, out);
+    let all_pinned = !selected.is_empty() && selected.iter().all(|id| state.is_pinned(id));
+    let pin = Button::new(if all_pinned { "Unpin" } else { "Pin" });
+    command_button(ui, pin, Command::TogglePin(selected), state, out);
+    let plan = Button::new("Plan…")
+        .hint("Whole plans at a stroke; pinned layers keep what they have")
+        .response(ui);
+    menu::plan(&plan, state, out);
+
+    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+        ui.spacing_mut().item_spacing.x = 0.0;
+        totals(ui, state, ui.available_width() > 330.0);
+    });
+}
+
+fn precision_menu(
+    ui: &mut Ui,
+    selected: &[limbeck_engine::graph::LayerId],
+    none: Option<&str>,
+    out: &mut Commands,
+) {
+    let anchor = Button::new("Set precision…")
+        .disabled(none)
+        .hint("Of every selected layer; pinned ones are skipped")
+        .response(ui);
+    Popup::menu(&anchor).show(|ui| {
+        ui.spacing_mut().item_spacing.y = 2.0;
+        for precision in [
+            Precision::Fp32,
+            Precision::Fp16,
+            Precision::Int8,
+            Precision::Int4,
+        ] {
+            let label = precision_label(precision);
+            let name = format!("Set selected layers to {label}");
+            if Button::new(label).quiet().name(&name).show(ui) {
+                out.push(Command::SetPrecision {
+                    layers: selected.to_vec(),
+                    precision,
+                });
+            }
+        }
+    });
+}
+
+fn ratio_menu(
+    ui: &mut Ui,
+    selected: &[limbeck_engine::graph::LayerId],
+    none: Option<&str>,
+    out: &mut Commands,
+) {
+    let anchor = Button::new("Set ratio…")
+        .disabled(none)
+        .hint("Share of weights to prune in every selected layer; pinned ones are skipped")
+        .response(ui);
+    Popup::menu(&anchor)
+        .close_behavior(PopupCloseBehavior::CloseOnClick)
+        .show(|ui| {
+            ui.spacing_mut().item_spacing.y = 2.0;
+            for percent in [0_u8, 10, 25, 38, 50, 60, 75, 90] {
+                let label = if percent == 0 {
+                    "keep all".to_owned()
+                } else {
+                    format!("{percent} %")
+                };
+                let name = format!("Prune selected layers by {percent} %");
+                if Button::new(&label).quiet().name(&name).show(ui) {
+                    out.push(Command::SetRatio {
+                        layers: selected.to_vec(),
+                        ratio: Ratio(f32::from(percent) / 100.0),
+                    });
+                    out.push(Command::CommitEdit);
+                }
+            }
+        });
+}
+
+/// "1,089 → 118 KB predicted  31.0 M MACs", laid from the right.
+fn totals(ui: &mut Ui, state: &State, wide: bool) {
+    let t = theme::of(ui);
+    let (Some(model), Some(prediction)) = (state.model(), state.prediction()) else {
+        return;
+    };
+    let measured = state.plan_point(state.view.split);
+    let (stored, origin) = match measured {
+        Some(point) => (point.point.sizes.stored, "measured"),
+        None => (prediction.stored, "predicted"),
+    };
+    let before = number::kilobytes(model.sizes.stored.0);
+    let after = number::kilobytes(stored.0);
+    let text = |ui: &mut Ui, text: String, colour, strong: bool| {
+        let font = if strong {
+            theme::medium_mono()
+        } else {
+            theme::mono()
+        };
+        ui.label(RichText::new(text).font(font).color(colour))
+    };
+    let hover = format!(
+        "Stored size of the exported file: {before} KB as opened, {after} KB with this plan ({origin}).\n\
+         Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs."
+    );
+    let macs = prediction.macs.or(model.sizes.macs);
+    match (macs, model.sizes.macs) {
+        (Some(now), Some(was)) if now != was => {
+            text(ui, " M MACs".into(), t.muted, false);
+            text(ui, number::millions(now), t.accent_text, true);
+            text(ui, format!("{} → ", number::millions(was)), t.text, false);
+        }
+        (Some(now), _) => {
+            text(ui, " M MACs".into(), t.muted, false);
+            text(ui, number::millions(now), t.text, false);
+        }
+        (None, _) => {
+            text(ui, "MACs unknown".into(), t.muted, false);
+        }
+    }
+    ui.add_space(14.0);
+    if wide {
+        ui.label(
+            RichText::new(format!(" {origin}"))
+                .font(theme::small())
+                .color(t.muted),
+        );
+    }
+    text(ui, " KB".into(), t.accent_text, true);
+    let size = text(ui, after.clone(), t.accent_text, true);
+    size.on_hover_text(hover)
+        .accessible_name(format!("Plan: {after} KB stored, {origin}"));
+    text(ui, format!("{before} → "), t.text, false);
+}

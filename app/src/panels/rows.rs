@@ -1,0 +1,621 @@
+//! The table of layers: only the rows in sight are laid out and drawn, each painted by hand on a 25-point grid.
+
+use super::{Commands, words};
+use crate::{
+    commands::Command,
+    state::{ColourBy, HeatKind, SelectMode, SortKey, State},
+    theme::{self, Tokens},
+    widgets::{self, CellLook, SegmentStyle, SliderEvent, number},
+};
+use egui::{
+    Align, EventFilter, Id, Key, Rect, Response, Role, ScrollArea, Sense, Stroke, TextureId, Ui,
+    WidgetInfo, pos2, vec2,
+};
+use limbeck_engine::{
+    compress::{Precision, Ratio},
+    graph::LayerId,
+    search::LayerFacts,
+    sensitivity::Candidate,
+};
+
+const HEADER: f32 = 29.0;
+/// Most that can be pruned away: a layer keeps something.
+const MAX_RATIO: f32 = 0.95;
+const PRECISIONS: [Precision; 4] = [
+    Precision::Fp32,
+    Precision::Fp16,
+    Precision::Int8,
+    Precision::Int4,
+];
+
+/// Left and right edge of every column, for one width of the table.
+struct Columns {
+    pin: (f32, f32),
+    name: (f32, f32),
+    op: Option<(f32, f32)>,
+    shape: Option<(f32, f32)>,
+    params: (f32, f32),
+    macs: (f32, f32),
+    cells: [(f32, f32); 6],
+    precision: (f32, f32),
+    prune: (f32, f32),
+}
+
+impl Columns {
+    /// Where there is little room, shape and operator go first (both stand in the inspector), then cells and sliders narrow.
+    fn new(left: f32, width: f32) -> Self {
+        let op = if width >= 800.0 { 56.0 } else { 0.0 };
+        let shape = if width >= 700.0 { 92.0 } else { 0.0 };
+        let fixed = 26.0 + op + shape + 62.0 + 58.0 + 14.0 + 82.0 + 16.0 + 16.0 + 14.0;
+        // Names, cells and sliders share what is left.
+        let room = (width - fixed).max(0.0);
+        let cell = ((room - 100.0 - 92.0) / 6.0).clamp(24.0, 37.0);
+        let spare = (room - 6.0 * cell - 100.0 - 92.0).max(0.0);
+        let prune = 92.0 + (spare * 0.3).min(48.0);
+        let name = (room - 6.0 * cell - prune).max(60.0);
+        let mut x = left;
+        let mut take = |w: f32| {
+            let from = x;
+            x += w;
+            (from, x)
+        };
+        let pin = take(26.0);
+        let name = take(name);
+        let op = (op > 0.0).then(|| take(op));
+        let shape = (shape > 0.0).then(|| take(shape));
+        let params = take(62.0);
+        let macs = take(58.0);
+        take(14.0);
+        let cells = std::array::from_fn(|_| take(cell));
+        take(16.0);
+        let precision = take(82.0);
+        take(16.0);
+        let prune = take(prune);
+        Self {
+            pin,
+            name,
+            op,
+            shape,
+            params,
+            macs,
+            cells,
+            precision,
+            prune,
+        }
+    }
+}
+
+fn span(column: (f32, f32), y: (f32, f32)) -> Rect {
+    Rect::from_min_max(pos2(column.0, y.0), pos2(column.1, y.1))
+}
+
+/// Shares of the largest layer, for the bars under the numbers.
+struct Largest {
+    params: f32,
+    macs: f32,
+}
+
+pub fn table(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let all = ui.max_rect();
+    let columns = Columns::new(all.left(), all.width());
+    header(ui, all, &columns, state, out);
+
+    let body = Rect::from_min_max(pos2(all.left(), all.top() + HEADER), all.max);
+    let id = Id::unique("layers-table");
+    // One tab stop for the whole table: arrows walk its rows.
+    let keyboard = ui.interact(body, id, Sense::focusable_noninteractive());
+    keyboard.widget_info(|| WidgetInfo::labeled(Role::Grid, true, "Layers table"));
+    keys(ui, &keyboard, body, out);
+
+    let rows = state.visible();
+    if rows.is_empty() {
+        nothing(ui, body, state, out);
+        return;
+    }
+    let layers = state.layers();
+    let totals = layers
+        .iter()
+        .fold((0, 0), |(p, m), l| (p + l.params, m + l.macs.unwrap_or(0)));
+    let largest = Largest {
+        params: totals.0 as f32,
+        macs: totals.1 as f32,
+    };
+    let hatch = widgets::hatch_texture(ui.ctx());
+    let moved = focus_moved(ui, id, state);
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("rows").max_rect(body),
+        |ui| {
+            ScrollArea::vertical()
+                .id_salt("layers-scroll")
+                .auto_shrink(false)
+                .show_viewport(ui, |ui, viewport| {
+                    let height = rows.len() as f32 * theme::ROW;
+                    ui.set_height(height);
+                    let origin = ui.max_rect().min;
+                    let first = (viewport.top() / theme::ROW).floor().max(0.0) as usize;
+                    let last = ((viewport.bottom() / theme::ROW).ceil() as usize).min(rows.len());
+                    for (at, index) in rows.iter().enumerate().take(last).skip(first) {
+                        let Some(layer) = layers.get(*index) else {
+                            continue;
+                        };
+                        let top = origin.y + at as f32 * theme::ROW;
+                        let rect = Rect::from_min_size(
+                            pos2(all.left(), top),
+                            vec2(all.width(), theme::ROW),
+                        );
+                        row(
+                            ui, rect, &columns, *index, layer, &largest, hatch, state, &keyboard,
+                            out,
+                        );
+                    }
+                    if let Some(at) = moved {
+                        let top = origin.y + at as f32 * theme::ROW;
+                        let rect =
+                            Rect::from_min_size(pos2(all.left(), top), vec2(1.0, theme::ROW));
+                        ui.scroll_to_rect(rect, None);
+                    }
+                });
+        },
+    );
+    if keyboard.has_focus() {
+        let t = theme::of(ui);
+        ui.painter().vline(
+            body.left() + 0.5,
+            body.y_range(),
+            Stroke::new(1.0, t.measured),
+        );
+    }
+}
+
+/// Place of the newly focused row among those shown, in the frame after the focus went there.
+fn focus_moved(ui: &Ui, id: Id, state: &State) -> Option<usize> {
+    let key = id.with("seen-focus");
+    let now = state.view.focus.clone();
+    let before = ui.data(|d| d.get_temp::<Option<LayerId>>(key)).flatten();
+    if now == before {
+        return None;
+    }
+    ui.data_mut(|d| d.insert_temp(key, now.clone()));
+    let index = state.mirror.layer_index(&now?)?;
+    state.visible().iter().position(|row| *row == index)
+}
+
+fn keys(ui: &Ui, table: &Response, body: Rect, out: &mut Commands) {
+    if !table.has_focus() {
+        return;
+    }
+    ui.memory_mut(|m| {
+        m.set_focus_lock_filter(
+            table.id,
+            EventFilter {
+                vertical_arrows: true,
+                ..Default::default()
+            },
+        );
+    });
+    let page = (body.height() / theme::ROW).floor().max(1.0) as i32;
+    let (rows, extend) = ui.input(|input| {
+        let mut rows = 0;
+        for (key, step) in [
+            (Key::ArrowDown, 1),
+            (Key::ArrowUp, -1),
+            (Key::PageDown, page),
+            (Key::PageUp, -page),
+            (Key::Home, -1_000_000),
+            (Key::End, 1_000_000),
+        ] {
+            rows += step * input.num_presses(key) as i32;
+        }
+        (rows, input.modifiers.shift)
+    });
+    if rows != 0 {
+        out.push(Command::MoveFocus { rows, extend });
+    }
+}
+
+fn nothing(ui: &mut Ui, body: Rect, state: &State, out: &mut Commands) {
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("nothing").max_rect(body),
+        |ui| {
+            if state.layers().is_empty() {
+                widgets::empty_state(
+                    ui,
+                    "No layers with weights",
+                    "Nothing in this model can be compressed layer by layer.",
+                    &[],
+                );
+            } else {
+                let body = format!("No layer matches “{}”.", state.view.filter);
+                if widgets::empty_state(ui, "Nothing found", &body, &[("Clear filter", false)])
+                    .is_some()
+                {
+                    out.push(Command::SetFilter(String::new()));
+                }
+            }
+        },
+    );
+}
+
+fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let y = (all.top(), all.top() + HEADER);
+    let mut cells: Vec<((f32, f32), &str, SortKey, Align, &str)> = vec![
+        (
+            columns.name,
+            "Layer",
+            SortKey::Name,
+            Align::Min,
+            "Name of the layer",
+        ),
+        (
+            columns.params,
+            "Params",
+            SortKey::Params,
+            Align::Max,
+            "Elements of weight and bias; the bar is the share of all",
+        ),
+        (
+            columns.macs,
+            "MACs, M",
+            SortKey::Macs,
+            Align::Max,
+            "Million multiply–accumulates a sample; the bar is the share of all",
+        ),
+    ];
+    if let Some(op) = columns.op {
+        cells.push((op, "Op", SortKey::Op, Align::Min, "Operator"));
+    }
+    if let Some(shape) = columns.shape {
+        cells.push((
+            shape,
+            "Shape",
+            SortKey::Shape,
+            Align::Min,
+            "Shape of the weight",
+        ));
+    }
+    for (candidate, column) in Candidate::ALL.iter().zip(columns.cells) {
+        let why = match candidate {
+            Candidate::Fp16 => "Weights as 16-bit floats",
+            Candidate::Int8 => "8-bit weights and activations",
+            Candidate::Int4 => "4-bit weights, 8-bit activations",
+            Candidate::P25 => "25 % of the weights pruned",
+            Candidate::P50 => "50 % of the weights pruned",
+            Candidate::P75 => "75 % of the weights pruned",
+        };
+        cells.push((
+            column,
+            words::candidate(*candidate),
+            SortKey::Cell(*candidate),
+            Align::Min,
+            why,
+        ));
+    }
+    cells.push((
+        columns.precision,
+        "Precision",
+        SortKey::Precision,
+        Align::Min,
+        "Bits of the weights in the plan",
+    ));
+    cells.push((
+        columns.prune,
+        "Prune",
+        SortKey::Ratio,
+        Align::Min,
+        "Share of weights set to zero, smallest first",
+    ));
+    for (column, text, key, align, why) in cells {
+        let rect = span(column, y);
+        let sorted = state.view.sort.key == key;
+        let response = ui.interact(rect, Id::unique(("layers-header", text)), Sense::click());
+        response.widget_info(|| {
+            WidgetInfo::labeled(Role::ColumnHeader, true, format!("Sort by {text}"))
+        });
+        let colour = if sorted || response.hovered() {
+            t.text
+        } else {
+            t.muted
+        };
+        let font = if matches!(key, SortKey::Cell(_)) {
+            theme::small()
+        } else {
+            theme::sans()
+        };
+        let inner = rect.with_max_x(rect.right() - if align == Align::Max { 2.0 } else { 0.0 });
+        widgets::draw_elided(ui.painter(), inner, align, text, font.clone(), colour);
+        if sorted {
+            let width = widgets::text_width(ui.painter(), text, font);
+            let x = match align {
+                Align::Max => rect.right() - width - 10.0,
+                _ => rect.left() + width + 7.0,
+            };
+            let icon = if state.view.sort.descending {
+                widgets::icons::Icon::Down
+            } else {
+                widgets::icons::Icon::Up
+            };
+            widgets::icons::paint(
+                ui.painter(),
+                icon,
+                pos2(x.min(rect.right() - 4.0), rect.center().y),
+                8.0,
+                t.accent,
+            );
+        }
+        if response.clicked() {
+            out.push(Command::SetSort(key));
+        }
+        response.on_hover_text(why);
+    }
+    ui.painter()
+        .hline(all.x_range(), y.1 - 0.5, Stroke::new(1.0, t.line));
+}
+
+/// The layers an edit in this row is for: the whole selection if the row belongs to it, else the row's own.
+fn targets(state: &State, layer: &LayerId) -> Vec<LayerId> {
+    if state.is_selected(layer) && state.view.selection.len() > 1 {
+        state.selected_layers()
+    } else {
+        vec![layer.clone()]
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn row(
+    ui: &mut Ui,
+    rect: Rect,
+    columns: &Columns,
+    index: usize,
+    layer: &LayerFacts,
+    largest: &Largest,
+    hatch: TextureId,
+    state: &State,
+    table: &Response,
+    out: &mut Commands,
+) {
+    let t = theme::of(ui);
+    let id = table.id.with(index);
+    let name = layer.id.0.as_ref();
+    let selected = state.is_selected(&layer.id);
+    let response = ui.interact(rect, id, Sense::CLICK);
+    response.widget_info(|| WidgetInfo::selected(Role::Row, true, selected, name));
+    if response.clicked() {
+        let mode = ui.input(|i| match (i.modifiers.shift, i.modifiers.command) {
+            (true, _) => SelectMode::Extend,
+            (_, true) => SelectMode::Toggle,
+            _ => SelectMode::Replace,
+        });
+        table.request_focus();
+        out.push(Command::Select {
+            layer: layer.id.clone(),
+            mode,
+        });
+    }
+    ground(
+        ui,
+        rect,
+        selected,
+        response.hovered(),
+        state.view.focus.as_ref() == Some(&layer.id),
+        t,
+    );
+    let y = (rect.top(), rect.bottom());
+    pin(ui, span(columns.pin, y), id, layer, state, out);
+
+    let painter = ui.painter().clone();
+    let name_rect = span(columns.name, y).with_max_x(columns.name.1 - 8.0);
+    let cut = widgets::draw_elided(&painter, name_rect, Align::Min, name, theme::sans(), t.text);
+    if cut && response.hovered() {
+        response.clone().on_hover_text(name);
+    }
+    if let Some(op) = columns.op {
+        let rect = span(op, y).with_max_x(op.1 - 6.0);
+        widgets::draw_elided(
+            &painter,
+            rect,
+            Align::Min,
+            &layer.op,
+            theme::sans(),
+            t.muted,
+        );
+    }
+    if let Some(shape) = columns.shape {
+        let rect = span(shape, y).with_max_x(shape.1 - 6.0);
+        let text = number::shape(&layer.weight_shape);
+        widgets::draw_elided(&painter, rect, Align::Min, &text, theme::mono(), t.muted);
+    }
+    let bar = theme::mix(t.line, t.muted, 0.45);
+    let figure = |column: (f32, f32), text: &str, share: f32, colour| {
+        let rect = span(column, y);
+        widgets::draw_elided(
+            &painter,
+            rect.with_max_x(column.1 - 2.0),
+            Align::Max,
+            text,
+            theme::mono(),
+            colour,
+        );
+        let below = Rect::from_min_max(
+            pos2(column.0 + 16.0, rect.bottom() - 4.0),
+            pos2(column.1 - 2.0, rect.bottom() - 2.5),
+        );
+        let width = below.width() * share.clamp(0.0, 1.0);
+        let from_right = below.with_min_x(below.right() - width);
+        widgets::share_bar(&painter, from_right, 1.0, bar);
+    };
+    let params = number::grouped(layer.params);
+    figure(
+        columns.params,
+        &params,
+        layer.params as f32 / largest.params.max(1.0),
+        t.text,
+    );
+    match layer.macs {
+        Some(macs) => {
+            let text = format!("{:.2}", macs as f64 / 1e6);
+            figure(
+                columns.macs,
+                &text,
+                macs as f32 / largest.macs.max(1.0),
+                t.text,
+            );
+        }
+        None => figure(columns.macs, "–", 0.0, t.faint),
+    }
+    cells(ui, columns, y, id, index, hatch, state);
+    plan(ui, columns, y, id, layer, state, out);
+}
+
+fn ground(ui: &Ui, rect: Rect, selected: bool, hovered: bool, focused: bool, t: &Tokens) {
+    let painter = ui.painter();
+    if selected {
+        painter.rect_filled(rect, 0.0, t.selected);
+        let edge = if focused { 3.0 } else { 2.0 };
+        painter.rect_filled(
+            Rect::from_min_size(rect.min, vec2(edge, rect.height())),
+            0.0,
+            t.accent,
+        );
+    } else if hovered {
+        painter.rect_filled(rect, 0.0, theme::mix(t.panel, t.raised, 0.7));
+    }
+    let line = theme::mix(t.panel, t.line, 0.6);
+    painter.hline(rect.x_range(), rect.bottom() - 0.5, Stroke::new(1.0, line));
+}
+
+fn pin(ui: &mut Ui, rect: Rect, row: Id, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let pinned = state.is_pinned(&layer.id);
+    let response = ui.interact(rect, row.with("pin"), Sense::CLICK);
+    let word = if pinned { "Unpin" } else { "Pin" };
+    response.widget_info(|| {
+        WidgetInfo::selected(
+            Role::CheckBox,
+            true,
+            pinned,
+            format!("{word} {}", layer.id.0),
+        )
+    });
+    let centre = pos2(rect.left() + 11.0, rect.center().y);
+    let hovered = response.hovered();
+    if pinned {
+        let colour = if hovered { t.text } else { t.muted };
+        ui.painter().circle_filled(centre, 3.0, colour);
+    } else {
+        let colour = if hovered {
+            t.text
+        } else {
+            theme::mix(t.panel, t.faint, 0.8)
+        };
+        ui.painter()
+            .circle_stroke(centre, 2.5, Stroke::new(1.0, colour));
+    }
+    if response.clicked() {
+        out.push(Command::TogglePin(vec![layer.id.clone()]));
+    }
+    response.on_hover_text(if pinned {
+        "Pinned: bulk edits and presets leave this layer alone"
+    } else {
+        "Pin: bulk edits and presets will leave this layer alone"
+    });
+}
+
+fn cells(
+    ui: &mut Ui,
+    columns: &Columns,
+    y: (f32, f32),
+    row: Id,
+    index: usize,
+    hatch: TextureId,
+    state: &State,
+) {
+    let t = theme::of(ui);
+    for (candidate, column) in Candidate::ALL.into_iter().zip(columns.cells) {
+        let rect = Rect::from_min_max(pos2(column.0, y.0 + 4.0), pos2(column.1 - 3.0, y.1 - 4.0));
+        let heat = state.heat(index, candidate);
+        let colour = t.heat(heat.value);
+        let look = match heat.kind {
+            HeatKind::Known => CellLook::Solid(colour),
+            HeatKind::Proxy => CellLook::Hatched(colour),
+            HeatKind::Unknown => CellLook::Outline,
+        };
+        widgets::heat_cell(ui.painter(), rect, look, t, hatch);
+        let response = ui.interact(rect, row.with(("cell", candidate as usize)), Sense::hover());
+        response.widget_info(|| {
+            WidgetInfo::labeled(Role::Cell, true, words::cell_hover(state, index, candidate))
+        });
+        if response.hovered() {
+            let mut text = words::cell_hover(state, index, candidate);
+            if state.view.colour_by == ColourBy::Sensitivity && heat.kind == HeatKind::Proxy {
+                text += "\nMeasured cells replace proxies while the map runs";
+            }
+            response.on_hover_text(text);
+        }
+    }
+}
+
+fn plan(
+    ui: &mut Ui,
+    columns: &Columns,
+    y: (f32, f32),
+    row: Id,
+    layer: &LayerFacts,
+    state: &State,
+    out: &mut Commands,
+) {
+    let name = layer.id.0.as_ref();
+    let setting = state.setting(&layer.id);
+    let chosen = PRECISIONS.iter().position(|p| *p == setting.precision);
+    let rect = Rect::from_min_max(
+        pos2(columns.precision.0, y.0 + 3.0),
+        pos2(columns.precision.1, y.1 - 3.0),
+    );
+    let texts = ["32", "16", "8", "4"];
+    let picked = widgets::segmented_at(
+        ui,
+        rect,
+        row.with("precision"),
+        &texts,
+        chosen,
+        SegmentStyle::Plan,
+        None,
+        |i| format!("{name} precision {} bits", texts[i]),
+    );
+    if let Some(precision) = picked.and_then(|i| PRECISIONS.get(i)) {
+        out.push(Command::SetPrecision {
+            layers: targets(state, &layer.id),
+            precision: *precision,
+        });
+    }
+    let ratio = setting.sparsity.0;
+    let text = if ratio > 0.0 {
+        format!("{:.0} %", ratio * 100.0)
+    } else {
+        "keep".to_owned()
+    };
+    let event = widgets::ratio_slider(
+        ui,
+        span(columns.prune, y),
+        row.with("ratio"),
+        ratio,
+        MAX_RATIO,
+        &text,
+        None,
+        || format!("{name} prune ratio"),
+    );
+    let (value, done) = match event {
+        Some(SliderEvent::Changed(value)) => (value, false),
+        Some(SliderEvent::Committed(value)) => (value, true),
+        None => return,
+    };
+    if value != ratio {
+        out.push(Command::SetRatio {
+            layers: targets(state, &layer.id),
+            ratio: Ratio(value),
+        });
+    }
+    if done {
+        out.push(Command::CommitEdit);
+    }
+}

@@ -1,0 +1,291 @@
+//! Training: loss and accuracy while a distillation runs, and after it.
+
+use super::{Commands, command_button, words};
+use crate::{
+    commands::Command,
+    state::{Curves, Dialog, State},
+    theme,
+    widgets::{self, Button, number},
+};
+use egui::{Align2, Rect, RichText, Shape, Stroke, Ui, Vec2, pos2, vec2};
+use egui_plot::{AxisHints, Line, Plot, PlotPoint, PlotPoints};
+use limbeck_engine::data::SplitName;
+
+/// Right side of the panel's head, laid from the right.
+pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
+    command_button(
+        ui,
+        Button::new("Distil…").low(),
+        Command::Show(Dialog::Distil),
+        state,
+        out,
+    );
+}
+
+pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
+    let Some(curves) = state.curves().filter(|c| !c.points.is_empty()) else {
+        let body = "Distillation trains the compressed network against the original as its teacher. Its loss and accuracy are drawn \
+                    here while it runs; the window stays free.";
+        let blocked = Command::Show(Dialog::Distil).enabled(state).err();
+        let pressed = match blocked {
+            None => widgets::empty_state(ui, "Nothing distilled yet", body, &[("Distil…", true)]),
+            Some(why) => {
+                widgets::empty_state(ui, "Nothing distilled yet", &format!("{body}\n{why}."), &[])
+            }
+        };
+        if pressed.is_some() {
+            out.push(Command::Show(Dialog::Distil));
+        }
+        return;
+    };
+    let all = ui.available_rect_before_wrap();
+    let facts = Rect::from_min_size(all.min + vec2(12.0, 6.0), vec2(all.width() - 24.0, 24.0));
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("facts").max_rect(facts),
+        |ui| {
+            ui.horizontal_centered(|ui| summary(ui, state, curves));
+        },
+    );
+    let plots = Rect::from_min_max(
+        pos2(all.left() + 8.0, facts.bottom() + 6.0),
+        pos2(all.right() - 14.0, all.bottom() - 6.0),
+    );
+    let height = (plots.height() - 6.0) / 2.0;
+    let upper = Rect::from_min_size(plots.min, vec2(plots.width(), height));
+    let lower = Rect::from_min_size(pos2(plots.left(), upper.bottom() + 6.0), upper.size());
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("loss").max_rect(upper),
+        |ui| loss(ui, upper.size(), curves),
+    );
+    ui.scope_builder(
+        egui::UiBuilder::new().id_salt("accuracy").max_rect(lower),
+        |ui| {
+            accuracy(ui, lower.size(), state, curves);
+        },
+    );
+}
+
+fn summary(ui: &mut Ui, state: &State, curves: &Curves) {
+    let t = theme::of(ui);
+    let Some(last) = curves.points.last() else {
+        return;
+    };
+    ui.label(
+        RichText::new(&curves.title)
+            .font(theme::strong())
+            .color(t.text),
+    );
+    let mut text = format!(
+        "epoch {:.1} · step {} of {} · loss {:.3} · rate {:.1e} · {} img/s",
+        last.epoch,
+        number::grouped(last.step),
+        number::grouped(last.steps),
+        last.loss,
+        last.rate,
+        number::grouped(last.samples_per_second.max(0.0).round() as u64),
+    );
+    if let Some(eta) = state.job(curves.job).and_then(|job| job.eta) {
+        text += &format!(" · {}", words::eta(Some(eta)));
+    }
+    let room = ui.available_rect_before_wrap();
+    let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 20.0), egui::Sense::hover());
+    response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &text));
+    if widgets::draw_elided(
+        ui.painter(),
+        rect,
+        egui::Align::Min,
+        &text,
+        theme::mono_small(),
+        t.muted,
+    ) {
+        response.on_hover_text(text);
+    }
+}
+
+fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
+    let t = theme::of(ui);
+    let caption = |text: &str| RichText::new(text).font(theme::mono_small()).color(t.muted);
+    let dress = |hints: AxisHints<'static>| {
+        hints
+            .tick_label_color(t.muted)
+            .tick_label_font(theme::mono_small())
+    };
+    let hints_x = AxisHints::new_x();
+    let hints_x = if x.is_empty() {
+        hints_x
+    } else {
+        hints_x.label(caption(x))
+    };
+    (
+        dress(hints_x),
+        dress(AxisHints::new_y().label(caption(y)).min_thickness(34.0)),
+    )
+}
+
+fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f64) -> Plot<'a> {
+    let t = theme::of(ui);
+    let (hints_x, hints_y) = axes(ui, x, y);
+    Plot::new(id)
+        .width(size.x)
+        .height(size.y)
+        .show_background(false)
+        .show_crosshair(false)
+        .grid_color(theme::mix(t.panel, t.line, 0.9))
+        .grid_fade(0.0)
+        .custom_x_axes(vec![hints_x])
+        .custom_y_axes(vec![hints_y])
+        .include_x(0.0)
+        .include_x(epochs)
+        .set_margin_fraction(vec2(0.0, 0.08))
+        .allow_scroll(false)
+        .allow_boxed_zoom(false)
+}
+
+/// Epochs the whole run has, so that the curve grows into a still frame.
+fn epochs(curves: &Curves) -> f64 {
+    curves.points.last().map_or(1.0, |p| {
+        (p.epoch * p.steps as f64 / p.step.max(1) as f64)
+            .ceil()
+            .max(1.0)
+    })
+}
+
+/// Smallest and largest value of each of about `width` bins, in order: what a line of that many points can show.
+fn binned(points: &[[f64; 2]], width: f32) -> Vec<[f64; 2]> {
+    let bins = width.max(1.0) as usize;
+    if points.len() <= 2 * bins {
+        return points.to_vec();
+    }
+    let size = points.len().div_ceil(bins);
+    points
+        .chunks(size)
+        .flat_map(|chunk| {
+            let low = chunk.iter().copied().min_by(|a, b| a[1].total_cmp(&b[1]));
+            let high = chunk.iter().copied().max_by(|a, b| a[1].total_cmp(&b[1]));
+            let mut pair: Vec<[f64; 2]> = low.into_iter().chain(high).collect();
+            pair.sort_by(|a, b| a[0].total_cmp(&b[0]));
+            pair
+        })
+        .collect()
+}
+
+fn loss(ui: &mut Ui, size: Vec2, curves: &Curves) {
+    let t = theme::of(ui);
+    let points: Vec<[f64; 2]> = curves
+        .points
+        .iter()
+        .filter(|p| p.loss.is_finite())
+        .map(|p| [p.epoch, p.loss])
+        .collect();
+    let points = binned(&points, size.x);
+    let response = frame(ui, "loss", size, "", "loss", epochs(curves))
+        .include_y(0.0)
+        .show(ui, |plot| {
+            plot.line(
+                Line::new("loss", PlotPoints::from(points))
+                    .color(t.measured)
+                    .width(1.5),
+            );
+        });
+    response
+        .response
+        .widget_info(|| egui::WidgetInfo::labeled(egui::Role::Image, true, "Loss curve"));
+}
+
+fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
+    let t = theme::of(ui);
+    let measured: Vec<(f64, limbeck_engine::eval::Estimate)> = curves
+        .points
+        .iter()
+        .filter_map(|p| Some((p.epoch, p.accuracy?)))
+        .collect();
+    let original = state.baseline(SplitName::Search).map(|p| p.top1_percent());
+    let mut plot = frame(
+        ui,
+        "accuracy",
+        size,
+        "epoch",
+        "top-1 on search, %",
+        epochs(curves),
+    );
+    for (_, e) in &measured {
+        plot = plot.include_y(e.ci[0] * 100.0).include_y(e.ci[1] * 100.0);
+    }
+    if let Some(original) = original {
+        plot = plot.include_y(original);
+    } else if measured.is_empty() {
+        plot = plot.include_y(0.0).include_y(100.0);
+    }
+    let response = plot.label_formatter(|_| None).show(ui, |_| {});
+    response
+        .response
+        .widget_info(|| egui::WidgetInfo::labeled(egui::Role::Image, true, "Accuracy curve"));
+    let area = *response.transform.frame();
+    let painter = ui.painter_at(area);
+    let at = |x: f64, y: f64| {
+        response
+            .transform
+            .position_from_point(&PlotPoint::new(x, y))
+    };
+    if let Some(original) = original {
+        let y = at(0.0, original).y;
+        let line = [pos2(area.left(), y), pos2(area.right(), y)];
+        painter.extend(Shape::dashed_line(
+            &line,
+            Stroke::new(1.0, t.faint),
+            4.0,
+            4.0,
+        ));
+        widgets::draw(
+            &painter,
+            pos2(area.left() + 6.0, y - 2.0),
+            Align2::LEFT_BOTTOM,
+            format!("original {original:.2}"),
+            theme::mono_small(),
+            t.muted,
+        );
+    }
+    let places: Vec<egui::Pos2> = measured
+        .iter()
+        .map(|(x, e)| at(*x, e.value * 100.0))
+        .collect();
+    painter.add(Shape::line(places.clone(), Stroke::new(1.5, t.measured)));
+    for ((_, e), place) in measured.iter().zip(&places) {
+        let (low, high) = (at(0.0, e.ci[0] * 100.0).y, at(0.0, e.ci[1] * 100.0).y);
+        painter.vline(place.x, high..=low, Stroke::new(1.0, t.measured));
+        painter.circle_filled(*place, 3.5, t.measured);
+    }
+    if let (Some((_, e)), Some(place)) = (measured.last(), places.last()) {
+        widgets::draw(
+            &painter,
+            pos2(place.x + 8.0, place.y),
+            Align2::LEFT_CENTER,
+            format!(
+                "{} , n {}",
+                number::points_with_interval(e.value, e.ci),
+                number::grouped(e.n)
+            )
+            .replace(" ,", ","),
+            theme::mono_small(),
+            t.text,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::binned;
+
+    #[test]
+    fn binning_keeps_peaks_and_order() {
+        let mut points: Vec<[f64; 2]> = (0..10_000)
+            .map(|i| [f64::from(i), (f64::from(i) / 50.0).sin()])
+            .collect();
+        points[5_003][1] = 40.0;
+        let thin = binned(&points, 300.0);
+        assert!(thin.len() <= 600, "{}", thin.len());
+        assert!(thin.iter().any(|p| p[1] == 40.0));
+        assert!(thin.windows(2).all(|w| w[0][0] <= w[1][0]));
+        assert_eq!(binned(&points[..20], 300.0), points[..20]);
+    }
+}

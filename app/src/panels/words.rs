@@ -1,0 +1,251 @@
+//! What the panels say of cells, points and jobs: numbers with unit, n and provenance.
+
+use crate::{
+    commands::{precision_label, split_label},
+    state::{ColourBy, NamedPoint, State},
+    widgets::number,
+};
+use limbeck_engine::{
+    compress::{Granularity, LayerSetting, Precision, QuantScheme},
+    data::SplitName,
+    recipe::{Choice, Step},
+    search::LayerFacts,
+    sensitivity::{Candidate, Cell, Tier},
+};
+use std::time::Duration;
+
+pub fn candidate(c: Candidate) -> &'static str {
+    match c {
+        Candidate::Fp16 => "fp16",
+        Candidate::Int8 => "int8",
+        Candidate::Int4 => "int4",
+        Candidate::P25 => "p25",
+        Candidate::P50 => "p50",
+        Candidate::P75 => "p75",
+    }
+}
+
+/// In full: "25 % pruned".
+pub fn candidate_long(c: Candidate) -> &'static str {
+    match c {
+        Candidate::P25 => "25 % pruned",
+        Candidate::P50 => "50 % pruned",
+        Candidate::P75 => "75 % pruned",
+        other => candidate(other),
+    }
+}
+
+/// Drop of a cell as the tables show it: "0.31 ± 0.12", for a proxy "~ 2.1 %" of weight error.
+pub fn cell_value(cell: &Cell) -> String {
+    match (cell.tier, cell.ci) {
+        (Tier::Proxy, _) => format!("~ {} %", percent_of_error(cell.value)),
+        (Tier::Measured, Some(ci)) => number::points_with_interval(cell.value, ci),
+        (Tier::Measured, None) => number::percent(cell.value, 2),
+    }
+}
+
+fn percent_of_error(value: f64) -> String {
+    let percent = value * 100.0;
+    if percent == 0.0 || percent >= 0.1 {
+        format!("{percent:.1}")
+    } else {
+        format!("{percent:.0e}")
+    }
+}
+
+/// Where a cell's number comes from: "n 1,000" or "proxy".
+pub fn cell_origin(cell: &Cell) -> String {
+    match cell.tier {
+        Tier::Proxy => "proxy".into(),
+        Tier::Measured => format!("n {}", number::grouped(cell.n)),
+    }
+}
+
+/// What hovering a heat cell says; its first line is the cell's accessible name.
+pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
+    let Some(layer) = state.layers().get(row) else {
+        return String::new();
+    };
+    let mut text = format!("{} at {}: ", layer.id.0, candidate_long(c));
+    match state.view.colour_by {
+        ColourBy::Size => {
+            let (bits, note) = match c {
+                Candidate::Fp16 => (16, ""),
+                Candidate::Int8 => (8, ""),
+                Candidate::Int4 => (4, ""),
+                _ => (32, " (masked zeros save no bytes)"),
+            };
+            let bytes = layer.params * bits / 8;
+            text += &format!("{} KB of weights{note}, exact", number::kilobytes(bytes));
+        }
+        ColourBy::Macs => match layer.macs {
+            Some(macs) => {
+                text += &format!(
+                    "{} M MACs, exact (neither precision nor masks change their number)",
+                    number::millions(macs)
+                );
+            }
+            None => text += "MACs not known, the shapes are open",
+        },
+        ColourBy::Error => match state
+            .mirror
+            .slot(row, c)
+            .and_then(|slot| slot.proxy.as_ref())
+        {
+            Some(cell) => {
+                text += &format!(
+                    "weight error {} % of the weights' energy, exact",
+                    percent_of_error(cell.value)
+                );
+            }
+            None => text += "not measured",
+        },
+        ColourBy::Sensitivity => match state.cell(row, c) {
+            None => text += "not measured",
+            Some(cell) => match cell.tier {
+                Tier::Proxy => {
+                    text += &format!(
+                        "proxy, weight error {} % (weights only, n 0)",
+                        percent_of_error(cell.value)
+                    );
+                }
+                Tier::Measured => {
+                    text += &format!(
+                        "drop {} pt, measured, {}",
+                        cell_value(cell),
+                        cell_origin(cell)
+                    );
+                    if let Some(kl) = cell.kl {
+                        text += &format!("\nKL divergence of the outputs {kl:.4} nats");
+                    }
+                }
+            },
+        },
+    }
+    text
+}
+
+/// "Conv 3×3 · 32→32".
+pub fn layer_kind(layer: &LayerFacts) -> String {
+    let shape = &layer.weight_shape;
+    let out = shape.get(layer.channel_axis).copied().unwrap_or(0);
+    let op = &layer.op;
+    match (op.as_str(), shape.as_slice()) {
+        ("Conv", [_, input, kernel @ ..]) if !kernel.is_empty() => {
+            format!("{op} {} · {input}→{out}", number::shape(kernel))
+        }
+        ("ConvTranspose", [input, _, kernel @ ..]) if !kernel.is_empty() => {
+            format!("{op} {} · {input}→{out}", number::shape(kernel))
+        }
+        (_, [a, b]) => {
+            let input = if layer.channel_axis == 0 { b } else { a };
+            format!("{op} · {input}→{out}")
+        }
+        _ => format!("{op} · {}", number::shape(shape)),
+    }
+}
+
+/// "int4 · per channel · 38 % pruned".
+pub fn setting(s: LayerSetting, scheme: &QuantScheme) -> String {
+    let mut text = precision_label(s.precision).to_owned();
+    let steps = match s.precision {
+        Precision::Int8 => Some(scheme.int8_weights),
+        Precision::Int4 => Some(scheme.int4_weights),
+        _ => None,
+    };
+    match steps {
+        Some(Granularity::PerChannel) => text += " · per channel",
+        Some(Granularity::PerTensor) => text += " · per tensor",
+        Some(Granularity::Group(n)) => text += &format!(" · groups of {n}"),
+        None => {}
+    }
+    if s.sparsity.0 > 0.0 {
+        text += &format!(" · {:.0} % pruned", s.sparsity.0 * 100.0);
+    }
+    text
+}
+
+/// "92.78 ± 0.21" in percent: half the 95 % interval's width.
+pub fn top1(point: &NamedPoint) -> String {
+    let top1 = point.point.metrics.top1;
+    number::points_with_interval(top1.value, top1.ci)
+}
+
+/// What hovering a point of the plot says.
+pub fn point_hover(point: &NamedPoint) -> String {
+    let p = &point.point;
+    let m = &p.metrics;
+    let mut text = format!(
+        "{}\ntop-1 {} %, measured on {}, n {}",
+        point.name,
+        top1(point),
+        split_label(m.split),
+        number::grouped(m.top1.n)
+    );
+    if let Some(drop) = &m.drop {
+        text += &format!(
+            "\ndrop {} pt against the original, paired, n {}",
+            number::points_with_interval(drop.drop, drop.ci),
+            number::grouped(drop.n)
+        );
+    }
+    if let Some(agreement) = &m.agreement {
+        text += &format!(
+            "\nsame label as the original {} %",
+            number::percent(agreement.value, 2)
+        );
+    }
+    text += &format!(
+        "\nstored {} KB · theoretical {} KB · runtime {} KB",
+        number::kilobytes(p.sizes.stored.0),
+        number::kilobytes(p.sizes.theoretical.0),
+        number::kilobytes(p.sizes.runtime.0)
+    );
+    if let Some(macs) = p.sizes.macs {
+        text += &format!("\n{} M MACs", number::millions(macs));
+    }
+    text += &format!("\n{}", steps(&p.recipe.steps));
+    text
+}
+
+/// A recipe's steps in a line: "fold batch norms → prune → quantise → distil 2 epochs".
+pub fn steps(steps: &[Step]) -> String {
+    if steps.is_empty() {
+        return "the original model".into();
+    }
+    let words: Vec<String> = steps
+        .iter()
+        .map(|step| match step {
+            Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::Prune(step) => match step.default {
+                Choice::Set(ratio) if step.layers.is_empty() => {
+                    format!("prune {:.0} %", ratio.0 * 100.0)
+                }
+                _ => "prune by layer".into(),
+            },
+            Step::Quantize(step) => match step.default {
+                Choice::Set(precision) if step.layers.is_empty() => {
+                    format!("quantise to {}", precision_label(precision))
+                }
+                _ => "quantise by layer".into(),
+            },
+            Step::Distil(settings) => format!("distil {} epochs", settings.epochs),
+        })
+        .collect();
+    words.join(" → ")
+}
+
+/// "1:42 left".
+pub fn eta(left: Option<Duration>) -> String {
+    left.map_or_else(String::new, |left| {
+        format!("{} left", number::clock(left.as_secs()))
+    })
+}
+
+/// "holdout 10,000".
+pub fn split_with_n(state: &State, split: SplitName) -> (String, String) {
+    (
+        split_label(split).to_owned(),
+        number::grouped(state.split_len(split) as u64),
+    )
+}
