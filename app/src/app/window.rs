@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     commands::Command,
+    panels,
     state::{NoticeKind, State, ThemeChoice, View},
     theme,
 };
@@ -166,7 +167,7 @@ impl eframe::App for Window {
         let mut out = Vec::new();
         let state = &self.session.state;
         shortcuts::read(&ctx, state, &mut out);
-        ui.label("panels follow");
+        panels::workbench(ui, state, &mut out);
         self.palette.show(&ctx, state, &mut out);
         self.dialogs.show(&ctx, state, &mut out);
         fade(&ctx, state, &mut out);
