@@ -7,7 +7,7 @@ mod style;
 pub use fonts::{medium_mono, mono, mono_small, sans, small, strong, title};
 
 use egui::{Color32, Context, Ui};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::Error as _};
 use std::sync::LazyLock;
 
 /// Height of a table row, points.
@@ -92,8 +92,11 @@ fn colour<'de, D: Deserializer<'de>>(d: D) -> Result<Color32, D::Error> {
 }
 
 fn colours<'de, D: Deserializer<'de>>(d: D) -> Result<[Color32; 5], D::Error> {
-    let list = <[String; 5]>::deserialize(d)?;
+    let list = Vec::<String>::deserialize(d)?;
     let mut out = [Color32::BLACK; 5];
+    if list.len() != out.len() {
+        return Err(D::Error::invalid_length(list.len(), &"five colours"));
+    }
     for (slot, text) in out.iter_mut().zip(&list) {
         *slot = parse::<D::Error>(text)?;
     }
