@@ -7,7 +7,6 @@ mod op;
 mod op_info;
 mod tensor;
 
-#[allow(unused_imports)] // the reader takes it
 pub(crate) use edit::topological;
 pub use error::GraphError;
 pub use op::*;
