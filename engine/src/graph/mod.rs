@@ -3,6 +3,8 @@
 
 mod edit;
 mod error;
+mod infer;
+mod layers;
 mod op;
 mod op_info;
 mod tensor;

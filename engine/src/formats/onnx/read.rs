@@ -429,8 +429,29 @@ impl Reader<'_> {
     }
 
     fn finish(&mut self) -> Result<(), FormatError> {
+        self.graph.infer_shapes();
+        self.settle_softmax();
         self.graph.compact();
         self.graph.validate().map_err(|e| self.fail(e.to_string()))
+    }
+
+    /// Before opset 13 Softmax ran over all axes from `axis` on; where that is the last one alone, it is the
+    /// present form.
+    fn settle_softmax(&mut self) {
+        let Graph { nodes, values, .. } = &mut self.graph;
+        for node in nodes {
+            let input = node.inputs.first().copied().flatten();
+            let rank = input
+                .and_then(|id| values[id.0 as usize].shape.as_ref())
+                .map(Vec::len);
+            if let (Op::Softmax { axis, flatten } | Op::LogSoftmax { axis, flatten }, Some(rank)) =
+                (&mut node.op, rank)
+            {
+                if *axis == -1 || usize::try_from(*axis).is_ok_and(|a| a + 1 == rank) {
+                    *flatten = false;
+                }
+            }
+        }
     }
 
     /// Element type of an input as far as it is known before shape inference.
