@@ -5,12 +5,14 @@
 
 mod attributes;
 mod convert;
+mod encode;
 mod external;
 mod operators;
 mod proto;
 mod read;
 mod tensor;
 mod windows;
+mod write;
 
 use crate::graph::Graph;
 use bytes::Bytes;
@@ -23,6 +25,9 @@ pub const OLDEST_OPSET: i64 = 9;
 pub(crate) const SOURCE_OPSET: &str = "limbeck.opset";
 /// Attribute of an unsupported node: it calls a function that the file defines.
 pub(crate) const LOCAL_FUNCTION: &str = "limbeck.function";
+
+/// Stands for the path of a model that has none.
+const IN_MEMORY: &str = "model in memory";
 
 /// Why a file could not be read or written. Messages name the file and the node or tensor.
 #[derive(Debug, thiserror::Error)]
@@ -74,15 +79,20 @@ pub fn read_model(path: &Path) -> Result<ModelFile, FormatError> {
 
 /// Reads a model from memory; external data is refused.
 pub fn read_bytes(bytes: Bytes) -> Result<Graph, FormatError> {
-    read::model(Path::new("model in memory"), None, bytes).map(|m| m.graph)
+    read::model(Path::new(IN_MEMORY), None, bytes).map(|m| m.graph)
 }
 
 /// Encodes the graph as ONNX; the opset is the lowest (from 17) that can say it. Deterministic bytes.
-pub fn to_bytes(_graph: &Graph) -> Result<Vec<u8>, FormatError> {
-    unimplemented!()
+///
+/// Reading them gives the graph back, compacted ([`Graph::compact`]) and with its shapes inferred. What is
+/// written differently from how it stands in the graph: a nameless graph is called `main`; the Softmax of
+/// before opset 13 over several axes becomes Flatten, Softmax, Reshape.
+pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>, FormatError> {
+    write::to_bytes(graph, Path::new(IN_MEMORY))
 }
 
-/// Writes to `path` by way of a temporary file beside it, renamed when complete.
-pub fn write(_graph: &Graph, _path: &Path) -> Result<(), FormatError> {
-    unimplemented!()
+/// Writes to `path` by way of a temporary file beside it, renamed when complete: a file that was there stays
+/// whole until then, and for good if writing fails.
+pub fn write(graph: &Graph, path: &Path) -> Result<(), FormatError> {
+    write::replace(path, &write::to_bytes(graph, path)?)
 }

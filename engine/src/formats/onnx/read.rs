@@ -2,6 +2,7 @@
 
 use super::external::ExternalFiles;
 use super::proto::{self, Extent};
+use super::write::DEFAULT_NAME;
 use super::{FormatError, ModelFile, OLDEST_OPSET};
 use super::{attributes, convert, tensor};
 use crate::graph::{
@@ -52,7 +53,11 @@ pub(super) fn model(
     let mut reader = Reader {
         path,
         graph: Graph {
-            name: proto.name.clone().unwrap_or_default(),
+            name: proto
+                .name
+                .clone()
+                .filter(|n| !n.is_empty())
+                .unwrap_or_else(|| DEFAULT_NAME.into()),
             ..Default::default()
         },
         external: ExternalFiles::new(folder),

@@ -297,7 +297,7 @@ fn any_dim() -> impl Strategy<Value = Dim> {
     ]
 }
 
-fn any_int() -> impl Strategy<Value = i64> {
+fn any_int() -> impl Strategy<Value = i64> + Clone {
     prop_oneof![-3i64..9, Just(i64::MAX), Just(i64::MIN), Just(1i64 << 40)]
 }
 
