@@ -2,6 +2,7 @@
 //! gradients through everything trainable. Kernels of our own live in `kernels/`. Uses `graph` only.
 
 mod broadcast;
+mod claims;
 mod elementwise;
 mod fuse;
 mod index;
@@ -17,6 +18,7 @@ mod support;
 mod tests;
 mod value;
 
+pub use claims::{CLAIMS, Claim};
 pub use pool::{pool, set_threads};
 pub use program::Program;
 
