@@ -78,11 +78,11 @@ pub const CLAIMS: &[Claim] = &[
     no("LessOrEqual", ""),
     yes("Log", FLOATS64),
     yes("LogSoftmax", FLOATS64),
-    yes("MatMul", FLOATS),
+    yes("MatMul", FLOATS64),
     yes("Max", ""),
     yes(
         "MaxPool",
-        "one or two spatial axes; float32, float16, bfloat16; no Indices output",
+        "one or two spatial axes; float32, float16, bfloat16, int8, uint8; no Indices output",
     ),
     yes("Mean", FLOATS64),
     yes("Min", ""),

@@ -54,8 +54,12 @@ fn reason(graph: &Graph, node: &Node) -> Option<String> {
             if more_outputs {
                 return Some("the Indices output is not supported".into());
             }
-            halves_and_f32("this operator")
+            match (&node.op, element(0)) {
+                (Op::MaxPool { .. }, Some(ElementType::I8 | ElementType::U8)) => None,
+                _ => halves_and_f32("this operator"),
+            }
         }
+        Op::MatMul if element(0) == Some(ElementType::F64) => None,
         Op::BatchNormalization { .. } if more_outputs => {
             Some("batch normalisation in training form is not supported".into())
         }

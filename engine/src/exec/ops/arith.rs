@@ -391,6 +391,8 @@ pub fn cast(x: &Val, to: ElementType) -> R<Val> {
             let convert = |v: f64| match to {
                 ElementType::Bool => i64::from(v != 0.0),
                 ElementType::U64 => v as u64 as i64,
+                // The standard's own cases keep the low bits of four-bit types; wider types saturate.
+                ElementType::I4 | ElementType::U4 => wrap(to, v as i64),
                 _ => (v as i64).clamp(lo, hi),
             };
             Ok(Array::ints(to, shape, v.into_iter().map(convert).collect()))

@@ -9,9 +9,9 @@ use crate::{
         kernels::{self, Conv2dGeometry, Pool2dGeometry},
         pool::on_pool,
         scalar::Fun,
-        value::{Val, count, tensor_f32},
+        value::{Val, count},
     },
-    graph::{Padding, Window},
+    graph::{ElementType, Padding, Window},
 };
 use candle_core::Tensor;
 
@@ -297,6 +297,11 @@ pub enum Pooling {
 }
 
 pub fn pooling(x: &Val, window: &Window, ceil: bool, kind: Pooling) -> R<Val> {
+    // Bytes are exact in f32, and so is their maximum.
+    if let (ElementType::I8 | ElementType::U8, Pooling::Max) = (x.element(), &kind) {
+        let y = pooling(&arith::cast(x, ElementType::F32)?, window, ceil, kind)?;
+        return arith::cast(&y, x.element());
+    }
     let (x2, one_d) = as_2d(x.tensor()?)?;
     let win = Window2d::new(window, &window.kernel, one_d)?;
     let (_, _, h, w) = x2.dims4()?;
@@ -356,20 +361,26 @@ fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
     let mut out = a.dims().to_vec();
     out[rank - 1] = b.dims()[rank - 1];
     if count(&out)? == 0 || a.elem_count() == 0 {
-        let n = count(&out)?;
-        return Ok(tensor_f32(vec![0.0; n], &out)?);
+        return Ok(Tensor::zeros(out, a.dtype(), a.device())?);
     }
     Ok(on_pool(|| a.matmul(b))?)
 }
 
 /// `numpy.matmul`.
 pub fn matmul(a: &Val, b: &Val) -> R<Val> {
-    let (x, y) = (a.tensor()?, b.tensor()?);
+    if a.element() == ElementType::F64 && b.element() == ElementType::F64 {
+        let y = matmul_of(&a.to_tensor()?, &b.to_tensor()?)?;
+        return Val::from_tensor(&y, Some(ElementType::F64));
+    }
+    float_out(matmul_of(a.tensor()?, b.tensor()?)?, a.element())
+}
+
+fn matmul_of(x: &Tensor, y: &Tensor) -> R<Tensor> {
     let bad = || {
         Fail(format!(
             "shapes {:?} and {:?} cannot be multiplied",
-            a.shape(),
-            b.shape()
+            x.dims(),
+            y.dims()
         ))
     };
     if x.rank() == 0 || y.rank() == 0 {
@@ -411,7 +422,7 @@ pub fn matmul(a: &Val, b: &Val) -> R<Val> {
     if y.rank() > 1 {
         shape.push(n);
     }
-    float_out(product.reshape(shape)?, a.element())
+    Ok(product.reshape(shape)?)
 }
 
 pub fn gemm(inputs: &[Option<Val>], alpha: f32, beta: f32, trans_a: bool, trans_b: bool) -> R<Val> {
