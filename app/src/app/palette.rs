@@ -58,7 +58,11 @@ impl Palette {
                         .margin(vec2(10.0, 7.0)),
                 );
                 field.widget_info(|| {
-                    egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Search commands")
+                    egui::WidgetInfo::labeled(
+                        egui::Role::TextInput,
+                        true,
+                        "Search commands: type here",
+                    )
                 });
                 if field.changed() {
                     self.chosen = 0;

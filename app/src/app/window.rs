@@ -59,11 +59,12 @@ impl Window {
 
     /// As [`Window::new`], with a view instead of the stored one.
     pub fn with_view(ctx: &Context, start: Start, view: View) -> Self {
-        theme::install(ctx);
         let waking = ctx.clone();
-        let mut session = Session::start(Arc::new(move || {
+        let session = Session::start(Arc::new(move || {
             waking.request_repaint_after(WAKE_EVERY);
         }));
+        let mut window = Self::with_session(ctx, session);
+        let session = &mut window.session;
         session.state.view = view;
         session.run(match start {
             Start {
@@ -80,6 +81,12 @@ impl Window {
             // The welcome text says what to do.
             Start { path: None, .. } => Command::CloseDialog,
         });
+        window
+    }
+
+    /// The window of a session that runs already.
+    pub fn with_session(ctx: &Context, session: Session) -> Self {
+        theme::install(ctx);
         Self {
             session,
             dialogs: Dialogs::default(),
@@ -124,10 +131,9 @@ impl Window {
             None => "Limbeck".into(),
         }
     }
-}
 
-impl eframe::App for Window {
-    fn logic(&mut self, ctx: &Context, _frame: &mut eframe::Frame) {
+    /// What `logic` does: events in, commands carried out.
+    pub fn step(&mut self, ctx: &Context) {
         self.session.drain();
         if let Some((dialog, path)) = self.picker.picked() {
             match path {
@@ -154,7 +160,8 @@ impl eframe::App for Window {
         self.run_commands(ctx);
     }
 
-    fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
+    /// What `ui` does: draws, and gathers commands.
+    pub fn draw(&mut self, ui: &mut egui::Ui) {
         let ctx = ui.ctx().clone();
         let choice = self.session.state.view.theme;
         if self.theme != Some(choice) {
@@ -181,6 +188,16 @@ impl eframe::App for Window {
             self.run_commands(&ctx);
             ctx.request_repaint();
         }
+    }
+}
+
+impl eframe::App for Window {
+    fn logic(&mut self, ctx: &Context, _frame: &mut eframe::Frame) {
+        self.step(ctx);
+    }
+
+    fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
+        self.draw(ui);
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {

@@ -1,18 +1,21 @@
 //! Dialogs: open, save, export, distil, goals, scheme, unsaved changes, about. What is typed lives here until it is sent as a
 //! command. Every path has a text field; Browse… is a help on top.
 
+mod forms;
+mod goals;
+
 use super::files;
 use crate::{
     commands::Command,
     state::{AfterSave, Dialog, State},
-    theme,
     widgets::{self, Button, SegmentStyle},
 };
-use egui::{Context, DragValue, Grid, Id, Key, Modal, Modifiers, RichText, TextEdit, Ui, vec2};
+use egui::{Context, DragValue, Grid, Id, Modal, Ui, vec2};
+use forms::{buttons, choice, missing, note, number, path_row, row, title};
+use goals::GoalForm;
 use limbeck_engine::{
     compress::{Activations, Calibration, Granularity, QuantScheme, Symmetry},
     jobs::ExportFormat,
-    recipe::Goal,
     train::{DistilSettings, Optimizer, Schedule},
 };
 use std::path::PathBuf;
@@ -27,17 +30,6 @@ pub struct Dialogs {
     distil: DistilSettings,
     goals: GoalForm,
     scheme: QuantScheme,
-}
-
-#[derive(Clone, Debug, Default)]
-struct GoalForm {
-    drop: bool,
-    relative: bool,
-    drop_limit: f64,
-    stored: bool,
-    stored_limit: f64,
-    runtime: bool,
-    runtime_limit: f64,
 }
 
 impl Default for Dialogs {
@@ -98,7 +90,7 @@ impl Dialogs {
                     Dialog::ExportModel => self.export_model(ui, state, out),
                     Dialog::ExportRecipe => self.export_recipe(ui, state, out),
                     Dialog::Distil => self.distil(ui, state, out),
-                    Dialog::Goals => self.goals(ui, state, out),
+                    Dialog::Goals => self.goals.show(ui, state, out),
                     Dialog::Scheme => self.scheme(ui, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
@@ -325,60 +317,6 @@ impl Dialogs {
         }
     }
 
-    fn goals(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
-        title(ui, "Goals");
-        note(
-            ui,
-            "What was agreed. Judged by the whole 95 % interval of the measured plan.",
-        );
-        let goals = &mut self.goals;
-        goal_row(ui, "Accuracy drop at most", &mut goals.drop, |ui| {
-            ui.add(
-                DragValue::new(&mut goals.drop_limit)
-                    .speed(0.05)
-                    .range(0.0..=100.0)
-                    .max_decimals(2),
-            );
-            let names = ["points", "% relative"];
-            if let Some(at) = widgets::segmented(
-                ui,
-                "drop type",
-                &names,
-                Some(usize::from(goals.relative)),
-                SegmentStyle::View,
-                None,
-                |at| format!("Drop in {}", names[at]),
-            ) {
-                goals.relative = at == 1;
-            }
-        });
-        goal_row(ui, "Stored size at most", &mut goals.stored, |ui| {
-            ui.add(
-                DragValue::new(&mut goals.stored_limit)
-                    .speed(1.0)
-                    .range(1.0..=1e9)
-                    .max_decimals(1)
-                    .suffix(" KB"),
-            );
-        });
-        goal_row(ui, "Memory for weights at most", &mut goals.runtime, |ui| {
-            ui.add(
-                DragValue::new(&mut goals.runtime_limit)
-                    .speed(1.0)
-                    .range(1.0..=1e9)
-                    .max_decimals(1)
-                    .suffix(" KB"),
-            );
-        });
-        if let Some(verdict) = state.verdict() {
-            note(ui, &verdict.details);
-        }
-        if buttons(ui, "Set goals", None, false, out) {
-            out.push(Command::SetGoals(self.goals.goals()));
-            out.push(Command::CloseDialog);
-        }
-    }
-
     fn scheme(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
         title(ui, "Quantisation scheme");
         note(ui, "Shared by all int8 and int4 layers of the plan.");
@@ -443,53 +381,6 @@ impl Dialogs {
     }
 }
 
-impl GoalForm {
-    fn of(state: &State) -> Self {
-        let stored = state
-            .model()
-            .map_or(100.0, |model| (model.sizes.stored.0 as f64 / 4e3).ceil());
-        let mut form = Self {
-            drop_limit: 1.0,
-            stored_limit: stored,
-            runtime_limit: stored,
-            ..Self::default()
-        };
-        for goal in &state.document.goals {
-            match goal {
-                Goal::DropPoints(limit) => {
-                    (form.drop, form.relative, form.drop_limit) = (true, false, *limit);
-                }
-                Goal::DropRelativePercent(limit) => {
-                    (form.drop, form.relative, form.drop_limit) = (true, true, *limit);
-                }
-                Goal::StoredKilobytes(limit) => (form.stored, form.stored_limit) = (true, *limit),
-                Goal::RuntimeKilobytes(limit) => {
-                    (form.runtime, form.runtime_limit) = (true, *limit);
-                }
-            }
-        }
-        form
-    }
-
-    fn goals(&self) -> Vec<Goal> {
-        let mut goals = Vec::new();
-        if self.drop {
-            goals.push(if self.relative {
-                Goal::DropRelativePercent(self.drop_limit)
-            } else {
-                Goal::DropPoints(self.drop_limit)
-            });
-        }
-        if self.stored {
-            goals.push(Goal::StoredKilobytes(self.stored_limit));
-        }
-        if self.runtime {
-            goals.push(Goal::RuntimeKilobytes(self.runtime_limit));
-        }
-        goals
-    }
-}
-
 fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>) {
     title(ui, "Save changes first?");
     let what = state
@@ -535,99 +426,4 @@ fn about(ui: &mut Ui, out: &mut Vec<Command>) {
     if Button::new("Close").show(ui) {
         out.push(Command::CloseDialog);
     }
-}
-
-fn title(ui: &mut Ui, text: &str) {
-    ui.label(RichText::new(text).font(theme::title()));
-}
-
-fn note(ui: &mut Ui, text: &str) {
-    let muted = theme::of(ui).muted;
-    ui.label(RichText::new(text).color(muted));
-}
-
-fn missing(path: &str) -> Option<String> {
-    path.trim()
-        .is_empty()
-        .then(|| "Type a path, or choose one with Browse…".to_owned())
-}
-
-/// A labelled path field; with `browse` the button beside it. True when Enter was pressed in it.
-fn path_row(
-    ui: &mut Ui,
-    name: &str,
-    text: &mut String,
-    browse: bool,
-    out: &mut Vec<Command>,
-) -> bool {
-    ui.label(name);
-    ui.horizontal(|ui| {
-        let width = ui.available_width() - if browse { 96.0 } else { 0.0 };
-        let field = ui.add(
-            TextEdit::singleline(text)
-                .desired_width(width)
-                .margin(vec2(8.0, 5.0)),
-        );
-        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, name));
-        if browse && Button::new("Browse…").show(ui) {
-            out.push(Command::Browse);
-        }
-        field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter))
-    })
-    .inner
-}
-
-/// The row at a dialog's foot; true when its action was pressed (or Enter was, and it can be done).
-fn buttons(
-    ui: &mut Ui,
-    action: &str,
-    disabled: Option<String>,
-    enter: bool,
-    out: &mut Vec<Command>,
-) -> bool {
-    ui.add_space(4.0);
-    ui.horizontal(|ui| {
-        let pressed = Button::new(action)
-            .primary()
-            .disabled(disabled.as_deref())
-            .show(ui);
-        if Button::new("Cancel").show(ui) {
-            out.push(Command::CloseDialog);
-        }
-        let ctrl_enter = ui.input_mut(|input| input.consume_key(Modifiers::COMMAND, Key::Enter));
-        disabled.is_none() && (pressed || enter || ctrl_enter)
-    })
-    .inner
-}
-
-fn row(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Response) {
-    let label = ui.label(name);
-    add(ui).labelled_by(label.id);
-    ui.end_row();
-}
-
-fn number(ui: &mut Ui, name: &str, value: &mut usize, range: std::ops::RangeInclusive<usize>) {
-    row(ui, name, |ui| ui.add(DragValue::new(value).range(range)));
-}
-
-/// A row with a choice of few.
-fn choice<T: PartialEq + Copy>(ui: &mut Ui, name: &str, options: &[(T, &str)], value: &mut T) {
-    ui.label(name);
-    let names: Vec<&str> = options.iter().map(|(_, name)| *name).collect();
-    let chosen = options.iter().position(|(option, _)| option == value);
-    if let Some(at) = widgets::segmented(ui, name, &names, chosen, SegmentStyle::View, None, |at| {
-        format!("{name}: {}", names[at])
-    }) {
-        *value = options[at].0;
-    }
-    ui.end_row();
-}
-
-fn goal_row(ui: &mut Ui, name: &str, on: &mut bool, add: impl FnOnce(&mut Ui)) {
-    ui.horizontal(|ui| {
-        let (rect, _) = ui.allocate_exact_size(vec2(210.0, theme::CONTROL), egui::Sense::hover());
-        let mut child = ui.new_child(egui::UiBuilder::new().max_rect(rect));
-        child.checkbox(on, name);
-        ui.add_enabled_ui(*on, add);
-    });
 }

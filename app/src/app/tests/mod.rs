@@ -1,13 +1,17 @@
 //! What commands do, with a made-up engine at the other end of the channels.
 
-use super::{Request, Session, files};
+mod saving;
+mod undo;
+mod window;
+
+use super::Session;
 use crate::{
     commands::{Command, Preset},
-    state::{AfterSave, Dialog, Document, JobKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
+    state::{JobKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use limbeck_engine::{
-    compress::{Granularity, Precision, QuantScheme, Ratio},
+    compress::{Precision, Ratio},
     data::SplitName,
     graph::LayerId,
     jobs::{Command as Job, Event, JobId, ModelInfo},
@@ -15,8 +19,6 @@ use limbeck_engine::{
     sensitivity::Candidate,
     train::DistilSettings,
 };
-use proptest::prelude::*;
-use std::path::PathBuf;
 
 /// A session, and the engine's ends of its channels.
 struct Rig {
@@ -275,127 +277,6 @@ fn a_point_restores_the_plan_that_gave_it() {
 }
 
 #[test]
-fn unsaved_changes_are_asked_about_before_they_are_lost() {
-    let mut rig = Rig::opened();
-    rig.run(Command::Quit);
-    assert_eq!(rig.session.take_requests(), [Request::Quit]);
-    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
-    rig.run(Command::Quit);
-    assert_eq!(
-        rig.state().view.dialog,
-        Some(Dialog::Unsaved(AfterSave::Quit))
-    );
-    assert!(rig.session.take_requests().is_empty());
-    // Save asks for a path, writes, and then quits.
-    rig.run(Command::SaveProject);
-    assert_eq!(rig.state().view.dialog, Some(Dialog::SaveProject));
-    rig.sent();
-    rig.run(Command::SaveProjectAs("p".into()));
-    let sent = rig.sent();
-    let [Job::WriteText { job, path, text }] = sent.as_slice() else {
-        panic!("{sent:?}");
-    };
-    assert!(path.ends_with("p.limbeck.ron") && path.is_absolute());
-    assert!(text.contains("fashion-resnet"));
-    assert!(rig.state().is_dirty(), "not safe before it is written");
-    let (job, path) = (*job, path.clone());
-    rig.tell(Event::Written {
-        job,
-        path,
-        note: String::new(),
-    });
-    assert!(!rig.state().is_dirty());
-    assert_eq!(rig.session.take_requests(), [Request::Quit]);
-}
-
-#[test]
-fn cancelling_the_unsaved_dialog_stays_and_discarding_goes_on() {
-    let mut rig = Rig::opened();
-    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
-    rig.sent();
-    rig.run(Command::Open("other.onnx".into()));
-    rig.run(Command::CloseDialog);
-    assert!(rig.sent().is_empty());
-    rig.run(Command::Open("other.onnx".into()));
-    rig.run(Command::DiscardAndGoOn);
-    assert!(
-        rig.sent()
-            .iter()
-            .any(|job| matches!(job, Job::Open { model, .. } if model.ends_with("other.onnx")))
-    );
-}
-
-#[test]
-fn a_saved_project_opens_without_loss() {
-    let mut rig = Rig::opened();
-    let demo = fixture::demo();
-    rig.session.state.document = demo.document.clone();
-    rig.session.state.document.distil = Some(DistilSettings::default());
-    rig.session
-        .state
-        .mirror
-        .add_cells(demo.mirror.all_cells().cloned());
-    for point in demo.points() {
-        rig.session.state.mirror.add_point((*point.point).clone());
-    }
-    rig.run(Command::SaveProjectAs("/tmp/x/p".into()));
-    let sent = rig.sent();
-    let Some(Job::WriteText { text, path, .. }) = sent.last() else {
-        panic!("{sent:?}");
-    };
-    let (text, path) = (text.clone(), path.clone());
-
-    let mut other = Rig::new();
-    other.run(Command::Open(path.clone()));
-    let Some(Job::ReadText { job, .. }) = other.sent().pop() else {
-        panic!("not read");
-    };
-    other.tell(Event::Text { job, path, text });
-    let Some(Job::Open {
-        job,
-        model: file,
-        task,
-    }) = other.sent().pop()
-    else {
-        panic!("not opened");
-    };
-    assert_eq!(file, files::absolute(model().path));
-    assert_eq!(task, model().task_path.map(files::absolute));
-    other.tell(Event::Opened {
-        job,
-        info: Box::new(model()),
-    });
-    other.tell(Event::Finished { job });
-    let (old, new) = (rig.state(), other.state());
-    assert_eq!(new.document, old.document);
-    let cells = |state: &State| state.mirror.all_cells().cloned().collect::<Vec<_>>();
-    assert_eq!(cells(new), cells(old));
-    let points = |state: &State| {
-        state
-            .points()
-            .iter()
-            .map(|point| (point.name.clone(), (*point.point).clone()))
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(points(new), points(old));
-    assert!(!new.is_dirty());
-}
-
-#[test]
-fn a_project_of_another_model_keeps_the_plan_but_not_the_numbers() {
-    let demo = fixture::demo();
-    let file = super::project::to_file(&demo, &PathBuf::from("/x/p.ron")).expect("a model");
-    let mut other = fixture::opened();
-    let mut changed = model();
-    changed.sha256 = "ff".repeat(32);
-    other.mirror.set_model(changed);
-    let warnings = super::project::lay_over(&mut other, file);
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert_eq!(other.document.plan, demo.document.plan);
-    assert!(other.points().is_empty());
-}
-
-#[test]
 fn failures_are_told_and_logged_and_nothing_else_stops() {
     let mut rig = Rig::opened();
     rig.run(Command::StartMap);
@@ -529,117 +410,6 @@ fn every_command_of_the_palette_has_a_name_and_a_reason_or_runs() {
             }
         }
     }
-}
-
-/// Any edit of the document.
-fn edit() -> impl Strategy<Value = Command> {
-    let layers = || {
-        prop::collection::vec(0..22usize, 0..6).prop_map(|rows| {
-            let ids = fixture::opened().mirror.layer_ids().to_vec();
-            rows.into_iter()
-                .map(|row| ids[row].clone())
-                .collect::<Vec<_>>()
-        })
-    };
-    let precision = prop::sample::select(vec![
-        Precision::Fp32,
-        Precision::Fp16,
-        Precision::Int8,
-        Precision::Int4,
-    ]);
-    prop_oneof![
-        (layers(), precision)
-            .prop_map(|(layers, precision)| Command::SetPrecision { layers, precision }),
-        (layers(), 0.0f32..1.0).prop_map(|(layers, ratio)| Command::SetRatio {
-            layers,
-            ratio: Ratio(ratio)
-        }),
-        Just(Command::CommitEdit),
-        layers().prop_map(Command::ResetLayers),
-        layers().prop_map(Command::TogglePin),
-        prop::sample::select(Preset::ALL.to_vec()).prop_map(Command::ApplyPreset),
-        (0.0..5.0).prop_map(|limit| Command::SetGoals(vec![Goal::DropPoints(limit)])),
-        any::<bool>().prop_map(|tensor| Command::SetScheme(QuantScheme {
-            int8_weights: if tensor {
-                Granularity::PerTensor
-            } else {
-                Granularity::PerChannel
-            },
-            ..QuantScheme::default()
-        })),
-        any::<bool>().prop_map(|on| Command::SetDistil(on.then(DistilSettings::default))),
-        (0..9u64).prop_map(Command::SetSeed),
-        Just(Command::Undo),
-        Just(Command::Redo),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    #[test]
-    fn undoing_everything_gives_the_start_and_redoing_everything_the_end(
-        edits in prop::collection::vec(edit(), 1..30)
-    ) {
-        let mut rig = Rig::opened();
-        let start = rig.state().document.clone();
-        for command in edits {
-            rig.session.run(command);
-        }
-        rig.run(Command::CommitEdit);
-        // Redo what the sequence itself undid, so that the end is the end.
-        while rig.state().history.can_redo() {
-            rig.run(Command::Redo);
-        }
-        let end: Document = rig.state().document.clone();
-        let mut steps = 0;
-        while rig.state().history.can_undo() {
-            rig.run(Command::Undo);
-            steps += 1;
-        }
-        prop_assert_eq!(&rig.state().document, &start);
-        for _ in 0..steps {
-            rig.run(Command::Redo);
-        }
-        prop_assert_eq!(&rig.state().document, &end);
-        prop_assert!(end.plan.values().all(|setting| *setting != UNTOUCHED));
-    }
-
-    #[test]
-    fn a_plan_becomes_a_recipe_and_a_plan_again(
-        edits in prop::collection::vec(edit(), 1..12)
-    ) {
-        let mut rig = Rig::opened();
-        for command in edits {
-            rig.session.run(command);
-        }
-        rig.run(Command::CommitEdit);
-        let recipe = rig.state().recipe(true).expect("a model is open");
-        let resolved = limbeck_engine::recipe::resolve(&recipe, rig.state().layers())
-            .map_err(|error| TestCaseError::fail(error.to_string()))?;
-        for layer in rig.layers() {
-            let setting = resolved.layers.get(&layer).copied().unwrap_or(UNTOUCHED);
-            prop_assert_eq!(setting, rig.state().setting(&layer));
-        }
-    }
-}
-
-#[test]
-fn history_is_bounded() {
-    let mut rig = Rig::opened();
-    for seed in 0..(crate::state::History::LIMIT as u64 + 20) {
-        rig.session.state.history.begin(&rig.session.state.document);
-        rig.session.state.document.seed = seed + 1;
-        let document = rig.session.state.document.clone();
-        rig.session.state.history.commit(&document);
-    }
-    let mut steps = 0;
-    while rig.session.state.history.can_undo() {
-        rig.run(Command::Undo);
-        steps += 1;
-    }
-    assert_eq!(steps, crate::state::History::LIMIT);
-    assert_eq!(rig.state().document.seed, 20);
 }
 
 #[test]

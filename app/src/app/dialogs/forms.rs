@@ -1,0 +1,104 @@
+//! Rows that dialogs are made of.
+
+use crate::{
+    commands::Command,
+    theme,
+    widgets::{self, Button, SegmentStyle},
+};
+use egui::{DragValue, Key, Modifiers, RichText, TextEdit, Ui, vec2};
+
+pub(super) fn title(ui: &mut Ui, text: &str) {
+    ui.label(RichText::new(text).font(theme::title()));
+}
+
+pub(super) fn note(ui: &mut Ui, text: &str) {
+    let muted = theme::of(ui).muted;
+    ui.label(RichText::new(text).color(muted));
+}
+
+pub(super) fn missing(path: &str) -> Option<String> {
+    path.trim()
+        .is_empty()
+        .then(|| "Type a path, or choose one with Browse…".to_owned())
+}
+
+/// A labelled path field; with `browse` the button beside it. True when Enter was pressed in it.
+pub(super) fn path_row(
+    ui: &mut Ui,
+    name: &str,
+    text: &mut String,
+    browse: bool,
+    out: &mut Vec<Command>,
+) -> bool {
+    ui.label(name);
+    ui.horizontal(|ui| {
+        let width = ui.available_width() - if browse { 96.0 } else { 0.0 };
+        let field = ui.add(
+            TextEdit::singleline(text)
+                .desired_width(width)
+                .margin(vec2(8.0, 5.0)),
+        );
+        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, name));
+        if browse && Button::new("Browse…").show(ui) {
+            out.push(Command::Browse);
+        }
+        field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter))
+    })
+    .inner
+}
+
+/// The row at a dialog's foot; true when its action was pressed (or Enter was, and it can be done).
+pub(super) fn buttons(
+    ui: &mut Ui,
+    action: &str,
+    disabled: Option<String>,
+    enter: bool,
+    out: &mut Vec<Command>,
+) -> bool {
+    ui.add_space(4.0);
+    ui.horizontal(|ui| {
+        let pressed = Button::new(action)
+            .primary()
+            .disabled(disabled.as_deref())
+            .show(ui);
+        if Button::new("Cancel").show(ui) {
+            out.push(Command::CloseDialog);
+        }
+        let ctrl_enter = ui.input_mut(|input| input.consume_key(Modifiers::COMMAND, Key::Enter));
+        disabled.is_none() && (pressed || enter || ctrl_enter)
+    })
+    .inner
+}
+
+pub(super) fn row(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Response) {
+    let label = ui.label(name);
+    add(ui).labelled_by(label.id);
+    ui.end_row();
+}
+
+pub(super) fn number(
+    ui: &mut Ui,
+    name: &str,
+    value: &mut usize,
+    range: std::ops::RangeInclusive<usize>,
+) {
+    row(ui, name, |ui| ui.add(DragValue::new(value).range(range)));
+}
+
+/// A row with a choice of few.
+pub(super) fn choice<T: PartialEq + Copy>(
+    ui: &mut Ui,
+    name: &str,
+    options: &[(T, &str)],
+    value: &mut T,
+) {
+    ui.label(name);
+    let names: Vec<&str> = options.iter().map(|(_, name)| *name).collect();
+    let chosen = options.iter().position(|(option, _)| option == value);
+    if let Some(at) = widgets::segmented(ui, name, &names, chosen, SegmentStyle::View, None, |at| {
+        format!("{name}: {}", names[at])
+    }) {
+        *value = options[at].0;
+    }
+    ui.end_row();
+}

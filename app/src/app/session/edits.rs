@@ -1,0 +1,168 @@
+//! Edits of the document and of the selection.
+
+use super::Session;
+use crate::{
+    commands::Preset,
+    state::{Document, SelectMode, UNTOUCHED},
+};
+use limbeck_engine::{
+    compress::{LayerSetting, Precision},
+    graph::LayerId,
+    recipe::{self, Recipe, Step},
+};
+use std::collections::BTreeSet;
+
+impl Session {
+    /// One edit, one undo step; measures the plan if it changed it.
+    pub(super) fn edit(&mut self, change: impl FnOnce(&mut Document)) {
+        self.state.history.commit(&self.state.document);
+        self.state.history.begin(&self.state.document);
+        change(&mut self.state.document);
+        self.state.history.commit(&self.state.document);
+        self.measure_edit();
+    }
+
+    /// A single layer is meant as it is; of several the pinned ones are skipped.
+    pub(super) fn targets(&self, layers: &[LayerId]) -> Vec<LayerId> {
+        layers
+            .iter()
+            .filter(|layer| layers.len() == 1 || !self.state.is_pinned(layer))
+            .filter(|layer| self.state.mirror.layer_index(layer).is_some())
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn edit_layers(&mut self, layers: &[LayerId], change: impl Fn(&mut LayerSetting)) {
+        let targets = self.targets(layers);
+        self.edit(|document| {
+            for layer in &targets {
+                let mut setting = document.setting(layer);
+                change(&mut setting);
+                document.set(layer, setting);
+            }
+        });
+    }
+
+    pub(super) fn apply_preset(&mut self, preset: Preset) {
+        let layers = self.state.mirror.layer_ids().to_vec();
+        let last = layers.len().saturating_sub(1);
+        self.edit(|document| {
+            for (at, layer) in layers.iter().enumerate() {
+                if document.pins.contains(layer) {
+                    continue;
+                }
+                let outer = at == 0 || at == last;
+                let mut setting = document.setting(layer);
+                match preset {
+                    Preset::All(precision) => {
+                        setting.precision = precision;
+                        if precision == Precision::Fp32 {
+                            setting = UNTOUCHED;
+                        }
+                    }
+                    Preset::Int4Inside if outer => setting.precision = Precision::Int8,
+                    Preset::Int4Inside => setting.precision = Precision::Int4,
+                    Preset::Pruned(precision, ratio) => {
+                        setting.precision = precision;
+                        // The first and the last layer are small and mind it most.
+                        setting.sparsity = if outer { UNTOUCHED.sparsity } else { ratio };
+                    }
+                }
+                document.set(layer, setting);
+            }
+        });
+    }
+
+    /// Makes a recipe's plan the present one (one undo step). `goals_too`: its goals and scheme's seed as well.
+    pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) {
+        let resolved = match recipe::resolve(recipe, self.state.layers()) {
+            Ok(resolved) => resolved,
+            Err(error) => return self.fail(error.to_string()),
+        };
+        let scheme = recipe.steps.iter().rev().find_map(|step| match step {
+            Step::Quantize(step) => Some(step.scheme.clone()),
+            _ => None,
+        });
+        let distil = recipe.steps.iter().rev().find_map(|step| match step {
+            Step::Distil(settings) => Some(settings.clone()),
+            _ => None,
+        });
+        let (goals, seed) = (recipe.goals.clone(), recipe.seed);
+        self.edit(|document| {
+            document.plan.clear();
+            for (layer, setting) in &resolved.layers {
+                document.set(layer, *setting);
+            }
+            if let Some(scheme) = scheme {
+                document.scheme = scheme;
+            }
+            document.distil = distil;
+            document.seed = seed;
+            if goals_too {
+                document.goals = goals;
+            }
+        });
+    }
+
+    pub(super) fn select(&mut self, layer: LayerId, mode: SelectMode) {
+        let rows = &self.state.derived.visible;
+        let ids = self.state.mirror.layer_ids();
+        let view = &mut self.state.view;
+        match mode {
+            SelectMode::Replace => {
+                view.selection = BTreeSet::from([layer.clone()]);
+                view.focus = Some(layer);
+            }
+            SelectMode::Toggle => {
+                if !view.selection.remove(&layer) {
+                    view.selection.insert(layer.clone());
+                }
+                view.focus = Some(layer);
+            }
+            SelectMode::Extend => {
+                let place = |wanted: &LayerId| {
+                    rows.iter()
+                        .position(|row| ids.get(*row).is_some_and(|id| id == wanted))
+                };
+                let from = view.focus.as_ref().and_then(place);
+                match (from, place(&layer)) {
+                    (Some(a), Some(b)) => {
+                        let (low, high) = (a.min(b), a.max(b));
+                        view.selection = rows[low..=high]
+                            .iter()
+                            .filter_map(|row| ids.get(*row).cloned())
+                            .collect();
+                    }
+                    _ => {
+                        view.selection = BTreeSet::from([layer.clone()]);
+                        view.focus = Some(layer);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn move_focus(&mut self, by: i32, extend: bool) {
+        let rows = &self.state.derived.visible;
+        let ids = self.state.mirror.layer_ids();
+        if rows.is_empty() {
+            return;
+        }
+        let here = self.state.view.focus.as_ref().and_then(|focus| {
+            rows.iter()
+                .position(|row| ids.get(*row).is_some_and(|id| id == focus))
+        });
+        let last = rows.len() as i64 - 1;
+        let next = here.map_or(0, |at| (at as i64 + i64::from(by)).clamp(0, last)) as usize;
+        let Some(layer) = rows.get(next).and_then(|row| ids.get(*row)).cloned() else {
+            return;
+        };
+        let view = &mut self.state.view;
+        if extend {
+            view.selection.insert(layer.clone());
+        } else {
+            view.selection = BTreeSet::from([layer.clone()]);
+        }
+        view.focus = Some(layer);
+    }
+}

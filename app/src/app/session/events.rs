@@ -1,0 +1,192 @@
+//! What follows from the engine's events.
+
+use super::{Overlay, Session, Then};
+use crate::{
+    app::project,
+    commands::{Command, split_label},
+    state::{Document, JobKind, NoticeKind},
+};
+use limbeck_engine::{
+    data::SplitName,
+    jobs::{Command as Job, Event, JobId, ModelInfo},
+    project::ProjectFile,
+    recipe::Recipe,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+impl Session {
+    pub(super) fn take(&mut self, event: Event) {
+        self.state.mirror.take(&event);
+        match event {
+            Event::Opened { job, info } => self.opened(job, *info),
+            Event::Text { job, path, text } => self.text(job, path, &text),
+            Event::Written { job, path, note } => match self.then.remove(&job) {
+                Some(Then::Saved {
+                    path,
+                    document,
+                    points,
+                    after,
+                }) => {
+                    self.state.saved = *document;
+                    self.state.saved_points = points;
+                    self.remember(&path);
+                    self.state
+                        .notify(NoticeKind::Info, format!("Saved {}", path.display()));
+                    self.state.project_path = Some(path);
+                    if let Some(after) = after {
+                        self.go_on(after);
+                    }
+                }
+                _ => {
+                    let note = if note.is_empty() {
+                        String::new()
+                    } else {
+                        format!(" · {note}")
+                    };
+                    self.state
+                        .notify(NoticeKind::Info, format!("Wrote {}{note}", path.display()));
+                }
+            },
+            Event::Failed { job, message } => {
+                self.ended(job);
+                self.state.notify(NoticeKind::Error, message);
+            }
+            Event::Cancelled { job } => {
+                self.ended(job);
+            }
+            Event::Finished { job } => {
+                let then = self.ended(job);
+                match then {
+                    Some(Then::Opened(_) | Then::Data) if self.settings.map_at_once => {
+                        let command = Command::StartMap;
+                        self.state.refresh();
+                        if command.enabled(&self.state).is_ok() {
+                            self.map();
+                        }
+                    }
+                    Some(Then::Measured(split)) => self.measure_baseline(split),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn ended(&mut self, job: JobId) -> Option<Then> {
+        if self.measuring.as_ref().is_some_and(|(id, ..)| *id == job) {
+            self.measuring = None;
+        }
+        self.then.remove(&job)
+    }
+
+    /// The plot and relative goals want the original on the same split.
+    pub(super) fn measure_baseline(&mut self, split: SplitName) {
+        self.state.refresh();
+        if self.state.baseline(split).is_some() || self.state.is_busy(JobKind::Measure) {
+            return;
+        }
+        let Some(mut recipe) = self.state.recipe(false) else {
+            return;
+        };
+        recipe.steps.clear();
+        let limit = match split {
+            SplitName::Search => self.settings.edit_limit,
+            _ => None,
+        };
+        let job = self.job(
+            JobKind::Measure,
+            &format!("Measure the original on {}", split_label(split)),
+            Then::Nothing,
+        );
+        self.send(Job::Measure {
+            job,
+            recipe: Arc::new(recipe),
+            split,
+            limit,
+        });
+    }
+
+    pub(super) fn opened(&mut self, job: JobId, info: ModelInfo) {
+        for warning in &info.warnings {
+            self.state.mirror.log(false, warning.clone());
+            self.state.notify(NoticeKind::Warning, warning.clone());
+        }
+        let overlay = match self.then.get_mut(&job) {
+            Some(Then::Data) => {
+                self.state.mirror.set_data(info);
+                self.state.view.selected_point = None;
+                return;
+            }
+            Some(Then::Opened(overlay)) => std::mem::replace(overlay, Overlay::Nothing),
+            _ => Overlay::Nothing,
+        };
+        let path = info.path.clone();
+        self.state.mirror.log(
+            false,
+            format!("Opened {} ({} layers)", path.display(), info.layers.len()),
+        );
+        self.state.mirror.set_model(info);
+        self.state.document = Document::default();
+        self.state.history.clear();
+        self.state.project_path = None;
+        self.measuring = None;
+        let view = &mut self.state.view;
+        view.selection.clear();
+        view.selected_point = None;
+        view.split = SplitName::Search;
+        view.filter.clear();
+        view.focus = self.state.mirror.layer_ids().first().cloned();
+        self.state.mark_saved();
+        self.state.refresh();
+        match overlay {
+            Overlay::Nothing => self.remember(&path),
+            Overlay::Project(path, project) => {
+                for warning in project::lay_over(&mut self.state, *project) {
+                    self.state.notify(NoticeKind::Warning, warning);
+                }
+                self.state.project_path = Some(path.clone());
+                self.state.mark_saved();
+                self.remember(&path);
+            }
+            Overlay::Recipe(path, recipe) => {
+                self.take_plan(&recipe, true);
+                self.state.history.clear();
+                self.state.mark_saved();
+                self.remember(&path);
+            }
+        }
+    }
+
+    pub(super) fn text(&mut self, job: JobId, path: PathBuf, text: &str) {
+        match self.then.remove(&job) {
+            Some(Then::ReadProject) => match ProjectFile::parse(text, &path) {
+                Ok(project) => {
+                    let here = |p: &Path| path.parent().map_or_else(|| p.into(), |dir| dir.join(p));
+                    let model = here(&project.model);
+                    let task = project.task.as_deref().map(here);
+                    self.open(model, task, Overlay::Project(path, Box::new(project)));
+                }
+                Err(error) => self.fail(error.to_string()),
+            },
+            Some(Then::ReadRecipe) => match Recipe::parse(text, &path) {
+                Ok(recipe) => {
+                    let here = |p: &Path| path.parent().map_or_else(|| p.into(), |dir| dir.join(p));
+                    let (model, task) = (here(&recipe.model), here(&recipe.task));
+                    self.open(model, Some(task), Overlay::Recipe(path, Box::new(recipe)));
+                }
+                Err(error) => self.fail(error.to_string()),
+            },
+            _ => {}
+        }
+    }
+
+    pub(super) fn remember(&mut self, path: &Path) {
+        let recent = &mut self.state.view.recent;
+        recent.retain(|old| old != path);
+        recent.insert(0, path.to_owned());
+        recent.truncate(10);
+    }
+}

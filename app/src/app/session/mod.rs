@@ -1,0 +1,352 @@
+//! A session: the state, the engine behind it, and what each command does. Knows nothing of a window, so tests drive the
+//! real thing without one.
+
+mod edits;
+mod events;
+mod opening;
+mod work;
+
+use super::files;
+use crate::{
+    commands::Command,
+    state::{
+        AfterSave, Dialog, Document, JobKind, JobState, NoticeKind, Sort, SortKey, State, UNTOUCHED,
+    },
+};
+use crossbeam_channel::{Receiver, Sender};
+use limbeck_engine::{
+    compress::{LayerSetting, QuantScheme},
+    data::SplitName,
+    graph::LayerId,
+    jobs::{Command as Job, Engine, Event, JobId, Waker},
+    project::ProjectFile,
+    recipe::{Recipe, Step},
+};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+/// How much is measured where the user does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Samples of the search split behind an edit's point.
+    pub edit_limit: Option<usize>,
+    /// Samples of the search split behind a cell of the map.
+    pub map_limit: Option<usize>,
+    /// Starts measuring the map when a model with data is opened.
+    pub map_at_once: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            edit_limit: Some(1_000),
+            map_limit: Some(1_000),
+            map_at_once: true,
+        }
+    }
+}
+
+/// What only a window can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The system's file picker for this dialog.
+    Browse(Dialog),
+    Quit,
+}
+
+/// What is to be done when a job has ended well.
+#[derive(Debug)]
+enum Then {
+    /// A model was asked for; what to lay over it once it is open.
+    Opened(Overlay),
+    Data,
+    ReadProject,
+    ReadRecipe,
+    /// What is safe on disk once the project is written.
+    Saved {
+        path: PathBuf,
+        document: Box<Document>,
+        points: usize,
+        after: Option<AfterSave>,
+    },
+    /// A plan was measured on a split; the original is to be measured there as well if it was not.
+    Measured(SplitName),
+    Nothing,
+}
+
+/// What is laid over a newly opened model.
+#[derive(Debug)]
+enum Overlay {
+    Nothing,
+    Project(PathBuf, Box<ProjectFile>),
+    Recipe(PathBuf, Box<Recipe>),
+}
+
+/// See the module's first lines.
+pub struct Session {
+    pub state: State,
+    pub settings: Settings,
+    commands: Sender<Job>,
+    events: Receiver<Event>,
+    /// The thread behind the channels, shut down with the session; none in tests that play the engine themselves.
+    _engine: Option<Engine>,
+    next_job: u64,
+    then: BTreeMap<JobId, Then>,
+    /// The plan whose measurement is under way.
+    measuring: Option<(JobId, Vec<Step>, u64)>,
+    inspected: Option<(LayerId, LayerSetting, QuantScheme, u64)>,
+    requests: Vec<Request>,
+    /// What to go on with when the project is saved.
+    after_save: Option<AfterSave>,
+}
+
+impl Session {
+    /// Starts the engine; `waker` is called (from its thread) whenever there are events to [`Session::drain`].
+    pub fn start(waker: Waker) -> Self {
+        let engine = Engine::start(waker);
+        let mut session = Self::connect(engine.commands.clone(), engine.events.clone());
+        session._engine = Some(engine);
+        session
+    }
+
+    /// A session with whatever answers at the other end of the channels.
+    pub fn connect(commands: Sender<Job>, events: Receiver<Event>) -> Self {
+        Self {
+            state: State::default(),
+            settings: Settings::default(),
+            commands,
+            events,
+            _engine: None,
+            next_job: 1,
+            then: BTreeMap::new(),
+            measuring: None,
+            inspected: None,
+            requests: Vec::new(),
+            after_save: None,
+        }
+    }
+
+    /// What only the window can do, since the last call.
+    pub fn take_requests(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Carries a command out. One that cannot be done now says why in a notice.
+    pub fn run(&mut self, command: Command) {
+        if let Err(reason) = command.enabled(&self.state) {
+            self.state.notify(NoticeKind::Warning, reason);
+            return;
+        }
+        self.execute(command);
+        self.settle();
+    }
+
+    /// Takes in all events that wait. True if there were any.
+    pub fn drain(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(event) = self.events.try_recv() {
+            any = true;
+            self.take(event);
+        }
+        if any {
+            self.settle();
+        }
+        any
+    }
+
+    /// Waits for the next event and takes it in; false when none came in time. For use without a window.
+    pub fn wait(&mut self, timeout: std::time::Duration) -> bool {
+        match self.events.recv_timeout(timeout) {
+            Ok(event) => {
+                self.take(event);
+                self.settle();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn settle(&mut self) {
+        self.state.refresh();
+        self.inspect();
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Show(dialog) => {
+                self.state.view.palette_open = false;
+                self.state.view.dialog = Some(dialog);
+            }
+            Command::CloseDialog => {
+                self.state.view.dialog = None;
+                self.after_save = None;
+            }
+            Command::Browse => {
+                if let Some(dialog) = self.state.view.dialog.clone() {
+                    self.requests.push(Request::Browse(dialog));
+                }
+            }
+            Command::Open(path) => self.guarded(AfterSave::Open(path)),
+            Command::OpenSample => self.guarded(AfterSave::OpenSample),
+            Command::Quit => self.guarded(AfterSave::Quit),
+            Command::DiscardAndGoOn => {
+                if let Some(Dialog::Unsaved(after)) = self.state.view.dialog.take() {
+                    self.go_on(after);
+                }
+            }
+            Command::OpenModel { model, task } => self.open(model, task, Overlay::Nothing),
+            Command::OpenTask(task) => self.open_task(task),
+            Command::OpenProject(path) => self.read(path, Then::ReadProject),
+            Command::OpenRecipe(path) => self.read(path, Then::ReadRecipe),
+            Command::SaveProject => match self.state.project_path.clone() {
+                Some(path) => self.save(path),
+                None => {
+                    // Where an unsaved-changes dialog asked for it, go on after saving.
+                    if let Some(Dialog::Unsaved(after)) = self.state.view.dialog.take() {
+                        self.after_save = Some(after);
+                    }
+                    self.state.view.dialog = Some(Dialog::SaveProject);
+                }
+            },
+            Command::SaveProjectAs(path) => self.save(files::with_suffix(path, ".limbeck.ron")),
+            Command::ExportModel { format, path } => {
+                self.state.view.dialog = None;
+                let path = files::with_suffix(path, ".onnx");
+                if let Some(recipe) = self.state.recipe(true) {
+                    let job = self.job(JobKind::Export, "Export", Then::Nothing);
+                    self.send(Job::Export {
+                        job,
+                        recipe: Arc::new(recipe),
+                        format,
+                        path,
+                    });
+                }
+            }
+            Command::ExportRecipe(path) => self.export_recipe(files::with_suffix(path, ".ron")),
+            Command::SetPrecision { layers, precision } => self.edit_layers(&layers, |setting| {
+                setting.precision = precision;
+            }),
+            Command::SetRatio { layers, ratio } => {
+                let ratio = limbeck_engine::compress::Ratio(ratio.0.clamp(0.0, 0.99));
+                self.state.history.begin(&self.state.document);
+                for layer in self.targets(&layers) {
+                    let mut setting = self.state.document.setting(&layer);
+                    setting.sparsity = ratio;
+                    self.state.document.set(&layer, setting);
+                }
+            }
+            Command::CommitEdit => {
+                self.state.history.commit(&self.state.document);
+                self.measure_edit();
+            }
+            Command::ResetLayers(layers) => self.edit_layers(&layers, |s| *s = UNTOUCHED),
+            Command::ApplyPreset(preset) => self.apply_preset(preset),
+            Command::TogglePin(layers) => {
+                let all = layers.iter().all(|layer| self.state.is_pinned(layer));
+                self.edit(|document| {
+                    for layer in layers {
+                        if all {
+                            document.pins.remove(&layer);
+                        } else {
+                            document.pins.insert(layer);
+                        }
+                    }
+                });
+            }
+            Command::SetScheme(scheme) => self.edit(|document| document.scheme = scheme),
+            Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
+            Command::SetDistil(distil) => self.edit(|document| document.distil = distil),
+            Command::SetSeed(seed) => self.edit(|document| document.seed = seed),
+            Command::RestorePoint(id) => {
+                let recipe = self.state.mirror.point(id).map(|p| p.point.recipe.clone());
+                if let Some(recipe) = recipe {
+                    self.take_plan(&recipe, false);
+                }
+            }
+            Command::Undo => {
+                self.state.history.undo(&mut self.state.document);
+                self.measure_edit();
+            }
+            Command::Redo => {
+                self.state.history.redo(&mut self.state.document);
+                self.measure_edit();
+            }
+            Command::MeasurePlan(split) => self.measure(split),
+            Command::StartDistil(settings) => self.distil(settings),
+            Command::StartMap => self.map(),
+            Command::CancelJob(job) => self.send(Job::Cancel(job)),
+            Command::CancelAll => {
+                let active: Vec<JobId> = self.state.active_jobs().map(|job| job.id).collect();
+                for job in active {
+                    self.send(Job::Cancel(job));
+                }
+            }
+            view => self.look(view),
+        }
+    }
+
+    /// Commands that change only what is looked at.
+    fn look(&mut self, command: Command) {
+        let view = &mut self.state.view;
+        match command {
+            Command::Select { layer, mode } => self.select(layer, mode),
+            Command::SelectAll => {
+                view.selection = self
+                    .state
+                    .derived
+                    .visible
+                    .iter()
+                    .filter_map(|row| self.state.mirror.layer_ids().get(*row).cloned())
+                    .collect();
+            }
+            Command::ClearSelection => view.selection.clear(),
+            Command::MoveFocus { rows, extend } => self.move_focus(rows, extend),
+            Command::SelectPoint(point) => view.selected_point = point,
+            Command::SetSort(key) => {
+                let old = view.sort;
+                view.sort = if old.key != key {
+                    Sort {
+                        key,
+                        // Numbers are looked at from the top, words from A.
+                        descending: !matches!(key, SortKey::Graph | SortKey::Name | SortKey::Op),
+                    }
+                } else {
+                    Sort {
+                        key,
+                        descending: !old.descending,
+                    }
+                };
+            }
+            Command::SetFilter(filter) => view.filter = filter,
+            Command::SetColourBy(by) => view.colour_by = by,
+            Command::SetTab(tab) => view.tab = tab,
+            Command::SetPlotAxis(axis) => view.axis = axis,
+            Command::SetSplit(split) => view.split = split,
+            Command::ToggleTheme => {
+                use crate::state::ThemeChoice::{Dark, Light};
+                view.theme = match view.theme {
+                    Dark => Light,
+                    Light => Dark,
+                };
+            }
+            Command::OpenPalette => view.palette_open = true,
+            Command::ClosePalette => view.palette_open = false,
+            Command::ShowLog(open) => view.log_open = open,
+            Command::SetShares { layers, plot } => {
+                view.layers_share = layers.clamp(0.2, 0.8);
+                view.plot_share = plot.clamp(0.2, 0.8);
+            }
+            Command::DismissNotice(id) => self.state.notices.retain(|notice| notice.id != id),
+            _ => {}
+        }
+    }
+
+    /// Whether any job waits or runs (tests wait for that to end).
+    pub fn is_idle(&self) -> bool {
+        !self
+            .state
+            .mirror
+            .jobs
+            .iter()
+            .any(|job| matches!(job.state, JobState::Queued | JobState::Running))
+    }
+}

@@ -1,0 +1,145 @@
+//! Opening, saving and exporting: what is asked of the engine, and what is asked of the user first.
+
+use super::{Overlay, Request, Session, Then};
+use crate::{
+    app::{
+        files::{self, FileKind},
+        project,
+    },
+    state::{AfterSave, Dialog, JobKind, NoticeKind},
+};
+use limbeck_engine::jobs::{Command as Job, JobId};
+use std::path::{Path, PathBuf};
+
+impl Session {
+    /// Goes on at once where nothing would be lost, else asks first.
+    pub(super) fn guarded(&mut self, after: AfterSave) {
+        // Data for the open model replaces nothing.
+        if let AfterSave::Open(path) = &after
+            && files::kind(path) == FileKind::Task
+        {
+            let path = path.clone();
+            return self.go_on(AfterSave::Open(path));
+        }
+        if self.state.is_dirty() {
+            self.state.view.dialog = Some(Dialog::Unsaved(after));
+        } else {
+            self.go_on(after);
+        }
+    }
+
+    pub(super) fn go_on(&mut self, after: AfterSave) {
+        self.state.view.dialog = None;
+        match after {
+            AfterSave::Quit => self.requests.push(Request::Quit),
+            AfterSave::OpenSample => match files::sample() {
+                Some((model, task)) => self.open(model, Some(task), Overlay::Nothing),
+                None => self.state.notify(
+                    NoticeKind::Warning,
+                    "The sample model (sample-models/fashion-resnet) was not found beside the program; use Open… instead",
+                ),
+            },
+            AfterSave::Open(path) => match files::kind(&path) {
+                FileKind::Project => self.read(path, Then::ReadProject),
+                FileKind::Recipe => self.read(path, Then::ReadRecipe),
+                FileKind::Task => self.open_task(path),
+                FileKind::Model => self.open(path, None, Overlay::Nothing),
+            },
+        }
+    }
+
+    pub(super) fn open(&mut self, model: PathBuf, task: Option<PathBuf>, overlay: Overlay) {
+        self.state.view.dialog = None;
+        let jobs: Vec<JobId> = self
+            .state
+            .mirror
+            .jobs
+            .iter()
+            .filter(|job| job.is_active())
+            .map(|job| job.id)
+            .collect();
+        for job in jobs {
+            self.send(Job::Cancel(job));
+        }
+        self.measuring = None;
+        let title = format!("Open {}", files::short(&model));
+        let job = self.job(JobKind::Open, &title, Then::Opened(overlay));
+        self.send(Job::Open {
+            job,
+            model: files::absolute(model),
+            task: task.map(files::absolute),
+        });
+    }
+
+    pub(super) fn open_task(&mut self, task: PathBuf) {
+        self.state.view.dialog = None;
+        if self.state.model().is_none() {
+            self.state.notify(
+                NoticeKind::Warning,
+                format!("{} is data: open a model first", task.display()),
+            );
+            return;
+        }
+        self.measuring = None;
+        let title = format!("Open {}", files::short(&task));
+        let job = self.job(JobKind::Open, &title, Then::Data);
+        self.send(Job::OpenTask {
+            job,
+            task: files::absolute(task),
+        });
+    }
+
+    pub(super) fn read(&mut self, path: PathBuf, then: Then) {
+        self.state.view.dialog = None;
+        let job = self.job(JobKind::File, "Read", then);
+        self.send(Job::ReadText {
+            job,
+            path: files::absolute(path),
+        });
+    }
+
+    pub(super) fn save(&mut self, path: PathBuf) {
+        // The unsaved-changes dialog may have asked for this.
+        let mut after = self.after_save.take();
+        if let Some(Dialog::Unsaved(next)) = self.state.view.dialog.take() {
+            after = Some(next);
+        }
+        self.state.history.commit(&self.state.document);
+        let path = files::absolute(path);
+        let Some(project) = project::to_file(&self.state, &path) else {
+            return;
+        };
+        match project.to_ron() {
+            Ok(text) => {
+                let then = Then::Saved {
+                    path: path.clone(),
+                    document: Box::new(self.state.document.clone()),
+                    points: self.state.points().len(),
+                    after,
+                };
+                let job = self.job(JobKind::File, "Save", then);
+                self.send(Job::WriteText { job, path, text });
+            }
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+
+    pub(super) fn export_recipe(&mut self, path: PathBuf) {
+        self.state.view.dialog = None;
+        self.state.history.commit(&self.state.document);
+        let path = files::absolute(path);
+        let Some(mut recipe) = self.state.recipe(true) else {
+            return;
+        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        recipe.model = files::relative(&recipe.model, folder);
+        recipe.task = files::relative(&recipe.task, folder);
+        match recipe.to_ron() {
+            Ok(text) => {
+                let job = self.job(JobKind::File, "Export recipe", Then::Nothing);
+                self.send(Job::WriteText { job, path, text });
+            }
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+}
