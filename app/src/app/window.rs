@@ -43,6 +43,7 @@ pub struct Window {
     /// Sent while drawing, carried out in the next `logic`.
     commands: Vec<Command>,
     theme: Option<ThemeChoice>,
+    title: String,
     /// The user has agreed to close.
     closing: bool,
 }
@@ -94,6 +95,7 @@ impl Window {
             picker: Picker::default(),
             commands: Vec::new(),
             theme: None,
+            title: String::new(),
             closing: false,
         }
     }
@@ -118,17 +120,6 @@ impl Window {
                     }
                 }
             }
-        }
-    }
-
-    fn title(&self) -> String {
-        let state = &self.session.state;
-        match state.model() {
-            Some(model) => {
-                let dirty = if state.is_dirty() { "*" } else { "" };
-                format!("{}{dirty} – Limbeck", model.name)
-            }
-            None => "Limbeck".into(),
         }
     }
 
@@ -178,9 +169,10 @@ impl Window {
         self.palette.show(&ctx, state, &mut out);
         self.dialogs.show(&ctx, state, &mut out);
         fade(&ctx, state, &mut out);
-        let title = self.title();
-        if ctx.input(|input| input.viewport().title.as_deref() != Some(title.as_str())) {
-            ctx.send_viewport_cmd(ViewportCommand::Title(title));
+        let title = title(state);
+        if self.title != title {
+            ctx.send_viewport_cmd(ViewportCommand::Title(title.clone()));
+            self.title = title;
         }
         if !out.is_empty() {
             self.commands = out;
@@ -202,6 +194,17 @@ impl eframe::App for Window {
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
         eframe::set_value(storage, eframe::APP_KEY, &self.session.state.view);
+    }
+}
+
+/// The window's title: what is open, and a star while changes are unsaved.
+fn title(state: &State) -> String {
+    match state.model() {
+        Some(model) => {
+            let dirty = if state.is_dirty() { "*" } else { "" };
+            format!("{}{dirty} – Limbeck", model.name)
+        }
+        None => "Limbeck".into(),
     }
 }
 

@@ -75,13 +75,14 @@ impl GoalForm {
             "What was agreed. Judged by the whole 95 % interval of the measured plan.",
         );
         let goals = &mut *self;
-        goal_row(ui, "Accuracy drop at most", &mut goals.drop, |ui| {
+        goal_row(ui, "Accuracy drop at most", &mut goals.drop, |ui, name| {
             ui.add(
                 DragValue::new(&mut goals.drop_limit)
                     .speed(0.05)
                     .range(0.0..=100.0)
                     .max_decimals(2),
-            );
+            )
+            .labelled_by(name);
             let names = ["points", "% relative"];
             if let Some(at) = widgets::segmented(
                 ui,
@@ -95,39 +96,46 @@ impl GoalForm {
                 goals.relative = at == 1;
             }
         });
-        goal_row(ui, "Stored size at most", &mut goals.stored, |ui| {
+        goal_row(ui, "Stored size at most", &mut goals.stored, |ui, name| {
             ui.add(
                 DragValue::new(&mut goals.stored_limit)
                     .speed(1.0)
                     .range(1.0..=1e9)
                     .max_decimals(1)
                     .suffix(" KB"),
-            );
+            )
+            .labelled_by(name);
         });
-        goal_row(ui, "Memory for weights at most", &mut goals.runtime, |ui| {
-            ui.add(
-                DragValue::new(&mut goals.runtime_limit)
-                    .speed(1.0)
-                    .range(1.0..=1e9)
-                    .max_decimals(1)
-                    .suffix(" KB"),
-            );
-        });
+        goal_row(
+            ui,
+            "Memory for weights at most",
+            &mut goals.runtime,
+            |ui, name| {
+                ui.add(
+                    DragValue::new(&mut goals.runtime_limit)
+                        .speed(1.0)
+                        .range(1.0..=1e9)
+                        .max_decimals(1)
+                        .suffix(" KB"),
+                )
+                .labelled_by(name);
+            },
+        );
         if let Some(verdict) = state.verdict() {
             note(ui, &verdict.details);
         }
-        if buttons(ui, "Set goals", None, false, out) {
+        if buttons(ui, "Apply", None, false, out) {
             out.push(Command::SetGoals(self.goals()));
             out.push(Command::CloseDialog);
         }
     }
 }
 
-fn goal_row(ui: &mut Ui, name: &str, on: &mut bool, add: impl FnOnce(&mut Ui)) {
+fn goal_row(ui: &mut Ui, name: &str, on: &mut bool, add: impl FnOnce(&mut Ui, egui::Id)) {
     ui.horizontal(|ui| {
         let (rect, _) = ui.allocate_exact_size(vec2(210.0, theme::CONTROL), egui::Sense::hover());
         let mut child = ui.new_child(egui::UiBuilder::new().max_rect(rect));
-        child.checkbox(on, name);
-        ui.add_enabled_ui(*on, add);
+        let name = child.checkbox(on, name).id;
+        ui.add_enabled_ui(*on, |ui| add(ui, name));
     });
 }

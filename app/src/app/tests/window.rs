@@ -48,9 +48,10 @@ fn press(harness: &mut Harness<'static, Option<Window>>, modifiers: Modifiers, k
 }
 
 fn type_into(harness: &mut Harness<'static, Option<Window>>, name: &str, text: &str) {
-    harness.get_by_label(name).focus();
+    let role = egui::Role::TextInput;
+    harness.get_by_role_and_label(role, name).focus();
     harness.run();
-    harness.get_by_label(name).type_text(text);
+    harness.get_by_role_and_label(role, name).type_text(text);
     harness.run();
 }
 
@@ -110,7 +111,9 @@ fn a_model_is_opened_by_typing_its_path() {
     press(&mut harness, Modifiers::COMMAND, Key::O);
     type_into(&mut harness, "File", "other.onnx");
     type_into(&mut harness, "Data (task.ron)", "task.ron");
-    harness.get_by_label("Open").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Open")
+        .click();
     harness.run();
     assert!(jobs.try_iter().any(|job| matches!(
         job,
@@ -130,7 +133,9 @@ fn the_browse_button_asks_the_window_and_an_empty_path_cannot_be_opened() {
     );
     let (mut harness, jobs) = window(rig);
     harness.run();
-    harness.get_by_label("Open").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Open")
+        .click();
     harness.run();
     assert_eq!(state(&harness).view.dialog, Some(Dialog::OpenTask));
     assert!(
@@ -145,11 +150,15 @@ fn goals_are_set_in_their_editor() {
     let (mut harness, _jobs) = window(Rig::opened());
     harness.run();
     press(&mut harness, Modifiers::COMMAND, Key::G);
-    harness.get_by_label("Accuracy drop at most").click();
+    harness
+        .get_by_role_and_label(egui::Role::CheckBox, "Accuracy drop at most")
+        .click();
     harness.run();
     harness.get_by_label("Drop in % relative").click();
     harness.run();
-    harness.get_by_label("Set goals").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Apply")
+        .click();
     harness.run();
     assert_eq!(
         state(&harness).document.goals,
@@ -167,7 +176,9 @@ fn a_distillation_is_started_from_its_dialog() {
     press(&mut harness, Modifiers::COMMAND, Key::D);
     harness.get_by_label("Optimiser: SGD").click();
     harness.run();
-    harness.get_by_label("Start").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Start")
+        .click();
     harness.run();
     let run = jobs.try_iter().find_map(|job| match job {
         Job::Run { recipe, .. } => Some(recipe),
@@ -187,7 +198,9 @@ fn a_model_is_exported_in_the_chosen_format() {
     press(&mut harness, Modifiers::COMMAND, Key::E);
     harness.get_by_label("Export fp16").click();
     harness.run();
-    harness.get_by_label("Export").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Export")
+        .click();
     harness.run();
     assert!(jobs.try_iter().any(|job| matches!(
         job,
@@ -211,7 +224,9 @@ fn the_scheme_is_one_edit() {
     harness.run();
     harness.get_by_label("Calibration: Min–max").click();
     harness.run();
-    harness.get_by_label("Apply").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Apply")
+        .click();
     harness.run();
     let scheme = &state(&harness).document.scheme;
     assert_eq!(
@@ -232,11 +247,15 @@ fn closing_with_changes_asks_first() {
     rig.run(Command::Quit);
     let (mut harness, _jobs) = window(rig);
     harness.run();
-    harness.get_by_label("Cancel").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Cancel")
+        .click();
     harness.run();
     assert_eq!(state(&harness).view.dialog, None);
     press(&mut harness, Modifiers::COMMAND, Key::Q);
-    harness.get_by_label("Save").click();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Save")
+        .click();
     harness.run();
     assert_eq!(state(&harness).view.dialog, Some(Dialog::SaveProject));
 }
