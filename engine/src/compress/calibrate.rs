@@ -78,12 +78,14 @@ pub fn observe(
         ));
     }
     let program = Program::compile(graph, Mode::Inference)?;
+    // The model's inputs are counted as they are fed, everything else by the taps.
+    let mut wanted: BTreeSet<ValueId> = values.iter().copied().collect();
+    let fed = graph.inputs.first().copied().filter(|i| wanted.remove(i));
     let mut taps = Observe {
-        wanted: values.iter().copied().collect(),
+        wanted,
         histograms: BTreeMap::new(),
     };
-    let elements: usize = data.info().sample_shape.iter().product();
-    let batch = batch_for(elements);
+    let batch = batch_for(data.info().sample_shape.iter().product());
     let mut start = 0;
     while start < total {
         if cancel.is_cancelled() {
@@ -91,18 +93,10 @@ pub fn observe(
         }
         let end = total.min(start + batch);
         let images = data.batch(SplitName::Calibration, start..end)?.images;
-        let mut inner = Observe {
-            wanted: taps.wanted.clone(),
-            histograms: std::mem::take(&mut taps.histograms),
-        };
-        // Feeds are counted here, computed values by the taps.
-        for input in graph.inputs.iter().take(1) {
-            if inner.wanted.remove(input) {
-                inner.count(*input, &images)?;
-            }
+        if let Some(input) = fed {
+            taps.count(input, &images)?;
         }
-        program.run(std::slice::from_ref(&images), &mut inner, cancel)?;
-        taps.histograms = inner.histograms;
+        program.run(std::slice::from_ref(&images), &mut taps, cancel)?;
         start = end;
     }
     let mut histograms = BTreeMap::new();
@@ -124,7 +118,7 @@ pub fn observe(
 }
 
 /// Samples a batch: enough to keep the cores busy, few enough that a large image doesn't fill memory.
-pub(crate) fn batch_for(elements_of_a_sample: usize) -> usize {
+fn batch_for(elements_of_a_sample: usize) -> usize {
     if elements_of_a_sample <= 16_384 {
         64
     } else {

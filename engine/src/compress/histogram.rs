@@ -70,7 +70,7 @@ impl Histogram {
                 side[BINS / 2..].fill(0);
             }
             self.exponent += 1;
-            // All counts are in the first bins already: nothing more to merge.
+            // No bin holds anything yet: nothing to merge on the way up.
             if self.zeros == self.count {
                 self.exponent = exponent;
             }
@@ -240,15 +240,16 @@ impl ActivationQuant {
     /// Parameters for the range `lo..=hi`. A range too narrow for a scale gives scale 1 and zero point 0.
     pub fn of(lo: f32, hi: f32, symmetry: Symmetry) -> Self {
         let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+        // In f64: hi − lo may overflow, and the zero point of an even range must not hang on a rounding.
+        let (low, high) = (f64::from(lo), f64::from(hi));
         let (scale, zero_point) = match symmetry {
             Symmetry::Asymmetric => {
-                // In two steps: hi − lo may overflow.
-                let scale = hi / 255.0 - lo / 255.0;
-                let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0);
-                (scale, zero)
+                let scale = (high - low) / 255.0;
+                (scale, (-low / scale).round_ties_even().clamp(0.0, 255.0))
             }
-            Symmetry::Symmetric => (hi.max(-lo) / 127.0, 0.0),
+            Symmetry::Symmetric => (high.max(-low) / 127.0, 0.0),
         };
+        let scale = scale as f32;
         if scale < f32::MIN_POSITIVE || !scale.is_finite() {
             return Self {
                 scale: 1.0,

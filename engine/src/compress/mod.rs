@@ -1,13 +1,29 @@
 //! Compression techniques, all behind [`Pass`]: model in, model and per-layer account out. Uses `graph`, `exec`, `eval`, `measure`.
 
 mod calibrate;
+mod fold;
 mod histogram;
+mod inspect;
+mod pack;
+mod plan;
+mod prune;
+mod quantize;
+#[cfg(test)]
+pub(crate) mod testkit;
+#[cfg(test)]
+mod tests;
 mod weights;
+mod wiring;
 
-pub(crate) use calibrate::batch_for;
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
 pub use histogram::{ActivationQuant, Histogram};
+pub use inspect::{LayerInspection, inspect_layer};
+pub(crate) use inspect::{folded, plain_weights};
+pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
+pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
 pub use weights::ScaleLayout;
+pub(crate) use weights::{CodeRange, choose_scales, through_half};
+pub(crate) use wiring::Wiring;
 
 use crate::{
     data::Dataset,
@@ -223,9 +239,4 @@ pub struct Quantize {
     pub layers: BTreeMap<LayerId, Precision>,
     /// Ranges of the layers' inputs taken before (see [`calibrate`]); `None`: calibrate now, on the context's data.
     pub ranges: Option<std::sync::Arc<Ranges>>,
-}
-
-/// Replaces float weights and the Quantize/Cast behind them by packed initialisers: what gets exported.
-pub fn pack(_model: &Model) -> Result<Graph, CompressError> {
-    unimplemented!()
 }

@@ -255,21 +255,6 @@ pub(crate) fn choose_scales(
     (chosen.into_iter().map(|c| c.0).collect(), error)
 }
 
-/// Integer codes of a weight under given scales.
-pub(crate) fn codes(
-    weights: &[f32],
-    shape: &[usize],
-    layout: &ScaleLayout,
-    scales: &[f32],
-    range: CodeRange,
-) -> Vec<i64> {
-    let mut out = Vec::with_capacity(weights.len());
-    layout.each(shape, |element, scale| {
-        out.push(code(weights[element], scales[scale], range) as i64);
-    });
-    out
-}
-
 /// The weight as it is after quantising and dequantising.
 pub(crate) fn fake(
     weights: &[f32],

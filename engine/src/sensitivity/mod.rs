@@ -1,12 +1,16 @@
 //! How much each layer minds each candidate: a weight-only proxy at once, then real evaluations cell by cell.
 //! Uses `compress`, `eval`.
 
+mod measured;
+mod proxy;
+
+pub use measured::measure;
+pub use proxy::proxy;
+
 use crate::{
-    compress::{Model, QuantScheme},
-    data::Dataset,
-    eval::Evaluation,
-    exec::{CancelToken, ExecError},
-    graph::{Graph, LayerId},
+    compress::{LayerSetting, Precision, Ratio},
+    exec::ExecError,
+    graph::LayerId,
 };
 
 /// What is tried on a layer alone, all others left as they are.
@@ -32,6 +36,30 @@ impl Candidate {
         Self::P50,
         Self::P75,
     ];
+
+    /// Precision of the weights it stands for; fp32 for the pruning candidates.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::Fp16 => Precision::Fp16,
+            Self::Int8 => Precision::Int8,
+            Self::Int4 => Precision::Int4,
+            Self::P25 | Self::P50 | Self::P75 => Precision::Fp32,
+        }
+    }
+
+    /// What a plan that tries it asks of the layer.
+    pub fn setting(self) -> LayerSetting {
+        let sparsity = match self {
+            Self::P25 => 0.25,
+            Self::P50 => 0.5,
+            Self::P75 => 0.75,
+            _ => 0.0,
+        };
+        LayerSetting {
+            precision: self.precision(),
+            sparsity: Ratio(sparsity),
+        }
+    }
 }
 
 /// Where a cell's number comes from.
@@ -72,29 +100,11 @@ pub enum SensitivityError {
     Exec(#[from] ExecError),
 }
 
-/// All proxy cells of a graph, layer by layer, in parallel. Needs no data.
-pub fn proxy(_graph: &Graph, _scheme: &QuantScheme) -> Vec<Cell> {
-    unimplemented!()
-}
-
 /// Told of each finished cell and after each mini-batch.
 pub trait MapObserver {
     fn cell(&mut self, cell: Cell, done: usize, total: usize);
     fn batch(&mut self) -> Result<(), ExecError>;
 }
 
-/// Measures the cells not in `known`, most telling first, on the first `limit` samples of the search split. Returns what was
-/// finished, also when cancelled.
-#[allow(clippy::too_many_arguments)]
-pub fn measure(
-    _model: &Model,
-    _scheme: &QuantScheme,
-    _baseline: &Evaluation,
-    _data: &Dataset,
-    _limit: Option<usize>,
-    _known: &[Cell],
-    _observer: &mut dyn MapObserver,
-    _cancel: &CancelToken,
-) -> Result<Vec<Cell>, SensitivityError> {
-    unimplemented!()
-}
+#[cfg(test)]
+mod tests;

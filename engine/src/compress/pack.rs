@@ -1,0 +1,289 @@
+//! What gets exported: float weights and the Quantize or Cast behind them become packed initialisers; and what a
+//! graph's layers are really kept in.
+
+use super::{
+    CompressError, Model, Precision, Symmetry,
+    prune::masked,
+    wiring::{WeightForm, Wiring, weight_form},
+};
+use crate::graph::{ElementType, Graph, LayerId, Op, TensorData, ValueId};
+use std::collections::{BTreeMap, HashSet};
+
+/// Replaces float weights and the Quantize/Cast behind them by packed initialisers (4-bit codes two a byte): what gets
+/// exported. Masked weights are exactly zero. The result computes the same bits as the trainable form.
+///
+/// # Errors
+/// Weights that became NaN, infinite, or too large for half precision; scales that are no constants.
+pub fn pack(model: &Model) -> Result<Graph, CompressError> {
+    let mut graph = model.graph.clone();
+    for (name, mask) in &model.masks {
+        let Some(id) = graph.find_value(name) else {
+            continue;
+        };
+        let value = graph.value_mut(id);
+        let Some(data) = value
+            .data
+            .as_ref()
+            .filter(|d| d.element == ElementType::F32)
+        else {
+            continue;
+        };
+        let weights = data.to_f32_vec();
+        if weights.len() != mask.len() {
+            return Err(CompressError::Invalid(format!(
+                "the mask of {name} has {} elements but the weight has {}",
+                mask.len(),
+                weights.len()
+            )));
+        }
+        let shape = data.shape.clone();
+        value.data = Some(TensorData::from_f32(&shape, &masked(&weights, mask)));
+    }
+
+    let wiring = Wiring::of(&graph);
+    let mut removed = HashSet::new();
+    for index in 0..graph.nodes.len() {
+        let packed = match graph.nodes[index].op {
+            Op::QuantizeLinear { axis, block, .. } => quantised(&graph, index, axis, block)?,
+            Op::Cast {
+                to: ElementType::F16,
+            } => halved(&graph, &wiring, index)?,
+            _ => None,
+        };
+        if let Some((output, data)) = packed {
+            graph.set_data(output, data);
+            removed.insert(index);
+        }
+    }
+    super::wiring::rebuild(&mut graph, BTreeMap::new(), &removed);
+    graph.compact();
+    Ok(graph)
+}
+
+/// Float constant in the first input of a node, and the node's output.
+fn constant_in(graph: &Graph, index: usize) -> Option<(ValueId, &TensorData, ValueId)> {
+    let node = &graph.nodes[index];
+    let input = node.inputs.first().copied().flatten()?;
+    let data = graph.value(input).data.as_ref()?;
+    let output = node.outputs.first().copied().flatten()?;
+    (data.element == ElementType::F32).then_some((input, data, output))
+}
+
+fn refuse_non_finite(graph: &Graph, value: ValueId, data: &[f32]) -> Result<(), CompressError> {
+    let bad = data.iter().filter(|w| !w.is_finite()).count();
+    if bad == 0 {
+        return Ok(());
+    }
+    Err(CompressError::Invalid(format!(
+        "{bad} elements of weight {} are NaN or infinite and cannot be packed",
+        graph.value(value).name
+    )))
+}
+
+fn quantised(
+    graph: &Graph,
+    index: usize,
+    axis: i64,
+    block: usize,
+) -> Result<Option<(ValueId, TensorData)>, CompressError> {
+    let Some((input, data, output)) = constant_in(graph, index) else {
+        return Ok(None);
+    };
+    let parameters = parameters(graph, index, axis, block);
+    let Some(parameters) = parameters.filter(|p| p.matches(&data.shape)) else {
+        return Err(CompressError::Invalid(format!(
+            "scale and zero point of node {} are not constants that fit its weight {}",
+            graph.nodes[index].name,
+            graph.value(input).name
+        )));
+    };
+    let Some((lo, hi)) = parameters.element.integer_range() else {
+        return Ok(None);
+    };
+    let weights = data.to_f32_vec();
+    refuse_non_finite(graph, input, &weights)?;
+    let mut codes = Vec::with_capacity(weights.len());
+    parameters.layout().each(&data.shape, |element, scale| {
+        let steps = (weights[element] / parameters.scale[scale]).round_ties_even();
+        // `as` saturates; the sum cannot overflow because zero points are 32 bits at most.
+        let code = (steps as i32 as i64) + i64::from(parameters.zero_point[scale]);
+        codes.push(code.clamp(lo, hi));
+    });
+    let packed = TensorData::from_i64_as(parameters.element, &data.shape, &codes);
+    Ok(Some((output, packed)))
+}
+
+fn halved(
+    graph: &Graph,
+    wiring: &Wiring,
+    index: usize,
+) -> Result<Option<(ValueId, TensorData)>, CompressError> {
+    let Some((input, data, output)) = constant_in(graph, index) else {
+        return Ok(None);
+    };
+    let back = |i: &usize| {
+        matches!(
+            graph.nodes[*i].op,
+            Op::Cast {
+                to: ElementType::F32
+            }
+        )
+    };
+    if !wiring.consumers(output).iter().all(back) {
+        return Ok(None);
+    }
+    let packed = TensorData::from_f32_as(ElementType::F16, &data.shape, &data.to_f32_vec());
+    refuse_non_finite(graph, input, &packed.to_f32_vec())?;
+    Ok(Some((output, packed)))
+}
+
+/// Scales and zero points of one quantised tensor.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct QuantParameters {
+    pub element: ElementType,
+    pub scale: Vec<f32>,
+    pub zero_point: Vec<i32>,
+    /// Shape of the scale tensor; `[]` per tensor.
+    pub shape: Vec<usize>,
+    /// Axis of the scales (not negative); without meaning per tensor.
+    pub axis: usize,
+    /// Elements of `axis` that share a scale; 0: not blocked.
+    pub block: usize,
+}
+
+impl QuantParameters {
+    fn layout(&self) -> super::ScaleLayout {
+        super::ScaleLayout {
+            shape: if self.scale.len() == 1 && self.block == 0 {
+                Vec::new()
+            } else {
+                self.shape.clone()
+            },
+            axis: self.axis,
+            block: self.block,
+        }
+    }
+
+    fn matches(&self, weight: &[usize]) -> bool {
+        let fits = if self.block > 0 {
+            self.shape.len() == weight.len()
+                && weight
+                    .iter()
+                    .zip(&self.shape)
+                    .enumerate()
+                    .all(|(a, (w, s))| {
+                        *s == if a == self.axis {
+                            w.div_ceil(self.block)
+                        } else {
+                            *w
+                        }
+                    })
+        } else {
+            self.scale.len() == 1 || weight.get(self.axis) == Some(&self.scale.len())
+        };
+        fits && self.zero_point.len() == self.scale.len()
+    }
+}
+
+/// Constant parameters of a QuantizeLinear or DequantizeLinear node.
+fn parameters(graph: &Graph, index: usize, axis: i64, block: usize) -> Option<QuantParameters> {
+    let node = &graph.nodes[index];
+    let input = |slot: usize| node.inputs.get(slot).copied().flatten();
+    let scale = graph.value(input(1)?).data.as_ref()?;
+    let (zero_point, element) = match input(2) {
+        Some(zero) => {
+            let zero = graph.value(zero).data.as_ref()?;
+            let points = zero.to_i64_vec().into_iter().map(|z| z as i32).collect();
+            (points, zero.element)
+        }
+        None => {
+            let element = match node.op {
+                Op::QuantizeLinear { to, .. } => to,
+                _ => graph.value(input(0)?).element?,
+            };
+            (vec![0; scale.len()], element)
+        }
+    };
+    let rank = graph.value(input(0)?).shape.as_ref().map_or(0, Vec::len) as i64;
+    let axis = if axis < 0 { axis + rank } else { axis };
+    Some(QuantParameters {
+        element,
+        scale: scale.to_f32_vec(),
+        zero_point,
+        shape: scale.shape.clone(),
+        axis: usize::try_from(axis).ok()?,
+        block,
+    })
+}
+
+/// What a layer is really kept in, for lock files and accounts.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct QuantizedLayer {
+    pub layer: LayerId,
+    pub precision: Precision,
+    /// Parameters of the weight at an integer precision.
+    pub weight: Option<QuantParameters>,
+    /// Parameters of the input, where it is quantised.
+    pub input: Option<QuantParameters>,
+}
+
+impl QuantizedLayer {
+    /// Whether the input is quantised without a zero point of its own.
+    pub fn input_symmetry(&self) -> Option<Symmetry> {
+        self.input.as_ref().map(|p| {
+            if p.element.is_signed() {
+                Symmetry::Symmetric
+            } else {
+                Symmetry::Asymmetric
+            }
+        })
+    }
+}
+
+/// The precision every layer really has, trainable or packed, in the graph's order. Integer types wider than 8 bits
+/// count as fp32 with parameters.
+pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
+    let wiring = Wiring::of(graph);
+    let behind = |value: Option<ValueId>| {
+        let index = wiring.producer(value?)?;
+        match graph.nodes[index].op {
+            Op::DequantizeLinear { axis, block } => parameters(graph, index, axis, block),
+            _ => None,
+        }
+    };
+    graph
+        .layers()
+        .into_iter()
+        .map(|layer| {
+            let (slot, form) = weight_form(graph, &wiring, &layer);
+            let node = &graph.nodes[layer.node.0 as usize];
+            let at = |slot: usize| node.inputs.get(slot).copied().flatten();
+            let weight = match form {
+                WeightForm::Quantized { dequantize } => match graph.nodes[dequantize].op {
+                    Op::DequantizeLinear { axis, block } => {
+                        parameters(graph, dequantize, axis, block)
+                    }
+                    _ => None,
+                },
+                _ => None,
+            };
+            let stored = graph.value(layer.weight).element;
+            let precision = match (form, &weight) {
+                (WeightForm::Half, _) => Precision::Fp16,
+                (WeightForm::Float, _) if stored == Some(ElementType::F16) => Precision::Fp16,
+                (_, Some(weight)) => match weight.element.bits() {
+                    4 => Precision::Int4,
+                    8 => Precision::Int8,
+                    _ => Precision::Fp32,
+                },
+                _ => Precision::Fp32,
+            };
+            QuantizedLayer {
+                precision,
+                weight,
+                input: behind(at(usize::from(slot == 0))),
+                layer: layer.id,
+            }
+        })
+        .collect()
+}

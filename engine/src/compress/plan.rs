@@ -1,0 +1,88 @@
+//! A whole plan at once, in the one order that everything in Limbeck means by a plan: fold, prune, quantise.
+
+use super::{
+    Account, CompressError, FoldBatchNorm, LayerSetting, MagnitudePrune, Model, Pass, PassContext,
+    Precision, QuantScheme, Quantize, Ranges, Ratio, calibrate, wiring::Wiring,
+};
+use crate::{
+    data::Dataset,
+    exec::CancelToken,
+    graph::{Graph, LayerId, ValueId},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+impl LayerSetting {
+    /// Untouched.
+    pub const KEEP: Self = Self {
+        precision: Precision::Fp32,
+        sparsity: Ratio(0.0),
+    };
+}
+
+/// Applies a plan: folds batch norms, prunes, quantises. Layers that are not named stay as they are. `ranges`: those of the
+/// folded and pruned graph (see [`calibrate_layers`]); `None` calibrates now.
+///
+/// # Errors
+/// Those of the passes.
+pub fn compress_layers(
+    model: Model,
+    settings: &BTreeMap<LayerId, LayerSetting>,
+    scheme: &QuantScheme,
+    ranges: Option<Arc<Ranges>>,
+    context: &PassContext<'_>,
+) -> Result<(Model, Vec<Account>), CompressError> {
+    let (model, folding) = FoldBatchNorm.apply(model, context)?;
+    let (model, pruning) = pruner(settings).apply(model, context)?;
+    let quantize = Quantize {
+        scheme: scheme.clone(),
+        layers: settings
+            .iter()
+            .map(|(l, s)| (l.clone(), s.precision))
+            .collect(),
+        ranges,
+    };
+    let (model, quantising) = quantize.apply(model, context)?;
+    Ok((model, vec![folding, pruning, quantising]))
+}
+
+/// The pruning part of a plan.
+pub fn pruner(settings: &BTreeMap<LayerId, LayerSetting>) -> MagnitudePrune {
+    MagnitudePrune {
+        ratios: settings
+            .iter()
+            .filter(|(_, s)| s.sparsity.0 != 0.0)
+            .map(|(l, s)| (l.clone(), s.sparsity))
+            .collect(),
+    }
+}
+
+/// Values that quantisation of any layer needs a range of: the layers' inputs, in the order of their ids.
+pub fn layer_inputs(graph: &Graph) -> Vec<ValueId> {
+    let wiring = Wiring::of(graph);
+    let mut inputs: Vec<ValueId> = graph
+        .layers()
+        .iter()
+        .filter_map(|layer| {
+            let (slot, _) = super::wiring::weight_form(graph, &wiring, layer);
+            let node = &graph.nodes[layer.node.0 as usize];
+            node.inputs.get(usize::from(slot == 0)).copied().flatten()
+        })
+        .collect();
+    inputs.sort_unstable();
+    inputs.dedup();
+    inputs
+}
+
+/// Ranges of all layer inputs of a folded and pruned graph: serve every choice of precisions on it, so that a plan can be
+/// measured again without calibrating again as long as its pruning stays.
+///
+/// # Errors
+/// Those of [`calibrate`].
+pub fn calibrate_layers(
+    graph: &Graph,
+    data: &Dataset,
+    scheme: &QuantScheme,
+    cancel: &CancelToken,
+) -> Result<Ranges, CompressError> {
+    calibrate(graph, &layer_inputs(graph), data, scheme, cancel)
+}

@@ -1,0 +1,373 @@
+//! Post-training quantisation (Jacob et al. 2018; Nagel et al. 2021), written as ONNX QuantizeLinear → DequantizeLinear
+//! pairs on weights and layer inputs, or a Cast → Cast chain for half precision. Nothing between a layer and its
+//! activation function is touched, so that runtimes can still fuse them.
+
+use super::{
+    Account, AccountEntry, ActivationQuant, Activations, CompressError, Model, Outcome, Pass,
+    PassContext, Precision, Quantize, Ranges, ScaleLayout, calibrate,
+    prune::check_known,
+    weights::{CodeRange, choose_scales},
+    wiring::{
+        Names, WeightForm, Wiring, add_constant, add_value, float_weight, rebuild, weight_form,
+    },
+};
+use crate::{
+    exec,
+    graph::{ElementType, Graph, Layer, Node, Op, TensorData, ValueId},
+};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// Largest magnitude that IEEE half rounds to a finite number.
+const LARGEST_HALF: f32 = 65_519.0;
+
+impl Pass for Quantize {
+    fn name(&self) -> &'static str {
+        "quantise"
+    }
+
+    fn apply(
+        &self,
+        mut model: Model,
+        context: &PassContext<'_>,
+    ) -> Result<(Model, Account), CompressError> {
+        self.scheme.check()?;
+        let layers = model.graph.layers();
+        check_known(&layers, self.layers.keys())?;
+        let wiring = Wiring::of(&model.graph);
+        // What to do with each layer, or why nothing.
+        let plans: Vec<Result<Planned, String>> = layers
+            .iter()
+            .map(|layer| self.plan(&model.graph, &wiring, layer))
+            .collect();
+        let inputs: BTreeSet<ValueId> = plans
+            .iter()
+            .flatten()
+            .filter_map(|planned| planned.input)
+            .collect();
+        let ranges = self.ranges(&model.graph, &inputs, context)?;
+
+        let mut edit = Edit {
+            names: Names::of(&model.graph),
+            graph: &mut model.graph,
+            wiring: &wiring,
+            new: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            weights: BTreeMap::new(),
+        };
+        let mut entries = Vec::with_capacity(layers.len());
+        for (layer, planned) in layers.iter().zip(&plans) {
+            if context.cancel.is_cancelled() {
+                return Err(exec::ExecError::Cancelled.into());
+            }
+            let outcome = match planned {
+                Err(reason) => Outcome::NotDone(reason.clone()),
+                Ok(planned) => Outcome::Done(self.quantise(&mut edit, layer, planned, &ranges)?),
+            };
+            entries.push(AccountEntry {
+                layer: layer.id.clone(),
+                outcome,
+            });
+        }
+        let new = std::mem::take(&mut edit.new);
+        rebuild(&mut model.graph, new, &HashSet::new());
+        let account = Account {
+            pass: self.name().to_owned(),
+            entries,
+        };
+        Ok((model, account))
+    }
+}
+
+/// What one layer gets.
+struct Planned {
+    precision: Precision,
+    /// Input slot of the weight.
+    slot: usize,
+    /// Slot and value of the input to quantise.
+    input_slot: usize,
+    input: Option<ValueId>,
+}
+
+impl Quantize {
+    fn plan(&self, graph: &Graph, wiring: &Wiring, layer: &Layer) -> Result<Planned, String> {
+        let Some(&precision) = self.layers.get(&layer.id) else {
+            return Err("not asked for".to_owned());
+        };
+        if precision == Precision::Fp32 {
+            return Err("kept at fp32".to_owned());
+        }
+        let (slot, form) = weight_form(graph, wiring, layer);
+        match form {
+            WeightForm::Float => {}
+            WeightForm::Quantized { .. } => {
+                return Err("its weight is quantised already".to_owned());
+            }
+            WeightForm::Half => return Err("its weight is in half precision already".to_owned()),
+            WeightForm::Other => return Err("its weight is computed from other values".to_owned()),
+        }
+        match &graph.values[layer.weight.0 as usize].data {
+            Some(data) if data.element == ElementType::F32 && !data.is_empty() => {}
+            _ => float_weight(graph, layer).map(|_| ())?,
+        }
+        // Convolutions and Gemm take x first; a MatMul may have the constant on either side.
+        let input_slot = usize::from(slot == 0);
+        let quantised =
+            precision != Precision::Fp16 && self.scheme.activations == Activations::Int8;
+        let input = graph.nodes[layer.node.0 as usize]
+            .inputs
+            .get(input_slot)
+            .copied()
+            .flatten()
+            .filter(|_| quantised);
+        if quantised && input.is_none() {
+            return Err("it has no input to quantise".to_owned());
+        }
+        Ok(Planned {
+            precision,
+            slot,
+            input_slot,
+            input,
+        })
+    }
+
+    /// Ranges of the inputs: those given, or calibrated here.
+    fn ranges(
+        &self,
+        graph: &Graph,
+        inputs: &BTreeSet<ValueId>,
+        context: &PassContext<'_>,
+    ) -> Result<std::borrow::Cow<'_, Ranges>, CompressError> {
+        use std::borrow::Cow;
+        if inputs.is_empty() {
+            return Ok(Cow::Owned(Ranges::default()));
+        }
+        if let Some(ranges) = &self.ranges {
+            return Ok(Cow::Borrowed(ranges));
+        }
+        let Some(data) = context.data else {
+            return Err(CompressError::Invalid(
+                "quantising activations needs data to take their ranges from: give a task, or set `activations: float` to \
+                 quantise weights only"
+                    .to_owned(),
+            ));
+        };
+        let inputs: Vec<ValueId> = inputs.iter().copied().collect();
+        calibrate(graph, &inputs, data, &self.scheme, context.cancel).map(Cow::Owned)
+    }
+
+    fn quantise(
+        &self,
+        edit: &mut Edit<'_>,
+        layer: &Layer,
+        planned: &Planned,
+        ranges: &Ranges,
+    ) -> Result<String, CompressError> {
+        let refuse = |message: String| CompressError::Layer {
+            message,
+            layer: layer.id.0.to_string(),
+        };
+        let node = layer.node.0 as usize;
+        let (weight, mut note) = match planned.precision {
+            Precision::Fp32 => return Ok("kept at fp32".to_owned()),
+            Precision::Fp16 => (edit.half(layer).map_err(refuse)?, "fp16 weights".to_owned()),
+            precision => {
+                let granularity = match precision {
+                    Precision::Int4 => self.scheme.int4_weights,
+                    _ => self.scheme.int8_weights,
+                };
+                let layout = ScaleLayout::of(
+                    layer.op,
+                    &layer.weight_shape,
+                    layer.channel_axis,
+                    granularity,
+                );
+                let bits = if precision == Precision::Int4 { 4 } else { 8 };
+                let mut note = format!("{bits}-bit weights {}", layout.describe());
+                if matches!(granularity, super::Granularity::Group(_)) && layout.block == 0 {
+                    note.push_str(", as its input axis is shorter than a group");
+                }
+                (
+                    edit.weight(layer, precision, &layout).map_err(refuse)?,
+                    note,
+                )
+            }
+        };
+        if let Some(value) = planned.input {
+            let name = &edit.graph.values[value.0 as usize].name;
+            let Some(&[lo, hi]) = ranges.values.get(name) else {
+                return Err(refuse(format!(
+                    "calibration saw no values of its input {name}: calibrate the graph that is being quantised"
+                )));
+            };
+            if !lo.is_finite() || !hi.is_finite() || lo > hi {
+                return Err(refuse(format!(
+                    "the range {lo}..{hi} of its input {name} is not a range"
+                )));
+            }
+            let quant = ActivationQuant::of(lo, hi, self.scheme.symmetry);
+            let quantised = edit.input(value, quant);
+            edit.graph.nodes[node].inputs[planned.input_slot] = Some(quantised);
+            note.push_str(&format!(
+                ", 8-bit input (scale {}, zero point {})",
+                quant.scale, quant.zero_point
+            ));
+        }
+        edit.graph.nodes[node].inputs[planned.slot] = Some(weight);
+        Ok(note)
+    }
+}
+
+/// The graph under edit: new nodes wait by the index they go before.
+struct Edit<'a> {
+    graph: &'a mut Graph,
+    wiring: &'a Wiring,
+    names: Names,
+    new: BTreeMap<usize, Vec<Node>>,
+    /// Quantised inputs made so far.
+    inputs: BTreeMap<ValueId, ValueId>,
+    /// Quantised weights made so far: several layers may share one.
+    weights: BTreeMap<(ValueId, Precision, ScaleKey), ValueId>,
+}
+
+/// Axis and block of a layout.
+type ScaleKey = (usize, usize);
+
+impl Edit<'_> {
+    /// Adds a chain of nodes, one input each besides constants, before the first node that reads `value`.
+    fn chain(&mut self, value: ValueId, nodes: Vec<Node>) {
+        let first = self.wiring.consumers(value).first().copied().unwrap_or(0);
+        self.new.entry(first).or_default().extend(nodes);
+    }
+
+    fn weights_of(&self, layer: &Layer) -> Result<Vec<f32>, String> {
+        let weights = float_weight(self.graph, layer)?;
+        let bad = weights.iter().filter(|w| !w.is_finite()).count();
+        if bad > 0 {
+            return Err(format!(
+                "{bad} of its weights are NaN or infinite: it cannot be quantised"
+            ));
+        }
+        Ok(weights)
+    }
+
+    fn half(&mut self, layer: &Layer) -> Result<ValueId, String> {
+        let key = (layer.weight, Precision::Fp16, (0, 0));
+        if let Some(&done) = self.weights.get(&key) {
+            return Ok(done);
+        }
+        let weights = self.weights_of(layer)?;
+        let largest = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
+        if largest > LARGEST_HALF {
+            return Err(format!(
+                "its largest weight {largest} doesn't fit half precision (65504 at most): keep it at fp32 or use int8"
+            ));
+        }
+        let name = self.graph.values[layer.weight.0 as usize].name.clone();
+        let half = self.value(format!("{name}_half"), ElementType::F16, layer.weight);
+        let float = self.value(format!("{name}_float"), ElementType::F32, layer.weight);
+        let cast = |name: String, to, from, into| Node {
+            name,
+            op: Op::Cast { to },
+            inputs: vec![Some(from)],
+            outputs: vec![Some(into)],
+        };
+        let nodes = vec![
+            cast(
+                self.names.unique(format!("{name}_to_half")),
+                ElementType::F16,
+                layer.weight,
+                half,
+            ),
+            cast(
+                self.names.unique(format!("{name}_to_float")),
+                ElementType::F32,
+                half,
+                float,
+            ),
+        ];
+        self.chain(layer.weight, nodes);
+        self.weights.insert(key, float);
+        Ok(float)
+    }
+
+    fn weight(
+        &mut self,
+        layer: &Layer,
+        precision: Precision,
+        layout: &ScaleLayout,
+    ) -> Result<ValueId, String> {
+        let key = (layer.weight, precision, (layout.axis, layout.block));
+        if let Some(&done) = self.weights.get(&key) {
+            return Ok(done);
+        }
+        let Some(range) = CodeRange::of(precision) else {
+            return Ok(layer.weight);
+        };
+        let weights = self.weights_of(layer)?;
+        let (scales, _) =
+            exec::pool().install(|| choose_scales(&weights, &layer.weight_shape, layout, range));
+        let element = match precision {
+            Precision::Int4 => ElementType::I4,
+            _ => ElementType::I8,
+        };
+        let scale = TensorData::from_f32(&layout.shape, &scales);
+        let zeros = TensorData::from_i64_as(element, &layout.shape, &vec![0; scales.len()]);
+        let out = self.pair(layer.weight, scale, zeros, layout.axis as i64, layout.block);
+        self.weights.insert(key, out);
+        Ok(out)
+    }
+
+    fn input(&mut self, value: ValueId, quant: ActivationQuant) -> ValueId {
+        if let Some(&done) = self.inputs.get(&value) {
+            return done;
+        }
+        let element = match quant.symmetry {
+            super::Symmetry::Asymmetric => ElementType::U8,
+            super::Symmetry::Symmetric => ElementType::I8,
+        };
+        let zero = TensorData::from_i64_as(element, &[], &[i64::from(quant.zero_point)]);
+        let out = self.pair(value, TensorData::scalar(quant.scale), zero, 1, 0);
+        self.inputs.insert(value, out);
+        out
+    }
+
+    /// QuantizeLinear → DequantizeLinear behind `value`; gives the result.
+    fn pair(
+        &mut self,
+        value: ValueId,
+        scale: TensorData,
+        zero_point: TensorData,
+        axis: i64,
+        block: usize,
+    ) -> ValueId {
+        let name = self.graph.values[value.0 as usize].name.clone();
+        let to = zero_point.element;
+        let scale_name = self.names.unique(format!("{name}_scale"));
+        let scale = add_constant(self.graph, scale_name, scale);
+        let zero_name = self.names.unique(format!("{name}_zero_point"));
+        let zero = add_constant(self.graph, zero_name, zero_point);
+        let quantised = self.value(format!("{name}_quantized"), to, value);
+        let dequantised = self.value(format!("{name}_dequantized"), ElementType::F32, value);
+        let nodes = vec![
+            Node {
+                name: self.names.unique(format!("{name}_quantize")),
+                op: Op::QuantizeLinear { axis, block, to },
+                inputs: vec![Some(value), Some(scale), Some(zero)],
+                outputs: vec![Some(quantised)],
+            },
+            Node {
+                name: self.names.unique(format!("{name}_dequantize")),
+                op: Op::DequantizeLinear { axis, block },
+                inputs: vec![Some(quantised), Some(scale), Some(zero)],
+                outputs: vec![Some(dequantised)],
+            },
+        ];
+        self.chain(value, nodes);
+        dequantised
+    }
+
+    fn value(&mut self, name: String, element: ElementType, like: ValueId) -> ValueId {
+        let name = self.names.unique(name);
+        add_value(self.graph, name, element, like)
+    }
+}

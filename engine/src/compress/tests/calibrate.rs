@@ -1,0 +1,130 @@
+use super::*;
+use crate::{
+    data::SplitName,
+    exec::CancelToken,
+    graph::{TensorData, ValueId},
+};
+
+#[test]
+fn ranges_are_those_of_the_values() {
+    let (_folder, data) = task(1);
+    let model = classifier(1);
+    let cancel = CancelToken::default();
+    let scheme = QuantScheme {
+        calibration: Calibration::MinMax,
+        samples: 23,
+        ..QuantScheme::default()
+    };
+    let ranges = calibrate_layers(&model.graph, &data, &scheme, &cancel).unwrap();
+    assert_eq!(ranges.values.len(), 3);
+    let images = data.batch(SplitName::Calibration, 0..23).unwrap().images;
+    let pixels: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+    let largest = pixels.iter().copied().fold(0.0, f32::max);
+    assert_eq!(ranges.values["x"], [0.0, largest]);
+    // The same value as an output of the graph.
+    let mut graph = model.graph.clone();
+    graph.outputs = vec![graph.find_value("first_relu_out").unwrap()];
+    let values = run_on(&graph, &images);
+    let largest = values.iter().copied().fold(0.0, f32::max);
+    assert_eq!(ranges.values["first_relu_out"], [0.0, largest]);
+}
+
+#[test]
+fn one_run_serves_all_methods_and_repeats_exactly() {
+    let (_folder, data) = task(2);
+    let model = classifier(2);
+    let cancel = CancelToken::default();
+    let inputs = layer_inputs(&model.graph);
+    let stats = observe(&model.graph, &inputs, &data, 40, &cancel).unwrap();
+    assert_eq!(
+        stats,
+        observe(&model.graph, &inputs, &data, 40, &cancel).unwrap()
+    );
+    for calibration in [
+        Calibration::MinMax,
+        Calibration::Percentile(99.0),
+        Calibration::Mse,
+    ] {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+            let scheme = QuantScheme {
+                calibration,
+                symmetry,
+                samples: 40,
+                ..QuantScheme::default()
+            };
+            assert_eq!(
+                stats.ranges(calibration, symmetry),
+                calibrate_layers(&model.graph, &data, &scheme, &cancel).unwrap()
+            );
+        }
+    }
+}
+
+#[test]
+fn calibration_can_be_cancelled_and_names_values_that_are_not_finite() {
+    let (_folder, data) = task(3);
+    let mut model = classifier(3);
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let scheme = QuantScheme::default();
+    let error = calibrate_layers(&model.graph, &data, &scheme, &cancel).unwrap_err();
+    assert!(matches!(
+        error,
+        CompressError::Exec(crate::exec::ExecError::Cancelled)
+    ));
+
+    let scale = model.graph.find_value("first_norm.scale").unwrap();
+    model
+        .graph
+        .set_data(scale, TensorData::from_f32(&[6], &[f32::MAX; 6]));
+    let mean = model.graph.find_value("first_norm.variance").unwrap();
+    model
+        .graph
+        .set_data(mean, TensorData::from_f32(&[6], &[1e-30; 6]));
+    let error = calibrate(
+        &model.graph,
+        &[
+            ValueId(0),
+            model.graph.find_value("first_relu_out").unwrap(),
+        ],
+        &data,
+        &scheme,
+        &CancelToken::default(),
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("first_relu_out"), "{error}");
+}
+
+#[test]
+fn quantising_with_data_equals_quantising_with_its_ranges() {
+    let (_folder, data) = task(4);
+    let model = classifier(4);
+    let cancel = CancelToken::default();
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &cancel,
+        seed: 0,
+    };
+    let (model, _) = FoldBatchNorm.apply(model, &context).unwrap();
+    let scheme = QuantScheme::default();
+    let ranges = calibrate_layers(&model.graph, &data, &scheme, &cancel).unwrap();
+    let layers = [(id("second"), Precision::Int8)].into();
+    let mut pass = Quantize {
+        scheme,
+        layers,
+        ranges: None,
+    };
+    let (alone, _) = pass.apply(model.clone(), &context).unwrap();
+    pass.ranges = Some(std::sync::Arc::new(ranges));
+    let (given, _) = pass.apply(model.clone(), &context).unwrap();
+    assert_eq!(alone.graph, given.graph);
+    // Eight bits cost little: outputs stay near.
+    let x = data.batch(SplitName::Search, 0..20).unwrap().images;
+    close(&run_on(&model.graph, &x), &run_on(&alone.graph, &x), 0.03);
+    pass.ranges = Some(std::sync::Arc::new(Ranges::default()));
+    let error = pass.apply(model, &context).unwrap_err().to_string();
+    assert!(
+        error.contains("second") && error.contains("calibrate"),
+        "{error}"
+    );
+}
