@@ -42,6 +42,10 @@ impl NamedPoint {
     pub fn split(&self) -> SplitName {
         self.point.metrics.split
     }
+    /// Samples it was judged on.
+    pub fn samples(&self) -> u64 {
+        self.point.metrics.top1.n
+    }
     /// Top-1 in percent.
     pub fn top1_percent(&self) -> f64 {
         self.point.metrics.top1.value * 100.0
@@ -373,7 +377,8 @@ impl Mirror {
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;
-                    if !title.is_empty() {
+                    // The session's own title says more (which split, which plan).
+                    if job.title.is_empty() {
                         job.title.clone_from(title);
                     }
                 }

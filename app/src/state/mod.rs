@@ -179,18 +179,28 @@ impl State {
         &self.mirror.points
     }
 
-    /// The points on the split that the plot shows.
+    /// The points on the split that the plot shows; of the original only the one on the samples the others were judged on.
     pub fn shown_points(&self) -> impl Iterator<Item = &NamedPoint> {
         let split = self.view.split;
-        self.points().iter().filter(move |p| p.split() == split)
+        let baseline = self.baseline(split).map(|point| point.id);
+        self.points().iter().filter(move |point| {
+            point.split() == split && (!point.is_baseline() || Some(point.id) == baseline)
+        })
     }
 
-    /// The original, measured on a split.
+    /// The original, measured on a split: on as many samples as the newest other point there, if it was, else the newest.
     pub fn baseline(&self, split: SplitName) -> Option<&NamedPoint> {
-        self.points()
-            .iter()
-            .rev()
-            .find(|point| point.split() == split && point.is_baseline())
+        let here = || {
+            self.points()
+                .iter()
+                .rev()
+                .filter(move |p| p.split() == split)
+        };
+        let n = here().find(|p| !p.is_baseline()).map(NamedPoint::samples);
+        let originals = || here().filter(|p| p.is_baseline());
+        originals()
+            .find(|p| n.is_none_or(|n| p.samples() == n))
+            .or_else(|| originals().next())
     }
 
     /// The newest point of exactly the present plan on a split: the distilled one if the plan has distillation and it was

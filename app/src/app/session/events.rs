@@ -60,10 +60,17 @@ impl Session {
             Event::Finished { job } => {
                 let then = self.ended(job);
                 match then {
-                    Some(Then::Opened(_) | Then::Data) if self.settings.map_at_once => {
-                        let command = Command::StartMap;
+                    Some(Then::Opened(_) | Then::Data) => {
                         self.state.refresh();
-                        if command.enabled(&self.state).is_ok() {
+                        if Command::MeasurePlan(SplitName::Search)
+                            .enabled(&self.state)
+                            .is_ok()
+                        {
+                            self.measure_baseline(SplitName::Search);
+                        }
+                        if self.settings.map_at_once
+                            && Command::StartMap.enabled(&self.state).is_ok()
+                        {
                             self.map();
                         }
                     }
@@ -85,17 +92,21 @@ impl Session {
     /// The plot and relative goals want the original on the same split.
     pub(super) fn measure_baseline(&mut self, split: SplitName) {
         self.state.refresh();
-        if self.state.baseline(split).is_some() || self.state.is_busy(JobKind::Measure) {
+        let limit = self.limit(split);
+        let len = self.state.split_len(split);
+        let n = limit.map_or(len, |limit| limit.min(len)) as u64;
+        let known = self
+            .state
+            .points()
+            .iter()
+            .any(|p| p.split() == split && p.is_baseline() && p.samples() == n);
+        if known || self.state.is_busy(JobKind::Measure) {
             return;
         }
         let Some(mut recipe) = self.state.recipe(false) else {
             return;
         };
         recipe.steps.clear();
-        let limit = match split {
-            SplitName::Search => self.settings.edit_limit,
-            _ => None,
-        };
         let job = self.job(
             JobKind::Measure,
             &format!("Measure the original on {}", split_label(split)),

@@ -53,21 +53,33 @@ impl Session {
         if known || under_way {
             return;
         }
-        let limit = self.settings.edit_limit;
-        self.send_measure(SplitName::Search, limit, "Measure");
+        self.send_measure(SplitName::Search, "Measure");
     }
 
-    /// Measures the plan on a split on demand, all samples of it.
+    /// How many samples of a split are judged: on the search split always as many as for an edit, so that its points can be
+    /// compared; all of any other.
+    pub(super) fn limit(&self, split: SplitName) -> Option<usize> {
+        match split {
+            SplitName::Search => self
+                .settings
+                .edit_limit
+                .filter(|limit| *limit < self.state.split_len(split)),
+            _ => None,
+        }
+    }
+
+    /// Measures the plan on a split on demand.
     pub(super) fn measure(&mut self, split: SplitName) {
         self.state.history.commit(&self.state.document);
         self.state.refresh();
         self.state.view.split = split;
         self.state.view.tab = Tab::TradeOff;
         let title = format!("Measure on {}", split_label(split));
-        self.send_measure(split, None, &title);
+        self.send_measure(split, &title);
     }
 
-    pub(super) fn send_measure(&mut self, split: SplitName, limit: Option<usize>, title: &str) {
+    pub(super) fn send_measure(&mut self, split: SplitName, title: &str) {
+        let limit = self.limit(split);
         let Some(recipe) = self.state.recipe(false) else {
             return;
         };
