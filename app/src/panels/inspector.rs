@@ -277,7 +277,8 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
     let Some(row) = state.mirror.layer_index(&layer.id) else {
         return;
     };
-    let width = ui.available_width();
+    // Room for the scroll bar, where one is needed.
+    let width = ui.available_width() - 8.0;
     let line = |ui: &mut Ui, height: f32| {
         let (rect, response) = ui.allocate_exact_size(vec2(width, height), Sense::hover());
         let colour = theme::mix(t.panel, t.line, 0.6);
@@ -382,7 +383,7 @@ fn advice(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     });
 }
 
-/// The channel whose range is more than four times the median one, and how many times.
+/// The channel whose range is more than three times the median one, and how many times.
 fn widest(inspection: &Inspection) -> Option<(usize, f32)> {
     let mut widths: Vec<f32> = inspection
         .channel_ranges
@@ -397,5 +398,5 @@ fn widest(inspection: &Inspection) -> Option<(usize, f32)> {
         .max_by(|a, b| a.1.total_cmp(&b.1))?;
     widths.sort_by(f32::total_cmp);
     let median = *widths.get(widths.len() / 2)?;
-    (median > 0.0 && widest > 4.0 * median).then(|| (channel, widest / median))
+    (median > 0.0 && widest > 3.0 * median).then(|| (channel, widest / median))
 }

@@ -42,9 +42,13 @@ fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
     let field = ui.add(
         TextEdit::singleline(&mut filter)
             .id(Id::unique("layers-filter"))
-            .hint_text("Filter name, op…")
+            .hint_text(if width < 760.0 {
+                "Filter"
+            } else {
+                "Filter name, op…"
+            })
             .font(theme::sans())
-            .desired_width(if width < 720.0 { 96.0 } else { 130.0 })
+            .desired_width(if width < 760.0 { 84.0 } else { 130.0 })
             .margin(egui::Margin::symmetric(8, 3)),
     );
     let field = field.accessible_name("Filter layers");
@@ -100,7 +104,7 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
         count += &format!(" · {} selected", number::grouped(selected.len() as u64));
     }
     // A fixed room for the counts, so that selecting moves no button.
-    let room = if width > 760.0 { 138.0 } else { 124.0 };
+    let room = if width > 720.0 { 150.0 } else { 138.0 };
     let (rect, response) = ui.allocate_exact_size(vec2(room, 24.0), egui::Sense::hover());
     response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &count));
     widgets::draw_elided(
@@ -191,57 +195,56 @@ fn ratio_menu(
         });
 }
 
-/// "1,089 → 118 KB predicted  31.0 M MACs", laid from the right.
+/// "1,089 → 118 KB predicted   31.0 M MACs", at the right edge, in one line of several colours.
 fn totals(ui: &mut Ui, state: &State, wide: bool) {
     let t = theme::of(ui);
     let (Some(model), Some(prediction)) = (state.model(), state.prediction()) else {
         return;
     };
-    let measured = state.plan_point(state.view.split);
-    let (stored, origin) = match measured {
+    let (stored, origin) = match state.plan_point(state.view.split) {
         Some(point) => (point.point.sizes.stored, "measured"),
         None => (prediction.stored, "predicted"),
     };
     let before = number::kilobytes(model.sizes.stored.0);
     let after = number::kilobytes(stored.0);
-    let text = |ui: &mut Ui, text: String, colour, strong: bool| {
-        let font = if strong {
-            theme::medium_mono()
-        } else {
-            theme::mono()
-        };
-        ui.label(RichText::new(text).font(font).color(colour))
-    };
-    let hover = format!(
-        "Stored size of the exported file: {before} KB as opened, {after} KB with this plan ({origin}).\n\
-         Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs."
-    );
-    let macs = prediction.macs.or(model.sizes.macs);
-    match (macs, model.sizes.macs) {
+    let mut runs = vec![
+        (format!("{before} → "), theme::mono(), t.text),
+        (format!("{after} KB"), theme::medium_mono(), t.accent_text),
+    ];
+    if wide {
+        runs.push((format!(" {origin}"), theme::small(), t.muted));
+    }
+    runs.push(("   ".into(), theme::mono(), t.text));
+    match (prediction.macs.or(model.sizes.macs), model.sizes.macs) {
         (Some(now), Some(was)) if now != was => {
-            text(ui, " M MACs".into(), t.muted, false);
-            text(ui, number::millions(now), t.accent_text, true);
-            text(ui, format!("{} → ", number::millions(was)), t.text, false);
+            let was = number::millions(was);
+            runs.push((format!("{was} → "), theme::mono(), t.text));
+            let now = number::millions(now);
+            runs.push((now, theme::medium_mono(), t.accent_text));
+            runs.push((" M MACs".into(), theme::mono(), t.muted));
         }
         (Some(now), _) => {
-            text(ui, " M MACs".into(), t.muted, false);
-            text(ui, number::millions(now), t.text, false);
+            runs.push((number::millions(now), theme::mono(), t.text));
+            runs.push((" M MACs".into(), theme::mono(), t.muted));
         }
-        (None, _) => {
-            text(ui, "MACs unknown".into(), t.muted, false);
-        }
+        (None, _) => runs.push(("MACs unknown".into(), theme::mono(), t.muted)),
     }
-    ui.add_space(14.0);
-    if wide {
-        ui.label(
-            RichText::new(format!(" {origin}"))
-                .font(theme::small())
-                .color(t.muted),
-        );
+    let mut job = egui::text::LayoutJob::default();
+    for (text, font, colour) in runs {
+        let format = egui::TextFormat {
+            valign: Align::Center,
+            ..egui::TextFormat::simple(font, colour)
+        };
+        job.append(&text, 0.0, format);
     }
-    text(ui, " KB".into(), t.accent_text, true);
-    let size = text(ui, after.clone(), t.accent_text, true);
-    size.on_hover_text(hover)
-        .accessible_name(format!("Plan: {after} KB stored, {origin}"));
-    text(ui, format!("{before} → "), t.text, false);
+    job.wrap = egui::text::TextWrapping::no_max_width();
+    let galley = ui.painter().layout_job(job);
+    let (rect, response) = ui.allocate_exact_size(galley.size(), egui::Sense::hover());
+    let name = format!("Plan: {after} KB stored, {origin}");
+    response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &name));
+    ui.painter().galley(rect.min, galley, t.text);
+    response.on_hover_text(format!(
+            "Stored size of the exported file: {before} KB as opened, {after} KB with this plan ({origin}).\n\
+             Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs."
+        ));
 }

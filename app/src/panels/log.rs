@@ -20,7 +20,13 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
         |ui| {
             ui.add_space(12.0);
             ui.label(RichText::new("Log").font(theme::strong()).color(t.text));
-            widgets::muted_label(ui, format!("{} lines", number::grouped(log.len() as u64)));
+            widgets::muted_label(
+                ui,
+                match log.len() {
+                    1 => "1 line".to_owned(),
+                    n => format!("{} lines", number::grouped(n as u64)),
+                },
+            );
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
                 ui.add_space(12.0);
                 if widgets::icon_button(

@@ -45,13 +45,13 @@ impl Columns {
     /// Where there is little room, shape and operator go first (both stand in the inspector), then cells and sliders narrow.
     fn new(left: f32, width: f32) -> Self {
         let op = if width >= 800.0 { 56.0 } else { 0.0 };
-        let shape = if width >= 700.0 { 92.0 } else { 0.0 };
-        let fixed = 26.0 + op + shape + 62.0 + 58.0 + 14.0 + 82.0 + 16.0 + 16.0 + 14.0;
+        let shape = if width >= 700.0 { 88.0 } else { 0.0 };
+        let fixed = 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
         // Names, cells and sliders share what is left.
         let room = (width - fixed).max(0.0);
-        let cell = ((room - 100.0 - 92.0) / 6.0).clamp(24.0, 37.0);
-        let spare = (room - 6.0 * cell - 100.0 - 92.0).max(0.0);
-        let prune = 92.0 + (spare * 0.3).min(48.0);
+        let cell = ((room - 204.0) / 6.0).clamp(25.0, 37.0);
+        let spare = (room - 6.0 * cell - 204.0).max(0.0);
+        let prune = 104.0 + (spare * 0.3).min(48.0);
         let name = (room - 6.0 * cell - prune).max(60.0);
         let mut x = left;
         let mut take = |w: f32| {
@@ -63,13 +63,13 @@ impl Columns {
         let name = take(name);
         let op = (op > 0.0).then(|| take(op));
         let shape = (shape > 0.0).then(|| take(shape));
-        let params = take(62.0);
+        let params = take(60.0);
         let macs = take(58.0);
         take(14.0);
         let cells = std::array::from_fn(|_| take(cell));
         take(16.0);
         let precision = take(82.0);
-        take(16.0);
+        take(14.0);
         let prune = take(prune);
         Self {
             pin,
@@ -89,7 +89,7 @@ fn span(column: (f32, f32), y: (f32, f32)) -> Rect {
     Rect::from_min_max(pos2(column.0, y.0), pos2(column.1, y.1))
 }
 
-/// Shares of the largest layer, for the bars under the numbers.
+/// The largest layer, whose bar fills its column.
 struct Largest {
     params: f32,
     macs: f32,
@@ -113,12 +113,10 @@ pub fn table(ui: &mut Ui, state: &State, out: &mut Commands) {
         return;
     }
     let layers = state.layers();
-    let totals = layers
-        .iter()
-        .fold((0, 0), |(p, m), l| (p + l.params, m + l.macs.unwrap_or(0)));
+    let (params, macs) = state.largest_layer();
     let largest = Largest {
-        params: totals.0 as f32,
-        macs: totals.1 as f32,
+        params: params as f32,
+        macs: macs as f32,
     };
     let hatch = widgets::hatch_texture(ui.ctx());
     let moved = focus_moved(ui, id, state);
@@ -252,14 +250,14 @@ fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, out: &mut Co
             "Params",
             SortKey::Params,
             Align::Max,
-            "Elements of weight and bias; the bar is the share of all",
+            "Elements of weight and bias; the bar is the share of the largest layer",
         ),
         (
             columns.macs,
             "MACs, M",
             SortKey::Macs,
             Align::Max,
-            "Million multiply–accumulates a sample; the bar is the share of all",
+            "Million multiply–accumulates a sample; the bar is the share of the largest layer",
         ),
     ];
     if let Some(op) = columns.op {
@@ -425,24 +423,17 @@ fn row(
         let text = number::shape(&layer.weight_shape);
         widgets::draw_elided(&painter, rect, Align::Min, &text, theme::mono(), t.muted);
     }
-    let bar = theme::mix(t.line, t.muted, 0.45);
+    let bar = theme::mix(t.panel, t.text, if selected { 0.16 } else { 0.09 });
     let figure = |column: (f32, f32), text: &str, share: f32, colour| {
-        let rect = span(column, y);
-        widgets::draw_elided(
-            &painter,
-            rect.with_max_x(column.1 - 2.0),
-            Align::Max,
-            text,
-            theme::mono(),
-            colour,
+        // The share stands behind the number, from its right edge.
+        let all = Rect::from_min_max(
+            pos2(column.0 + 6.0, rect.top() + 4.0),
+            pos2(column.1, rect.bottom() - 4.0),
         );
-        let below = Rect::from_min_max(
-            pos2(column.0 + 16.0, rect.bottom() - 4.0),
-            pos2(column.1 - 2.0, rect.bottom() - 2.5),
-        );
-        let width = below.width() * share.clamp(0.0, 1.0);
-        let from_right = below.with_min_x(below.right() - width);
-        widgets::share_bar(&painter, from_right, 1.0, bar);
+        let bar_rect = all.with_min_x(all.right() - all.width() * share.clamp(0.0, 1.0));
+        widgets::share_bar(&painter, bar_rect, 1.0, bar);
+        let text_rect = all.with_max_x(column.1 - 3.0);
+        widgets::draw_elided(&painter, text_rect, Align::Max, text, theme::mono(), colour);
     };
     let params = number::grouped(layer.params);
     figure(

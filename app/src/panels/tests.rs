@@ -1,20 +1,16 @@
 //! Every panel, driven by accessible names without a GPU: what is pressed sends its command, what is known is said.
 
+mod layers;
+mod others;
+
 use super::{Commands, workbench};
 use crate::{
-    commands::Command,
-    state::{ColourBy, Dialog, NoticeKind, PlotAxis, SelectMode, SortKey, State, Tab, fixture},
+    state::{State, fixture},
     theme,
 };
-use egui::{Key, Modifiers, Vec2, vec2};
+use egui::{Vec2, vec2};
 use egui_kittest::{Harness, kittest::Queryable as _};
-use limbeck_engine::{
-    compress::{Precision, Ratio},
-    data::SplitName,
-    graph::LayerId,
-    jobs::JobId,
-    sensitivity::Candidate,
-};
+use limbeck_engine::graph::LayerId;
 
 struct Window {
     state: State,
@@ -33,6 +29,7 @@ fn open_sized<'a>(state: State, size: Vec2) -> Test<'a> {
     let mut harness = Harness::builder()
         .with_size(size)
         .with_step_dt(0.1)
+        .with_max_steps(20)
         .build_ui_state(
             |ui, window: &mut Window| {
                 if !window.ready {
@@ -45,7 +42,7 @@ fn open_sized<'a>(state: State, size: Vec2) -> Test<'a> {
             },
             window,
         );
-    harness.run();
+    harness.run_ok();
     harness
 }
 
@@ -60,7 +57,7 @@ fn layer(name: &str) -> LayerId {
 /// Clicks what has this accessible name and returns all that was sent since the last call.
 fn click(harness: &mut Test<'_>, name: &str) -> Commands {
     harness.get_by_label(name).click();
-    harness.run();
+    harness.run_ok();
     sent(harness)
 }
 
@@ -74,10 +71,17 @@ fn every_state_draws_at_every_size_and_sends_nothing_by_itself() {
         vec2(1280.0, 800.0),
         vec2(1920.0, 1080.0),
         vec2(640.0, 420.0),
+        vec2(200.0, 120.0),
     ] {
         for make in [fixture::demo, fixture::opened, State::default] {
             let mut harness = open_sized(make(), size);
             assert_eq!(sent(&mut harness), []);
         }
     }
+}
+
+#[test]
+fn a_window_at_rest_asks_for_no_frame() {
+    let mut harness = open(fixture::demo());
+    assert!(harness.run_ok().is_some_and(|steps| steps <= 2));
 }

@@ -192,7 +192,8 @@ fn goals(ui: &mut Ui, state: &State, narrow: bool, out: &mut Commands) {
         let text = verdict.text.as_str();
         let runs: Vec<(&str, FontId, Color32)> = match text.find("drop ") {
             Some(at) => {
-                let (word, figure) = text.split_at(at + "drop ".len());
+                // The space leads: one at a run's end has no width.
+                let (word, figure) = text.split_at(at + "drop".len());
                 vec![
                     (word, theme::sans(), colour),
                     (figure, theme::medium_mono(), colour),

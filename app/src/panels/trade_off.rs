@@ -28,7 +28,7 @@ pub fn switches(ui: &mut Ui, state: &State, out: &mut Commands) {
     if let Some(axis) = switch(ui, "axis", &axes, state.view.axis, "Plot against") {
         out.push(Command::SetPlotAxis(axis));
     }
-    let wide = ui.available_width() > 250.0;
+    let wide = ui.available_width() > 230.0;
     let texts = [SplitName::Search, SplitName::Holdout].map(|split| {
         let (name, n) = words::split_with_n(state, split);
         let text = if wide { format!("{name} {n}") } else { name };
@@ -208,6 +208,35 @@ fn extent(state: &State) -> ([f64; 2], [f64; 2]) {
     (x, y)
 }
 
+/// About `count` marks at even distances of 1, 2 or 5 times a power of ten.
+pub(super) fn even_marks(input: &GridInput, count: f32) -> Vec<GridMark> {
+    let (low, high) = input.bounds;
+    let rough = (high - low) / f64::from(count.max(2.0));
+    if !(rough.is_finite() && rough > 0.0) {
+        return Vec::new();
+    }
+    let power = 10_f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|m| m * power)
+        .into_iter()
+        .find(|step| *step >= rough * 0.999)
+        .unwrap_or(10.0 * power);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    (first..=last.min(first + 200))
+        .map(|i| GridMark {
+            value: i as f64 * step,
+            step_size: step,
+        })
+        .collect()
+}
+
+/// A mark's number with as many decimals as its distance to the next needs.
+pub(super) fn even_label(mark: GridMark) -> String {
+    let decimals = (-mark.step_size.log10()).ceil().clamp(0.0, 6.0) as usize;
+    format!("{:.*}", decimals, mark.value)
+}
+
 /// Marks at 1, 2, 5 (or finer) in each decade, with the distance to the next as their weight.
 fn decades(input: &GridInput) -> Vec<GridMark> {
     let (low, high) = input.bounds;
@@ -262,7 +291,7 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
         .tick_label_font(theme::mono_small());
     let hints_y = AxisHints::new_y()
         .label(caption(y_label))
-        .formatter(|mark, _| axis_percent(mark))
+        .formatter(|mark, _| even_label(mark))
         .tick_label_color(t.muted)
         .tick_label_font(theme::mono_small())
         .min_thickness(30.0);
@@ -281,6 +310,7 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
         .custom_x_axes(vec![hints_x])
         .custom_y_axes(vec![hints_y])
         .x_grid_spacer(|input| decades(&input))
+        .y_grid_spacer(move |input| even_marks(&input, size.y / 44.0))
         .set_margin_fraction(Vec2::ZERO)
         .include_x(x[0])
         .include_x(x[1])
@@ -304,18 +334,13 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
     overlay(ui, &response.transform, state, out);
 }
 
-fn axis_percent(mark: GridMark) -> String {
-    if mark.step_size < 0.99 {
-        format!("{:.1}", mark.value)
-    } else {
-        format!("{:.0}", mark.value)
-    }
-}
-
 /// Everything inside the axes, drawn by hand over the grid.
 fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let frame = *transform.frame();
+    if frame.width() < 40.0 || frame.height() < 40.0 {
+        return;
+    }
     let painter = ui.painter_at(frame);
     let at =
         |x: f64, y: f64| transform.position_from_point(&PlotPoint::new(x.max(1e-6).log10(), y));
@@ -328,6 +353,14 @@ fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out: &mut Comm
         .iter()
         .filter_map(|id| position(state.mirror.point(*id)?))
         .collect();
+    for leg in front.windows(2) {
+        // Labels keep off the line as well.
+        let steps = (leg[0].distance(leg[1]) / 10.0).ceil().max(1.0);
+        for i in 0..steps as usize {
+            let on_line = leg[0].lerp(leg[1], i as f32 / steps);
+            labels.block(Rect::from_center_size(on_line, Vec2::splat(2.0)));
+        }
+    }
     painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
 
     let on_front: BTreeSet<_> = state.front().iter().collect();
@@ -354,6 +387,12 @@ fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out: &mut Comm
             let ci = point.point.metrics.top1.ci;
             let (low, high) = (at(1.0, ci[0] * 100.0).y, at(1.0, ci[1] * 100.0).y);
             painter.vline(place.x, high..=low, Stroke::new(1.0, colour));
+            if count <= 60 {
+                labels.block(Rect::from_min_max(
+                    pos2(place.x - 1.0, high),
+                    pos2(place.x + 1.0, low),
+                ));
+            }
         }
         let radius = if is_plan { 5.5 } else { 4.0 };
         painter.circle_filled(place, radius, colour);
@@ -638,16 +677,18 @@ impl Labels {
         let galley = painter.layout_no_wrap(text.to_owned(), font, colour);
         let size = galley.size();
         let spots = [
+            (Align2::LEFT_BOTTOM, vec2(8.0, -4.0)),
+            (Align2::LEFT_TOP, vec2(8.0, 4.0)),
+            (Align2::RIGHT_BOTTOM, vec2(-8.0, -4.0)),
+            (Align2::RIGHT_TOP, vec2(-8.0, 4.0)),
+            (Align2::LEFT_BOTTOM, vec2(8.0, -20.0)),
+            (Align2::LEFT_TOP, vec2(8.0, 20.0)),
+            (Align2::RIGHT_BOTTOM, vec2(-8.0, -20.0)),
+            (Align2::RIGHT_TOP, vec2(-8.0, 20.0)),
+            (Align2::LEFT_BOTTOM, vec2(8.0, -36.0)),
+            (Align2::LEFT_TOP, vec2(8.0, 36.0)),
             (Align2::CENTER_BOTTOM, vec2(0.0, -9.0)),
-            (Align2::LEFT_TOP, vec2(9.0, 4.0)),
-            (Align2::LEFT_BOTTOM, vec2(9.0, -4.0)),
-            (Align2::RIGHT_BOTTOM, vec2(-9.0, -4.0)),
-            (Align2::RIGHT_TOP, vec2(-9.0, 4.0)),
             (Align2::CENTER_TOP, vec2(0.0, 9.0)),
-            (Align2::CENTER_BOTTOM, vec2(0.0, -24.0)),
-            (Align2::CENTER_TOP, vec2(0.0, 24.0)),
-            (Align2::LEFT_TOP, vec2(9.0, 18.0)),
-            (Align2::LEFT_BOTTOM, vec2(9.0, -18.0)),
         ];
         let inner = self.frame.shrink(2.0);
         let candidates = spots.map(|(anchor, offset)| anchor.anchor_size(place + offset, size));
@@ -687,6 +728,25 @@ mod tests {
                     .all(|m| m.value >= bounds.0 && m.value <= bounds.1)
             );
         }
+    }
+
+    #[test]
+    fn even_marks_are_round_and_inside() {
+        let input = GridInput {
+            bounds: (89.9, 94.6),
+            base_step_size: 0.1,
+        };
+        let marks = even_marks(&input, 8.0);
+        let labels: Vec<String> = marks.iter().map(|m| even_label(*m)).collect();
+        assert_eq!(labels, ["90", "91", "92", "93", "94"]);
+        let fine = even_marks(
+            &GridInput {
+                bounds: (0.0, 0.61),
+                base_step_size: 0.1,
+            },
+            4.0,
+        );
+        assert_eq!(even_label(fine[1]), "0.2");
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Training: loss and accuracy while a distillation runs, and after it.
 
-use super::{Commands, command_button, words};
+use super::{
+    Commands, command_button,
+    trade_off::{even_label, even_marks},
+    words,
+};
 use crate::{
     commands::Command,
     state::{Curves, Dialog, State},
@@ -76,10 +80,9 @@ fn summary(ui: &mut Ui, state: &State, curves: &Curves) {
             .color(t.text),
     );
     let mut text = format!(
-        "epoch {:.1} · step {} of {} · loss {:.3} · rate {:.1e} · {} img/s",
+        "epoch {:.1} of {:.0} · loss {:.3} · rate {:.1e} · {} img/s",
         last.epoch,
-        number::grouped(last.step),
-        number::grouped(last.steps),
+        epochs(curves),
         last.loss,
         last.rate,
         number::grouped(last.samples_per_second.max(0.0).round() as u64),
@@ -109,6 +112,7 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
         hints
             .tick_label_color(t.muted)
             .tick_label_font(theme::mono_small())
+            .formatter(|mark, _| even_label(mark))
     };
     let hints_x = AxisHints::new_x();
     let hints_x = if x.is_empty() {
@@ -135,7 +139,9 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
         .custom_x_axes(vec![hints_x])
         .custom_y_axes(vec![hints_y])
         .include_x(0.0)
-        .include_x(epochs)
+        .include_x(epochs * 1.01)
+        .y_grid_spacer(move |input| even_marks(&input, size.y / 40.0))
+        .x_grid_spacer(move |input| even_marks(&input, (size.x / 60.0).min(epochs.max(2.0) as f32)))
         .set_margin_fraction(vec2(0.0, 0.08))
         .allow_scroll(false)
         .allow_boxed_zoom(false)

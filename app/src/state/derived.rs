@@ -65,6 +65,13 @@ pub struct Derived {
     model_version: u64,
 }
 
+impl Derived {
+    /// (parameters, MACs) of the largest layers.
+    pub(super) fn largest(&self) -> (u64, u64) {
+        (self.largest.params, self.largest.macs)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Largest {
     params: u64,

@@ -86,6 +86,11 @@ impl State {
         self.layers().get(self.mirror.layer_index(id)?)
     }
 
+    /// Parameters of the layer with most, MACs of the layer with most: what shares are shown against.
+    pub fn largest_layer(&self) -> (u64, u64) {
+        self.derived.largest()
+    }
+
     /// What the plan asks of a layer.
     pub fn setting(&self, layer: &LayerId) -> LayerSetting {
         self.document.setting(layer)

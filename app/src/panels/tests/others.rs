@@ -1,0 +1,293 @@
+//! Top bar, trade-off, training, inspector, jobs strip, log, notices, welcome, dividers.
+
+use super::{click, layer, open, open_sized, sent};
+use crate::{
+    commands::Command,
+    state::{Dialog, NoticeKind, PlotAxis, State, Tab, fixture},
+};
+use egui::vec2;
+use egui_kittest::kittest::{NodeT as _, Queryable as _};
+use limbeck_engine::{
+    compress::{Granularity, LayerSetting, Precision, Ratio},
+    data::SplitName,
+    jobs::JobId,
+};
+use std::{path::PathBuf, sync::Arc};
+
+#[test]
+fn the_top_bar_measures_searches_exports_and_edits_goals() {
+    let mut harness = open(fixture::demo());
+    assert_eq!(
+        click(&mut harness, "Measure"),
+        [Command::MeasurePlan(SplitName::Holdout)]
+    );
+    assert_eq!(
+        click(&mut harness, "Search commands"),
+        [Command::OpenPalette]
+    );
+    assert_eq!(
+        click(&mut harness, "Goal: drop ≤ 1.0 pt"),
+        [Command::Show(Dialog::Goals)]
+    );
+    assert!(
+        harness
+            .query_by_label("Verdict: Pass · drop 0.62 ± 0.21 pt")
+            .is_some()
+    );
+    click(&mut harness, "Export…");
+    assert_eq!(
+        click(&mut harness, "Export recipe…"),
+        [Command::Show(Dialog::ExportRecipe)]
+    );
+    click(&mut harness, "Menu");
+    assert_eq!(click(&mut harness, "Open…"), [Command::Show(Dialog::Open)]);
+}
+
+#[test]
+fn what_cannot_be_done_is_disabled() {
+    let mut harness = open(fixture::opened());
+    for name in ["Undo", "Redo"] {
+        assert!(
+            harness.get_by_label(name).accesskit_node().is_disabled(),
+            "{name}"
+        );
+        assert_eq!(click(&mut harness, name), []);
+    }
+    let harness = open(State::default());
+    assert!(
+        harness
+            .get_by_label("Measure")
+            .accesskit_node()
+            .is_disabled()
+    );
+    assert!(
+        harness
+            .get_by_label("Export…")
+            .accesskit_node()
+            .is_disabled()
+    );
+}
+
+#[test]
+fn a_point_is_selected_by_a_click_and_its_plan_restored() {
+    let mut harness = open(fixture::demo());
+    let commands = click(&mut harness, "Point int8 on search");
+    let [Command::SelectPoint(Some(id))] = commands.as_slice() else {
+        panic!("{commands:?}");
+    };
+    let id = *id;
+    harness.state_mut().state.view.selected_point = Some(id);
+    harness.run_ok();
+    assert!(
+        harness
+            .query_by_label_contains("int8: top-1 93.30 ± ")
+            .is_some()
+    );
+    assert_eq!(
+        click(&mut harness, "Restore this plan"),
+        [Command::RestorePoint(id)]
+    );
+    // A click beside all points lets it go.
+    let plot = harness.get_by_label_contains("Trade-off plot").rect();
+    let beside = plot.center() + vec2(0.0, plot.height() * 0.3);
+    harness.drag_at(beside);
+    harness.run_ok();
+    harness.drop_at(beside);
+    harness.run_ok();
+    assert_eq!(sent(&mut harness), [Command::SelectPoint(None)]);
+}
+
+#[test]
+fn the_plot_switches_axis_and_split() {
+    let mut harness = open(fixture::demo());
+    assert_eq!(
+        click(&mut harness, "Plot against: MACs"),
+        [Command::SetPlotAxis(PlotAxis::Macs)]
+    );
+    assert_eq!(
+        click(&mut harness, "Points on: holdout 10,000"),
+        [Command::SetSplit(SplitName::Holdout)]
+    );
+    assert!(
+        harness
+            .query_by_label("Trade-off plot, 7 points on search")
+            .is_some()
+    );
+    harness.state_mut().state.view.axis = PlotAxis::Macs;
+    harness.state_mut().state.refresh();
+    harness.run_ok();
+}
+
+#[test]
+fn without_data_the_window_says_what_is_missing() {
+    let mut state = fixture::opened();
+    let mut model = (**state.model().expect("the fixture has a model")).clone();
+    model.data = None;
+    state.mirror.model = Some(Arc::new(model));
+    state.refresh();
+    let mut harness = open_sized(state, vec2(1280.0, 800.0));
+    assert!(harness.query_by_label("Weights only").is_some());
+    assert_eq!(
+        click(&mut harness, "Open data…"),
+        [Command::Show(Dialog::OpenTask)]
+    );
+    assert!(
+        harness
+            .get_by_label("Measure")
+            .accesskit_node()
+            .is_disabled()
+    );
+}
+
+#[test]
+fn training_shows_its_curves_or_how_to_get_some() {
+    let mut state = fixture::demo();
+    state.view.tab = Tab::Training;
+    let mut harness = open(state);
+    assert!(harness.query_by_label("Loss curve").is_some());
+    assert!(harness.query_by_label("Accuracy curve").is_some());
+    assert!(harness.query_by_label_contains("epoch 4.0 of 6").is_some());
+    assert_eq!(
+        click(&mut harness, "Trade-off"),
+        [Command::SetTab(Tab::TradeOff)]
+    );
+    // An untouched plan has nothing to distil; one that changes something has.
+    let mut state = fixture::opened();
+    state.view.tab = Tab::Training;
+    let mut harness = open(state);
+    assert!(harness.query_by_label("Nothing distilled yet").is_some());
+    let state = &mut harness.state_mut().state;
+    let setting = LayerSetting {
+        precision: Precision::Int4,
+        sparsity: Ratio(0.0),
+    };
+    state.document.set(&layer("conv1"), setting);
+    state.refresh();
+    harness.run_ok();
+    // One in the top bar, one in the panel's head, one in the empty panel.
+    let buttons: Vec<_> = harness.query_all_by_label("Distil…").collect();
+    assert_eq!(buttons.len(), 3, "{buttons:?}");
+    buttons[2].click();
+    harness.run_ok();
+    assert_eq!(sent(&mut harness), [Command::Show(Dialog::Distil)]);
+}
+
+#[test]
+fn the_inspector_tells_of_its_layer() {
+    let mut harness = open(fixture::demo());
+    for name in [
+        "Inspecting layer2.1.conv2",
+        "SQNR: 18.4 dB",
+        "Clipped: 0.40 %",
+        "Zeros: 38.0 %",
+        "Levels: 15",
+        "Ranges of 32 channels",
+        "int4: 0.32 ± 0.10, n 1,000",
+    ] {
+        assert!(harness.query_by_label(name).is_some(), "{name}");
+    }
+    assert_eq!(
+        click(&mut harness, "Quantisation scheme"),
+        [Command::Show(Dialog::Scheme)]
+    );
+    // One scale for all channels, and one channel that is far wider: said, with a way out.
+    let state = &mut harness.state_mut().state;
+    state.document.scheme.int8_weights = Granularity::PerTensor;
+    state.document.scheme.int4_weights = Granularity::PerTensor;
+    state.refresh();
+    harness.run_ok();
+    assert!(
+        harness
+            .query_by_label("Channel 17 sets the scale")
+            .is_some()
+    );
+    let state = &mut harness.state_mut().state;
+    state.view.focus = None;
+    harness.run_ok();
+    assert!(harness.query_by_label("No layer selected").is_some());
+}
+
+#[test]
+fn jobs_show_progress_and_can_be_cancelled() {
+    let mut harness = open(fixture::demo());
+    assert!(harness.query_by_label("Progress of Map").is_some());
+    assert!(
+        harness
+            .query_by_label_contains("epoch 4 of 6 · 3,120 img/s · 1:42 left")
+            .is_some()
+    );
+    assert_eq!(
+        click(&mut harness, "Cancel Distil 14"),
+        [Command::CancelJob(JobId(1))]
+    );
+    let mut harness = open(fixture::opened());
+    assert!(harness.query_by_label("Engine idle").is_some());
+    assert_eq!(click(&mut harness, "Measure map"), [Command::StartMap]);
+}
+
+#[test]
+fn the_log_opens_and_closes() {
+    let mut harness = open(fixture::demo());
+    assert_eq!(click(&mut harness, "Log"), [Command::ShowLog(true)]);
+    harness.state_mut().state.view.log_open = true;
+    harness.run_ok();
+    assert!(harness.query_by_label("Opened fashion-resnet").is_some());
+    assert_eq!(click(&mut harness, "Close log"), [Command::ShowLog(false)]);
+}
+
+#[test]
+fn notices_are_dismissed() {
+    let mut state = fixture::demo();
+    state.notify(NoticeKind::Error, "Could not write plan.onnx: disk full");
+    let id = state.notices[0].id;
+    let mut harness = open(state);
+    assert_eq!(
+        click(
+            &mut harness,
+            "Dismiss: Could not write plan.onnx: disk full"
+        ),
+        [Command::DismissNotice(id)]
+    );
+}
+
+#[test]
+fn the_welcome_opens_files() {
+    let mut state = State::default();
+    state.view.recent = vec![PathBuf::from("models/net.onnx")];
+    let mut harness = open(state);
+    assert_eq!(click(&mut harness, "Open…"), [Command::Show(Dialog::Open)]);
+    assert_eq!(
+        click(&mut harness, "Open the sample model"),
+        [Command::OpenSample]
+    );
+    assert_eq!(
+        click(&mut harness, "net.onnx"),
+        [Command::Open(PathBuf::from("models/net.onnx"))]
+    );
+}
+
+#[test]
+fn dividers_resize_the_panels() {
+    let mut harness = open(fixture::demo());
+    let at = harness
+        .get_by_label("Width of the layers panel")
+        .rect()
+        .center();
+    harness.drag_at(at);
+    harness.run_ok();
+    harness.hover_at(at - vec2(100.0, 0.0));
+    harness.run_ok();
+    harness.drop_at(at - vec2(100.0, 0.0));
+    harness.run_ok();
+    let shares: Vec<f32> = sent(&mut harness)
+        .iter()
+        .filter_map(|c| match c {
+            Command::SetShares { layers, .. } => Some(*layers),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        shares.last().is_some_and(|s| *s < 0.55 && *s > 0.45),
+        "{shares:?}"
+    );
+}
