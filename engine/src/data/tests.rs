@@ -463,3 +463,43 @@ fn the_bundled_task_opens() {
         [9, 2, 1, 1]
     );
 }
+
+/// Every file of the samples is the one whose provenance is written down.
+#[test]
+fn the_samples_have_their_digests() {
+    for sample in ["fashion-resnet", "efficientnet-lite0"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../sample-models")
+            .join(sample);
+        let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
+        assert!(sums.lines().count() >= 3);
+        for line in sums.lines() {
+            let (expected, name) = line.split_once("  ").unwrap();
+            let (_, digest) = files::digest(&folder.join(name)).unwrap();
+            let got: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(got, expected, "{name}");
+        }
+    }
+}
+
+/// The template of the second sample is a task: with images in place it opens.
+#[test]
+fn the_example_task_opens_with_images() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../sample-models/efficientnet-lite0/task.example.ron");
+    let error = Dataset::open(&example).err().unwrap().to_string();
+    assert!(
+        error.contains("cannot read") && error.contains("images"),
+        "{error}"
+    );
+    let folder = Folder::new();
+    for i in 0..10 {
+        folder.png(&format!("images/{}/{i}.png", i % 3), 300, [i, 2 * i, 255]);
+    }
+    folder.put("task.ron", &fs::read(example).unwrap());
+    let data = Dataset::open(&folder.path("task.ron")).unwrap();
+    assert_eq!(data.info().sample_shape, [3, 224, 224]);
+    let batch = data.batch(SplitName::Holdout, 0..1).unwrap();
+    let blue = values(&batch)[3 * 224 * 224 - 1];
+    assert_eq!(blue, 1.0);
+}
