@@ -1,10 +1,20 @@
 //! Distillation: losses, the optimiser loop, schedules. Uses `exec`, `data`, `eval`, `compress` (the model it trains).
 
-use crate::{compress::Model, data::Dataset, eval::Estimate, exec::CancelToken, graph::Graph};
+mod loss;
+mod optimise;
+mod run;
+mod teacher;
+#[cfg(test)]
+mod tests;
+
+pub use run::distil;
+
+use crate::{compress::Model, eval::Estimate};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Optimizer {
+    /// With momentum 0.9.
     Sgd,
     AdamW,
 }
@@ -13,6 +23,7 @@ pub enum Optimizer {
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     Constant,
+    /// Rises in a straight line over the first twentieth of the steps (at most 100), then falls to 0 along half a cosine.
     Cosine,
 }
 
@@ -29,8 +40,9 @@ pub struct DistilSettings {
     /// Weight of the soft loss (against the teacher) and of the hard loss (against the labels).
     pub soft_weight: f32,
     pub hard_weight: f32,
+    /// On weights of rank 2 and more; biases and normalisations don't decay.
     pub weight_decay: f64,
-    /// Training samples used in an epoch; `None`: all of the training split.
+    /// Training samples used in an epoch, other ones each time until all were seen; `None`: all of the training split.
     pub samples: Option<usize>,
 }
 
@@ -51,6 +63,36 @@ impl Default for DistilSettings {
     }
 }
 
+impl DistilSettings {
+    /// What cannot be trained with, in words.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let positive = |v: f64| v.is_finite() && v > 0.0;
+        let not_negative = |v: f64| v.is_finite() && v >= 0.0;
+        let (soft, hard) = (f64::from(self.soft_weight), f64::from(self.hard_weight));
+        let wrong = if self.epochs == 0 {
+            "epochs is 0: train for at least 1".to_owned()
+        } else if self.batch == 0 {
+            "batch is 0: a mini-batch has at least 1 sample".to_owned()
+        } else if self.samples == Some(0) {
+            "samples is 0: use at least 1 an epoch, or leave it out for all".to_owned()
+        } else if !positive(self.rate) {
+            format!("rate is {}: a learning rate is above 0", self.rate)
+        } else if !positive(f64::from(self.temperature)) {
+            format!("temperature is {}: it must be above 0", self.temperature)
+        } else if !not_negative(soft) || !not_negative(hard) || soft + hard == 0.0 {
+            format!("soft_weight {soft} and hard_weight {hard} must not be negative, nor both 0")
+        } else if !not_negative(self.weight_decay) {
+            format!(
+                "weight_decay is {}: it must not be negative",
+                self.weight_decay
+            )
+        } else {
+            return Ok(());
+        };
+        Err(TrainError::Settings(wrong))
+    }
+}
+
 /// One point of the training curves.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainPoint {
@@ -65,9 +107,31 @@ pub struct TrainPoint {
     pub accuracy: Option<Estimate>,
 }
 
-/// Told of progress after every mini-batch (the place where an interactive job may overtake).
+/// Told of progress after every mini-batch (the place where an interactive job may overtake). Time spent here is not
+/// counted as training.
 pub trait TrainObserver {
     fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError>;
+    /// Called between the mini-batches of the evaluations before the first step and at epoch ends: the other place where
+    /// an interactive job may overtake.
+    fn pause(&mut self) -> Result<(), TrainError> {
+        Ok(())
+    }
+}
+
+/// What a distillation leaves.
+#[derive(Clone, Debug)]
+pub struct Distilled {
+    /// The best checkpoint by top-1 on the search split (equal ones: by cross-entropy); the start counts as one.
+    pub model: Model,
+    /// Epochs that had been trained when the best checkpoint was taken; 0: the start.
+    pub best_epoch: usize,
+    /// Top-1 on the search split of the start and of `model`; `None` when cancelled before the start was judged.
+    pub start: Option<Estimate>,
+    pub best: Option<Estimate>,
+    /// One point a mini-batch.
+    pub points: Vec<TrainPoint>,
+    /// Training was cancelled: `model` is the best of the epochs that were finished, a partial result.
+    pub cancelled: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -80,20 +144,31 @@ pub enum TrainError {
     Eval(#[from] crate::eval::EvalError),
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
+    /// A setting, or a pair of models and data, that cannot be trained with.
+    #[error("distillation cannot start: {0}")]
+    Settings(String),
     #[error("{0}")]
     Diverged(String),
 }
 
-/// Trains `student` against `teacher` with masks and fake quantisation held in place; returns the best checkpoint by top-1
-/// on the search split (the start counts as one). The same seed gives the same bits whatever the number of threads.
-pub fn distil(
-    _student: Model,
-    _teacher: &Graph,
-    _data: &Dataset,
-    _settings: &DistilSettings,
-    _seed: u64,
-    _observer: &mut dyn TrainObserver,
-    _cancel: &CancelToken,
-) -> Result<Model, TrainError> {
-    unimplemented!()
+impl From<candle_core::Error> for TrainError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Exec(error.into())
+    }
+}
+
+impl TrainError {
+    /// Whether this is a wish to stop rather than a failure.
+    pub fn is_cancelled(&self) -> bool {
+        use crate::{data::DataError, eval::EvalError, exec::ExecError};
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Exec(ExecError::Cancelled)
+                | Self::Data(DataError::Cancelled)
+                | Self::Eval(
+                    EvalError::Exec(ExecError::Cancelled) | EvalError::Data(DataError::Cancelled)
+                )
+        )
+    }
 }
