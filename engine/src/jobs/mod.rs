@@ -1,6 +1,21 @@
 //! The engine thread: commands in, events out, through channels; it knows nothing of any window and wakes its user through
 //! a callback. Two lanes: the interactive one (latest wins) overtakes the batch one at its next mini-batch.
 
+mod emit;
+mod map;
+mod open;
+mod queue;
+mod worker;
+
+pub use open::info;
+
+#[cfg(test)]
+mod tests;
+
+use emit::Emitter;
+use queue::Queue;
+use worker::Worker;
+
 use crate::{
     compress::{LayerSetting, QuantScheme},
     data::{DatasetInfo, SplitName},
@@ -11,7 +26,7 @@ use crate::{
     sensitivity::Cell,
     train::TrainPoint,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 pub use crate::project::{JobId, Point};
 
@@ -189,17 +204,55 @@ pub enum Event {
     },
 }
 
-/// Called after an event was put in the channel; must not block.
+/// Called after an event was put in the channel; must not block. Not called while an earlier event still waits to be taken:
+/// whoever is woken takes all there are.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// A handle to the engine thread; dropping it shuts the thread down.
+/// A handle to the engine's threads; dropping it cancels what runs, lets queued files be written, and waits for the end.
 pub struct Engine {
     pub commands: crossbeam_channel::Sender<Command>,
     pub events: crossbeam_channel::Receiver<Event>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
-    pub fn start(_waker: Waker) -> Self {
-        unimplemented!()
+    /// Starts two threads: the router takes commands, cancels at once and queues the rest; the engine thread works.
+    pub fn start(waker: Waker) -> Self {
+        let (commands, incoming) = crossbeam_channel::unbounded();
+        let (outgoing, events) = crossbeam_channel::unbounded();
+        let queue = Arc::new(Queue::default());
+        let emitter = Emitter::new(outgoing, waker);
+        let router = {
+            let (queue, emitter) = (queue.clone(), emitter.clone());
+            move || queue.route(&incoming, &emitter)
+        };
+        let worker = Worker::new(queue, emitter);
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .stack_size(8 << 20)
+                .spawn(body)
+                .expect("the system refuses a thread to a process that has just started")
+        };
+        let threads = vec![
+            spawn("limbeck-router", Box::new(router)),
+            spawn("limbeck-engine", Box::new(move || worker.work())),
+        ];
+        Self {
+            commands,
+            events,
+            threads,
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // A closed channel means that the router has ended already.
+        let _ = self.commands.send(Command::Shutdown);
+        for thread in self.threads.drain(..) {
+            // Panics of jobs are caught; one of the runtime itself has been printed by the panic hook.
+            let _ = thread.join();
+        }
     }
 }

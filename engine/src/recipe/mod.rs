@@ -1,8 +1,12 @@
 //! The recipe: what to do to a model, in RON; strict reading, resolution of globs to layers, the pipeline that carries it
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
+mod files;
+mod lock;
+mod pipeline;
 mod plan;
 mod resolve;
+mod session;
 mod text;
 mod validate;
 mod verdict;
@@ -10,12 +14,18 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub use files::{relative_to, sha256, sha256_file, write_atomic};
+pub use lock::{
+    LOCK_FILE, LOCK_VERSION, Lock, LockedLayer, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE,
+    RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
+};
+pub use pipeline::{Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, run};
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
+pub use session::{Session, facts, shape_words, task_beside};
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};
 pub use validate::RECIPE_VERSION;
-pub(crate) use verdict::split_word;
 pub use verdict::{GoalVerdict, judge, overall};
 
 use crate::{

@@ -32,7 +32,7 @@ impl Recipe {
         layers: &[LayerFacts],
         plan: &BTreeMap<LayerId, LayerSetting>,
     ) -> Self {
-        let setting = |id: &LayerId| plan.get(id).copied().unwrap_or(LayerSetting::UNCHANGED);
+        let setting = |id: &LayerId| plan.get(id).copied().unwrap_or(LayerSetting::KEEP);
         let ratios: Vec<(&str, Ratio)> = layers
             .iter()
             .map(|l| (&*l.id.0, setting(&l.id).sparsity))

@@ -40,7 +40,7 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
     validate(recipe)?;
     let mut settings: BTreeMap<LayerId, LayerSetting> = layers
         .iter()
-        .map(|l| (l.id.clone(), LayerSetting::UNCHANGED))
+        .map(|l| (l.id.clone(), LayerSetting::KEEP))
         .collect();
     let mut steps = Vec::with_capacity(recipe.steps.len());
     // How often a rule's text stood in earlier steps: tells which of equal literals an error is about.

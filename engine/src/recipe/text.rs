@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(find(text, &Anchor::Literal("no".into(), 0)), None);
         assert_eq!(
             find(text, &Anchor::Literal("y\"z".into(), 0)),
-            Some((2, 40))
+            Some((2, 39))
         );
     }
 

@@ -1,10 +1,7 @@
 //! What a recipe may say, beyond its types: order of steps, ranges of numbers, goals.
 
 use super::{Choice, Goal, Recipe, RecipeError, Step, text::Anchor};
-use crate::{
-    compress::{Calibration, Granularity, QuantScheme, Ratio},
-    train::DistilSettings,
-};
+use crate::compress::Ratio;
 
 /// The schema this engine reads and writes.
 pub const RECIPE_VERSION: u32 = 1;
@@ -69,7 +66,10 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
-                scheme(&quantize.scheme)?;
+                quantize
+                    .scheme
+                    .check()
+                    .map_err(|e| RecipeError::new(format!("Quantize: {e}")).at(here))?;
             }
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
@@ -86,7 +86,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
-                distil(settings, &here)?;
+                settings
+                    .check()
+                    .map_err(|e| RecipeError::new(e.to_string()).at(here))?;
             }
         }
     }
@@ -102,14 +104,9 @@ pub(super) fn version(found: u32) -> RecipeError {
 }
 
 fn ratio(value: Ratio, whose: &str, anchor: Anchor) -> Result<(), RecipeError> {
-    if (0.0..1.0).contains(&value.0) {
-        return Ok(());
-    }
-    Err(RecipeError::new(format!(
-        "the pruning ratio of `{whose}` is {}; a share of at least 0 and less than 1 was expected (0.5 is half)",
-        value.0
-    ))
-    .at(anchor))
+    value
+        .check()
+        .map_err(|e| RecipeError::new(format!("Prune: `{whose}`: {e}")).at(anchor))
 }
 
 fn goals(goals: &[Goal]) -> Result<(), RecipeError> {
@@ -138,59 +135,4 @@ fn goals(goals: &[Goal]) -> Result<(), RecipeError> {
         }
     }
     Ok(())
-}
-
-fn scheme(scheme: &QuantScheme) -> Result<(), RecipeError> {
-    for (key, granularity) in [
-        ("int8_weights", scheme.int8_weights),
-        ("int4_weights", scheme.int4_weights),
-    ] {
-        if granularity == Granularity::Group(0) {
-            return Err(RecipeError::new(format!(
-                "{key} asks for groups of 0 weights; at least 1 was expected (32 is usual)"
-            ))
-            .at(Anchor::Word(key, 0)));
-        }
-    }
-    if let Calibration::Percentile(p) = scheme.calibration
-        && !(p > 50.0 && p <= 100.0)
-    {
-        return Err(RecipeError::new(format!(
-            "the calibration keeps {p} percent of the values; above 50 and at most 100 was expected (99.99 is usual)"
-        ))
-        .at(Anchor::Word("percentile", 0)));
-    }
-    if scheme.samples == 0 {
-        return Err(
-            RecipeError::new("calibration on 0 samples; at least 1 was expected")
-                .at(Anchor::Word("samples", 0)),
-        );
-    }
-    Ok(())
-}
-
-fn distil(s: &DistilSettings, anchor: &Anchor) -> Result<(), RecipeError> {
-    let positive = |v: f64| v.is_finite() && v > 0.0;
-    let not_negative = |v: f64| v.is_finite() && v >= 0.0;
-    let wrong = if s.epochs == 0 {
-        "epochs is 0; at least 1 was expected"
-    } else if s.batch == 0 {
-        "batch is 0; at least 1 was expected"
-    } else if s.samples == Some(0) {
-        "samples is 0; at least 1 was expected (leave it out for all)"
-    } else if !positive(s.rate) {
-        "rate must be above 0"
-    } else if !positive(s.temperature.into()) {
-        "temperature must be above 0"
-    } else if !not_negative(s.soft_weight.into())
-        || !not_negative(s.hard_weight.into())
-        || s.soft_weight + s.hard_weight == 0.0
-    {
-        "soft_weight and hard_weight must not be negative, and not both 0"
-    } else if !not_negative(s.weight_decay) {
-        "weight_decay must not be negative"
-    } else {
-        return Ok(());
-    };
-    Err(RecipeError::new(format!("Distil: {wrong}")).at(anchor.clone()))
 }

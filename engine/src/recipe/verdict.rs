@@ -111,10 +111,7 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         samples_needed,
         words: format!(
             "top-1 drop against the original at most {limit} {unit}: {measured:.2} lost (95 % interval {:.2} to {:.2}, n = {}, paired, {} split){tail}",
-            ci[0],
-            ci[1],
-            drop.n,
-            split_word(metrics.split),
+            ci[0], ci[1], drop.n, metrics.split,
         ),
     }
 }
@@ -132,16 +129,5 @@ fn size(goal: Goal, limit: f64, bytes: u64, what: &str) -> GoalVerdict {
         ci: None,
         samples_needed: None,
         words: format!("{what} at most {limit} kB: {measured:.1} kB (exact; 1 kB = 1,000 bytes)"),
-    }
-}
-
-/// The split's name as it stands in files and messages.
-pub(crate) fn split_word(split: crate::data::SplitName) -> &'static str {
-    use crate::data::SplitName;
-    match split {
-        SplitName::Calibration => "calibration",
-        SplitName::Search => "search",
-        SplitName::Training => "training",
-        SplitName::Holdout => "holdout",
     }
 }

@@ -1,0 +1,200 @@
+//! Arguments as they stand on the command line; their help is the manual.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use limbeck_engine::data::SplitName;
+use std::path::PathBuf;
+
+/// Makes neural networks small, measures what that costs, and repeats it to the bit.
+///
+/// Models are ONNX files (opset 9 to 21). A task (task.ron) names labelled data, its preprocessing and its splits: calibration
+/// (ranges are taken from it), search (plans are compared on it), training (distillation) and holdout (what reports quote).
+/// Where --task is left out, a task.ron beside the model is used.
+///
+/// Every figure is printed with its number of samples, its 95 % interval, its split and where it comes from.
+#[derive(Parser)]
+#[command(
+    name = "limbeck",
+    version,
+    after_long_help = "\
+Exit codes:
+  0  done
+  1  failed; for `verify`: the replay differs
+  2  bad usage or input: a file that is missing or broken, a recipe for another model
+  3  a goal of the recipe was missed (with --strict also: could not be shown to be met)
+
+Results go to standard output, progress and errors to standard error. With --json, standard output is one JSON
+object; its fields are described in docs/cli.md and do not change their names. Ctrl-C stops at once; files appear
+only when they are complete.
+
+Examples:
+  limbeck inspect sample-models/fashion-resnet/fashion-resnet.onnx
+  limbeck eval sample-models/fashion-resnet/fashion-resnet.onnx --limit 1000
+  limbeck run sample-models/fashion-resnet/recipes/int8.ron --out out
+  limbeck verify out
+  limbeck export model.onnx --format int8 --task task.ron --out model-int8.onnx"
+)]
+pub struct Arguments {
+    /// Print one JSON object on standard output instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress on standard error.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Threads to work with; all cores if left out. Results are the same to the bit whatever their number.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Show a model: inputs, outputs, layers with parameters and MACs, sizes, what cannot run.
+    Inspect(Inspect),
+    /// Measure a model on labelled data: top-1, top-5, cross-entropy, each class.
+    Eval(Eval),
+    /// How much each layer minds fp16, int8, int4 and pruning: from its weights alone, then measured.
+    Sensitivity(Sensitivity),
+    /// Carry out a recipe and write model, recipe, lock, metrics and predictions into a folder.
+    Run(Run),
+    /// Write a model in one precision throughout.
+    Export(Export),
+    /// Carry out a run again from its folder and compare everything with its lock, to the bit.
+    Verify(Verify),
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// Labelled data to check against the model's input; not read for anything else.
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Eval {
+    /// The ONNX file; quantised ones too.
+    pub model: PathBuf,
+    /// The task.ron that describes the labelled data [default: task.ron beside the model].
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+    /// Part of the data to measure on.
+    #[arg(long, value_enum, default_value_t = Split::Holdout)]
+    pub split: Split,
+    /// Only the first N samples of the split.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Write the predicted class index of every sample, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Sensitivity {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// The task.ron that describes the labelled data [default: task.ron beside the model]. Without any, only what the weights alone
+    /// tell is shown.
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+    /// Only the first N samples of the search split.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Only what the weights alone tell: at once, no data.
+    #[arg(long)]
+    pub proxy: bool,
+}
+
+/// Carry out a recipe and write model.onnx, recipe.ron, recipe.lock.ron, metrics.json and predictions.txt into a folder.
+///
+/// The recipe's steps are carried out in order on its model; the result is judged against the original on the same samples
+/// and against the recipe's goals: pass, fail, or inconclusive where the 95 % interval spans the limit (then it says about how
+/// many more samples would tell). The lock holds every layer's settings, scales and zero points, and hashes of model, data,
+/// recipe and result: `limbeck verify` repeats the run from it.
+#[derive(Args)]
+pub struct Run {
+    /// The recipe; paths in it are relative to its own folder. See docs/recipe.md.
+    pub recipe: PathBuf,
+    /// Folder to write into; made if it is not there. Files of an earlier run are replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Another model than the recipe's, such as a newly trained one.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Another task than the recipe's.
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+    /// Part of the data to judge on.
+    #[arg(long, value_enum, default_value_t = Split::Holdout)]
+    pub split: Split,
+    /// Judge on the first N samples of the split only.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// An inconclusive goal counts as missed (exit code 3).
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Args)]
+pub struct Export {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// Precision of all layers. Batch norms are folded in every one of them.
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Calibration data for int8 and int4 [default: task.ron beside the model].
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Verify {
+    /// The folder that `limbeck run` wrote.
+    pub folder: PathBuf,
+    /// Where the original model is now, if it has moved.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Where the task is now, if it has moved.
+    #[arg(long)]
+    pub task: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    Float,
+    Fp16,
+    Int8,
+    Int4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Split {
+    Calibration,
+    Search,
+    Training,
+    Holdout,
+}
+
+impl From<Split> for SplitName {
+    fn from(split: Split) -> Self {
+        match split {
+            Split::Calibration => Self::Calibration,
+            Split::Search => Self::Search,
+            Split::Training => Self::Training,
+            Split::Holdout => Self::Holdout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        super::Arguments::command().debug_assert();
+    }
+}

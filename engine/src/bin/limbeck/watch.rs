@@ -1,0 +1,79 @@
+//! Progress bars on a terminal, nothing elsewhere.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use limbeck_engine::{
+    eval::Observer,
+    exec::ExecError,
+    recipe::RunObserver,
+    sensitivity::{Cell, MapObserver},
+};
+use std::io::IsTerminal;
+
+pub struct Watch {
+    bar: ProgressBar,
+    started: bool,
+}
+
+impl Watch {
+    pub fn new(quiet: bool) -> Self {
+        let visible = !quiet && std::io::stderr().is_terminal();
+        let target = if visible {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {percent:>3} %  {eta:>4} left  {msg}")
+        {
+            bar.set_style(style.progress_chars("━━ "));
+        }
+        Self {
+            bar,
+            started: false,
+        }
+    }
+
+    fn set(&mut self, done: u64, total: u64, detail: &str) {
+        if !self.started {
+            self.bar.reset_eta();
+            self.started = true;
+        }
+        self.bar.set_length(total);
+        self.bar.set_position(done.min(total));
+        self.bar.set_message(detail.to_owned());
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl RunObserver for Watch {
+    fn progress(&mut self, done: u64, total: u64, detail: &str) {
+        self.set(done, total, detail);
+    }
+}
+
+impl Observer for Watch {
+    fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError> {
+        self.set(done, total, "samples");
+        Ok(())
+    }
+}
+
+impl MapObserver for Watch {
+    fn cell(&mut self, cell: Cell, done: usize, total: usize) {
+        self.set(done as u64, total as u64, &cell.layer.0);
+    }
+    fn batch(&mut self) -> Result<(), ExecError> {
+        self.bar.tick();
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Sends events and wakes whoever listens; thins out progress.
+
+use super::{Event, JobId, Waker};
+use crossbeam_channel::Sender;
+use std::time::{Duration, Instant};
+
+/// Between two progress events of one job.
+const PROGRESS_EVERY: Duration = Duration::from_millis(66);
+
+#[derive(Clone)]
+pub(super) struct Emitter {
+    events: Sender<Event>,
+    waker: Waker,
+}
+
+impl Emitter {
+    pub fn new(events: Sender<Event>, waker: Waker) -> Self {
+        Self { events, waker }
+    }
+
+    pub fn send(&self, event: Event) {
+        // Nobody listens any more: the engine is about to be shut down.
+        if self.events.send(event).is_err() {
+            return;
+        }
+        // With an older event still waiting its wake-up is still on its way, and will find this one too.
+        if self.events.len() <= 1 {
+            (self.waker)();
+        }
+    }
+}
+
+/// Progress of one job.
+pub(super) struct Ticker {
+    job: JobId,
+    started: Instant,
+    /// Time given to jobs that overtook this one.
+    away: Duration,
+    last: Option<Instant>,
+    last_curve: Option<Instant>,
+}
+
+impl Ticker {
+    pub fn new(job: JobId) -> Self {
+        Self {
+            job,
+            started: Instant::now(),
+            away: Duration::ZERO,
+            last: None,
+            last_curve: None,
+        }
+    }
+
+    pub fn was_away(&mut self, time: Duration) {
+        self.away += time;
+    }
+
+    /// Sends progress unless it has just done so.
+    pub fn progress(&mut self, emitter: &Emitter, done: u64, total: u64, detail: &str) {
+        if !due(&mut self.last) {
+            return;
+        }
+        let fraction = done as f64 / total.max(1) as f64;
+        let worked = self.started.elapsed().saturating_sub(self.away);
+        let eta = (fraction > 0.01 && worked > Duration::from_millis(300))
+            .then(|| worked.mul_f64((1.0 - fraction).max(0.0) / fraction));
+        emitter.send(Event::Progress {
+            job: self.job,
+            fraction: fraction.min(1.0) as f32,
+            eta,
+            detail: detail.to_owned(),
+        });
+    }
+
+    /// Sends a point of a curve; those with an accuracy always.
+    pub fn curve(&mut self, emitter: &Emitter, point: &crate::train::TrainPoint) {
+        let last = point.step >= point.steps;
+        if due(&mut self.last_curve) || point.accuracy.is_some() || last {
+            emitter.send(Event::Curve {
+                job: self.job,
+                point: *point,
+            });
+        }
+    }
+}
+
+fn due(last: &mut Option<Instant>) -> bool {
+    if last.is_some_and(|l| l.elapsed() < PROGRESS_EVERY) {
+        return false;
+    }
+    *last = Some(Instant::now());
+    true
+}

@@ -1,0 +1,150 @@
+//! Opening a model: the layers at once, then the weight-only map, then the original's accuracy.
+
+use super::{
+    Event, ModelInfo,
+    worker::{JobContext, Worker},
+};
+use crate::{
+    compress::QuantScheme,
+    data::SplitName,
+    graph::Graph,
+    measure::{self, Bytes},
+    recipe::{PipelineError, Recipe, Session, shape_words, task_beside},
+    sensitivity,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+impl Worker {
+    pub(super) fn open(
+        &self,
+        context: &JobContext,
+        model: &Path,
+        task: Option<PathBuf>,
+    ) -> Result<(), PipelineError> {
+        let file = model.file_name().unwrap_or(model.as_os_str());
+        self.start(context, &format!("Open {}", file.display()));
+        let mut warnings = Vec::new();
+        let task = task.or_else(|| task_beside(model));
+        let session = match Session::open(model, task.as_deref()) {
+            Ok(session) => session,
+            // The model is worth showing without its data.
+            Err(PipelineError::Data(e)) => {
+                warnings.push(format!(
+                    "The data could not be opened, only weights are shown: {e}"
+                ));
+                Session::open(model, None)?
+            }
+            Err(e) => return Err(e),
+        };
+        self.present(context, session, warnings)
+    }
+
+    pub(super) fn open_task(&self, context: &JobContext, task: &Path) -> Result<(), PipelineError> {
+        let file = task.file_name().unwrap_or(task.as_os_str());
+        self.start(context, &format!("Open {}", file.display()));
+        let session = self.session()?.with_task(task)?;
+        self.present(context, session, Vec::new())
+    }
+
+    /// Shows a session: information, proxy cells, baseline point.
+    fn present(
+        &self,
+        context: &JobContext,
+        session: Session,
+        mut warnings: Vec<String>,
+    ) -> Result<(), PipelineError> {
+        if context.cancel.is_cancelled() {
+            return Err(PipelineError::Cancelled);
+        }
+        if session.data.is_none() && warnings.is_empty() {
+            warnings.push(format!(
+                "No data: only weights are shown. Open a task.ron, or put one beside {}, to measure, calibrate and distil.",
+                session.model_path.display()
+            ));
+        }
+        warnings.extend(session.obstacles.iter().cloned());
+        let info = info(&session, warnings)?;
+        let session = Arc::new(session);
+        self.set_session(context, session.clone());
+        self.emitter().send(Event::Opened {
+            job: context.job,
+            info: Box::new(info),
+        });
+        let cells = sensitivity::proxy(&session.graph, &QuantScheme::default());
+        self.emitter().send(Event::Cells {
+            job: context.job,
+            cells,
+        });
+        if session.data.is_none() || session.runnable().is_err() {
+            return Ok(());
+        }
+        // A task may leave its search split out; the window then has no baseline on it and says so.
+        if let Err(e) = session.samples(SplitName::Search, None) {
+            self.emitter().send(Event::Log {
+                message: e.to_string(),
+            });
+            return Ok(());
+        }
+        let recipe = Recipe::baseline(
+            session.model_path.clone(),
+            session.task_path.clone().unwrap_or_default(),
+        );
+        self.run(context, &recipe, SplitName::Search, None)
+    }
+}
+
+/// What a window or a command line says of an opened model.
+pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, PipelineError> {
+    let graph = &session.graph;
+    let sizes = measure::sizes(graph)?;
+    let name = session
+        .model_path
+        .file_stem()
+        .map_or_else(|| graph.name.clone(), |s| s.to_string_lossy().into_owned());
+    Ok(ModelInfo {
+        name,
+        path: session.model_path.clone(),
+        task_path: session.task_path.clone(),
+        sha256: session.model_sha256.clone(),
+        layers: session.layers.clone(),
+        overhead: Bytes(sizes.stored.0.saturating_sub(layer_bytes(graph))),
+        sizes,
+        inputs: ports(graph, &graph.inputs),
+        outputs: ports(graph, &graph.outputs),
+        opset: session.opset.to_string(),
+        data: session.data.as_ref().map(|d| d.info().clone()),
+        warnings,
+        runnable: session.obstacles.is_empty(),
+    })
+}
+
+/// Bytes of the weights and biases that layers own; shared ones once.
+fn layer_bytes(graph: &Graph) -> u64 {
+    let mut values: Vec<_> = graph
+        .layers()
+        .iter()
+        .flat_map(|l| std::iter::once(l.weight).chain(l.bias))
+        .collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+        .iter()
+        .filter_map(|v| graph.value(*v).data.as_ref())
+        .map(|d| d.bytes.len() as u64)
+        .sum()
+}
+
+fn ports(graph: &Graph, values: &[crate::graph::ValueId]) -> Vec<(String, String)> {
+    values
+        .iter()
+        .map(|id| {
+            let value = graph.value(*id);
+            let shape = value.shape.as_deref().map_or("?".into(), shape_words);
+            let element = value.element.map_or("?", |e| e.name());
+            (value.name.clone(), format!("{shape} {element}"))
+        })
+        .collect()
+}

@@ -1,0 +1,337 @@
+//! The runtime without any model: what overtakes what, what is cancelled, what survives.
+
+use super::{
+    queue::{Lane, TestBody, Work},
+    worker::JobContext,
+    *,
+};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+/// The two threads with a door for test bodies.
+struct Rig {
+    queue: Arc<Queue>,
+    emitter: Emitter,
+    events: Receiver<Event>,
+    wakes: Arc<AtomicUsize>,
+    commands: Option<Sender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (outgoing, events) = unbounded();
+        let (commands, incoming) = unbounded();
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let count = wakes.clone();
+        let waker: Waker = Arc::new(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        let emitter = Emitter::new(outgoing, waker);
+        let queue = Arc::new(Queue::default());
+        let worker = Worker::new(queue.clone(), emitter.clone());
+        let router = {
+            let (queue, emitter) = (queue.clone(), emitter.clone());
+            std::thread::spawn(move || queue.route(&incoming, &emitter))
+        };
+        Self {
+            queue,
+            emitter,
+            events,
+            wakes,
+            commands: Some(commands),
+            threads: vec![router, std::thread::spawn(move || worker.work())],
+        }
+    }
+
+    fn push(&self, job: u64, lane: Lane, body: impl FnOnce(&Worker, &JobContext) + Send + 'static) {
+        let body: TestBody = Box::new(body);
+        self.queue.push(
+            Work::Test {
+                job: JobId(job),
+                lane,
+                body,
+            },
+            &self.emitter,
+        );
+    }
+
+    fn send(&self, command: Command) {
+        self.commands
+            .as_ref()
+            .expect("open")
+            .send(command)
+            .expect("router listens");
+    }
+
+    /// Events up to and including the first that `last` accepts.
+    fn until(&self, last: impl Fn(&Event) -> bool) -> Vec<Event> {
+        let mut seen = Vec::new();
+        loop {
+            let event = self
+                .events
+                .recv_timeout(Duration::from_secs(20))
+                .unwrap_or_else(|_| panic!("no more events after {seen:?}"));
+            let done = last(&event);
+            seen.push(event);
+            if done {
+                return seen;
+            }
+        }
+    }
+
+    fn until_end(&self, job: u64) -> Vec<Event> {
+        self.until(|e| ending(e) == Some(JobId(job)))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.commands = None;
+        for thread in self.threads.drain(..) {
+            thread.join().expect("the runtime survives its jobs");
+        }
+    }
+}
+
+fn ending(event: &Event) -> Option<JobId> {
+    match event {
+        Event::Finished { job } | Event::Cancelled { job } | Event::Failed { job, .. } => {
+            Some(*job)
+        }
+        _ => None,
+    }
+}
+
+/// One word an event.
+fn story(events: &[Event]) -> String {
+    events
+        .iter()
+        .filter_map(|e| match e {
+            Event::Started { job, .. } => Some(format!("start{}", job.0)),
+            Event::Finished { job } => Some(format!("done{}", job.0)),
+            Event::Cancelled { job } => Some(format!("cancel{}", job.0)),
+            Event::Failed { job, .. } => Some(format!("fail{}", job.0)),
+            Event::Text { job, .. } => Some(format!("text{}", job.0)),
+            Event::Written { job, .. } => Some(format!("written{}", job.0)),
+            Event::Log { message } => Some(message.clone()),
+            _ => None,
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn log(worker: &Worker, message: &str) {
+    worker.emitter().send(Event::Log {
+        message: message.to_owned(),
+    });
+}
+
+/// Mini-batches of a millisecond until it is cancelled.
+fn endless(worker: &Worker, context: &JobContext) {
+    while !context.cancel.is_cancelled() {
+        std::thread::sleep(Duration::from_millis(1));
+        worker.poll(context, None);
+    }
+}
+
+#[test]
+fn an_interactive_job_overtakes_a_batch_job_between_two_mini_batches() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Batch, endless);
+    rig.until(|e| matches!(e, Event::Started { .. }));
+    rig.push(3, Lane::Batch, |_, _| {});
+    rig.push(2, Lane::Interactive, |w, _| log(w, "quick"));
+    assert_eq!(story(&rig.until_end(2)), "start2 quick done2");
+    rig.send(Command::Cancel(JobId(1)));
+    assert_eq!(story(&rig.until_end(3)), "cancel1 start3 done3");
+}
+
+#[test]
+fn cancelling_acts_at_once_and_keeps_what_is_finished() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Batch, |worker, context| {
+        log(worker, "cell");
+        endless(worker, context);
+    });
+    rig.push(2, Lane::Batch, |_, _| {});
+    rig.until(|e| matches!(e, Event::Log { .. }));
+    // One that waits goes without ever having run.
+    rig.send(Command::Cancel(JobId(2)));
+    assert_eq!(story(&rig.until_end(2)), "cancel2");
+    let asked = Instant::now();
+    rig.send(Command::Cancel(JobId(1)));
+    rig.until_end(1);
+    // A generous bound: the figure is 100 ms, this box may be busy.
+    assert!(asked.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_panic_becomes_an_event_and_the_next_job_runs() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Batch, |worker, context| {
+        // Nested: the interactive job's panic is not the batch job's.
+        std::thread::sleep(Duration::from_millis(20));
+        worker.poll(context, None);
+        log(worker, "still here");
+    });
+    rig.push(2, Lane::Interactive, |_, _| {
+        panic!("index {} out of range", 7)
+    });
+    rig.push(3, Lane::Batch, |_, _| panic!("again"));
+    rig.push(4, Lane::Batch, |_, _| {});
+    let events = rig.until_end(4);
+    let told = story(&events);
+    assert!(
+        told.contains("fail2") && told.contains("still here done1"),
+        "{told}"
+    );
+    assert!(told.ends_with("fail3 start4 done4"), "{told}");
+    let message = events.iter().find_map(|e| match e {
+        Event::Failed { job, message } if job.0 == 2 => Some(message.clone()),
+        _ => None,
+    });
+    assert!(message.expect("failed").contains("index 7 out of range"));
+}
+
+fn measure(job: u64) -> Command {
+    Command::Measure {
+        job: JobId(job),
+        recipe: Arc::new(Recipe::baseline("m".into(), "t".into())),
+        split: SplitName::Search,
+        limit: None,
+    }
+}
+
+#[test]
+fn of_many_measurements_only_the_latest_is_made() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Interactive, |_, _| {
+        std::thread::sleep(Duration::from_millis(150))
+    });
+    rig.until(|e| matches!(e, Event::Started { .. }));
+    for job in 2..=4 {
+        rig.send(measure(job));
+    }
+    let events = rig.until_end(4);
+    let told = story(&events);
+    assert!(
+        told.contains("cancel2") && told.contains("cancel3"),
+        "{told}"
+    );
+    // No model is open: the one that does run says so.
+    assert!(told.ends_with("fail4"), "{told}");
+    let Some(Event::Failed { message, .. }) = events.last() else {
+        panic!("{told}");
+    };
+    assert!(message.contains("no model is open"), "{message}");
+}
+
+#[test]
+fn opening_drops_work_on_the_old_model_but_not_files() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("note.txt");
+    rig.push(1, Lane::Batch, endless);
+    rig.until(|e| matches!(e, Event::Started { .. }));
+    rig.push(2, Lane::Batch, |_, _| {});
+    rig.send(Command::Open {
+        job: JobId(3),
+        model: dir.path().join("missing.onnx"),
+        task: None,
+    });
+    rig.send(measure(4));
+    rig.send(Command::WriteText {
+        job: JobId(5),
+        path: path.clone(),
+        text: "kept".into(),
+    });
+    let told = story(&rig.until_end(4));
+    let place = |word: &str| {
+        told.find(word)
+            .unwrap_or_else(|| panic!("{word} in {told}"))
+    };
+    assert!(place("cancel2") < place("fail3"), "{told}");
+    assert!(place("cancel1") < place("fail3"), "{told}");
+    // Meant for the new model: must not be tried on the old one.
+    assert!(place("fail3") < place("fail4"), "{told}");
+    if !told.contains("done5") {
+        rig.until_end(5);
+    }
+    assert_eq!(std::fs::read_to_string(&path).expect("written"), "kept");
+}
+
+#[test]
+fn files_are_written_and_read_and_errors_name_them() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("x.ron");
+    rig.send(Command::WriteText {
+        job: JobId(1),
+        path: path.clone(),
+        text: "hello".into(),
+    });
+    rig.send(Command::ReadText {
+        job: JobId(2),
+        path: path.clone(),
+    });
+    let events = rig.until_end(2);
+    assert_eq!(story(&events), "written1 done1 text2 done2");
+    rig.send(Command::ReadText {
+        job: JobId(3),
+        path: dir.path().join("no.ron"),
+    });
+    rig.send(Command::WriteText {
+        job: JobId(4),
+        path: dir.path().join("no/such/folder.ron"),
+        text: String::new(),
+    });
+    let failed: Vec<String> = rig
+        .until_end(4)
+        .into_iter()
+        .filter_map(|e| match e {
+            Event::Failed { message, .. } => Some(message),
+            _ => None,
+        })
+        .collect();
+    assert!(failed[0].contains("no.ron"), "{failed:?}");
+    assert!(failed[1].contains("folder does not exist"), "{failed:?}");
+}
+
+#[test]
+fn wake_ups_are_not_repeated_while_events_wait() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Batch, |worker, _| {
+        for _ in 0..1000 {
+            log(worker, "x");
+        }
+    });
+    while rig.events.len() < 1002 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(rig.wakes.load(Ordering::SeqCst), 1);
+    rig.until_end(1);
+    rig.push(2, Lane::Batch, |_, _| {});
+    rig.until_end(2);
+    assert!(rig.wakes.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn shutting_down_cancels_work_and_still_writes_files() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("saved.ron");
+    let engine = Engine::start(Arc::new(|| {}));
+    for job in 0..20 {
+        let command = Command::WriteText {
+            job: JobId(job),
+            path: path.clone(),
+            text: job.to_string(),
+        };
+        engine.commands.send(command).expect("listens");
+    }
+    drop(engine);
+    assert_eq!(std::fs::read_to_string(&path).expect("saved"), "19");
+}

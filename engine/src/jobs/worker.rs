@@ -1,0 +1,380 @@
+//! The engine thread: does one task after another, and interactive ones between the mini-batches of batch jobs.
+
+use super::{
+    Command, Emitter, Event, ExportFormat, Inspection, JobId, Point,
+    emit::Ticker,
+    queue::{Asking, Lane, Queue, Task, Work},
+};
+use crate::{
+    compress::{Precision, inspect_layer},
+    data::SplitName,
+    exec::CancelToken,
+    recipe::{
+        self, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session, Step,
+        write_atomic,
+    },
+    train::TrainPoint,
+};
+use std::{
+    any::Any,
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+/// Bytes of exported models kept for a later `Export`.
+const KEPT_BYTES: usize = 256 << 20;
+
+pub(super) struct Worker {
+    queue: Arc<Queue>,
+    emitter: Emitter,
+    session: RefCell<Option<Arc<Session>>>,
+    kept: RefCell<Vec<Kept>>,
+}
+
+/// A model that was built, for a later export.
+struct Kept {
+    steps_sha256: String,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// What a job knows of itself.
+pub(super) struct JobContext {
+    pub job: JobId,
+    pub sequence: u64,
+    pub lane: Lane,
+    pub cancel: CancelToken,
+}
+
+impl Worker {
+    pub fn new(queue: Arc<Queue>, emitter: Emitter) -> Self {
+        Self {
+            queue,
+            emitter,
+            session: RefCell::default(),
+            kept: RefCell::default(),
+        }
+    }
+
+    /// The thread's body.
+    pub fn work(&self) {
+        while let Some((task, cancel)) = self.queue.wait() {
+            self.perform(task, cancel);
+        }
+    }
+
+    /// Called by jobs after every mini-batch: does what may overtake them.
+    pub fn poll(&self, context: &JobContext, ticker: Option<&mut Ticker>) {
+        let asking = match context.lane {
+            Lane::Batch => Asking::Batch,
+            Lane::Interactive => Asking::Interactive,
+        };
+        let left = Instant::now();
+        let mut away = false;
+        // A job that is asked to stop does so first.
+        while !context.cancel.is_cancelled()
+            && let Some((task, cancel)) = self.queue.overtaking(asking)
+        {
+            away = true;
+            self.perform(task, cancel);
+        }
+        if let Some(ticker) = ticker.filter(|_| away) {
+            ticker.was_away(left.elapsed());
+        }
+    }
+
+    fn perform(&self, task: Task, cancel: CancelToken) {
+        let job = task.work.job();
+        let context = JobContext {
+            job,
+            sequence: task.sequence,
+            lane: task.work.lane(),
+            cancel,
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| self.carry_out(task.work, &context)));
+        self.queue.opened(context.sequence);
+        self.queue.ended(job);
+        self.emitter.send(match result {
+            Ok(Ok(())) => Event::Finished { job },
+            Ok(Err(e)) if e.is_cancelled() => Event::Cancelled { job },
+            // Whatever a job says when it is asked to stop, it was asked to.
+            Ok(Err(_)) if context.cancel.is_cancelled() => Event::Cancelled { job },
+            Ok(Err(e)) => Event::Failed {
+                job,
+                message: e.to_string(),
+            },
+            Err(panic) => Event::Failed {
+                job,
+                message: format!(
+                    "the engine met a bug of its own ({}); the job is lost, everything else goes on. Please report it.",
+                    panic_words(panic.as_ref())
+                ),
+            },
+        });
+    }
+
+    fn carry_out(&self, work: Work, context: &JobContext) -> Result<(), PipelineError> {
+        let command = match work {
+            Work::Command(command) => command,
+            #[cfg(test)]
+            Work::Test { body, .. } => {
+                self.start(context, "test");
+                body(self, context);
+                return if context.cancel.is_cancelled() {
+                    Err(PipelineError::Cancelled)
+                } else {
+                    Ok(())
+                };
+            }
+        };
+        match command {
+            Command::Open { model, task, .. } => self.open(context, &model, task),
+            Command::OpenTask { task, .. } => self.open_task(context, &task),
+            Command::Measure {
+                recipe,
+                split,
+                limit,
+                ..
+            } => {
+                self.start(context, &named("Measure", &recipe));
+                self.run(context, &recipe.without_training(), split, limit)
+            }
+            Command::Run { recipe, split, .. } => {
+                self.start(
+                    context,
+                    &named(if recipe.trains() { "Distil" } else { "Run" }, &recipe),
+                );
+                self.run(context, &recipe, split, None)
+            }
+            Command::Map { known, limit, .. } => self.map(context, &known, limit),
+            Command::Inspect {
+                layer,
+                setting,
+                scheme,
+                ..
+            } => {
+                let session = self.session()?;
+                let found = inspect_layer(&session.graph, &layer, setting, &scheme)?;
+                self.emitter.send(Event::Inspected {
+                    job: context.job,
+                    inspection: Box::new(Inspection {
+                        layer: found.layer,
+                        setting: found.setting,
+                        range: found.range,
+                        before: found.before,
+                        after: found.after,
+                        channel_ranges: found.channel_ranges,
+                        sqnr_db: found.sqnr_db,
+                        clipped: found.clipped,
+                        zeros: found.zeros,
+                        levels: found.levels,
+                    }),
+                });
+                Ok(())
+            }
+            Command::Export {
+                recipe,
+                format,
+                path,
+                ..
+            } => self.export(context, &recipe, format, &path),
+            Command::WriteText { path, text, .. } => {
+                write_atomic(&path, text.as_bytes()).map_err(PipelineError::Io)?;
+                self.written(context, &path, format!("{} bytes", text.len()));
+                Ok(())
+            }
+            Command::ReadText { path, .. } => {
+                let text = recipe::read_text(&path)?;
+                self.emitter.send(Event::Text {
+                    job: context.job,
+                    path,
+                    text,
+                });
+                Ok(())
+            }
+            // The router keeps these to itself.
+            Command::Cancel(_) | Command::Shutdown => Ok(()),
+        }
+    }
+
+    pub(super) fn emitter(&self) -> &Emitter {
+        &self.emitter
+    }
+
+    pub(super) fn start(&self, context: &JobContext, title: &str) {
+        self.emitter.send(Event::Started {
+            job: context.job,
+            title: title.to_owned(),
+        });
+    }
+
+    pub(super) fn session(&self) -> Result<Arc<Session>, PipelineError> {
+        self.session
+            .borrow()
+            .clone()
+            .ok_or_else(|| PipelineError::NotRunnable("no model is open: open one first".into()))
+    }
+
+    /// Takes a newly opened session; work that waited for it may begin.
+    pub(super) fn set_session(&self, context: &JobContext, session: Arc<Session>) {
+        *self.session.borrow_mut() = Some(session);
+        self.kept.borrow_mut().clear();
+        self.queue.opened(context.sequence);
+    }
+
+    /// Carries a recipe out and sends its point.
+    pub(super) fn run(
+        &self,
+        context: &JobContext,
+        recipe: &Recipe,
+        split: SplitName,
+        limit: Option<usize>,
+    ) -> Result<(), PipelineError> {
+        let session = self.session()?;
+        let mut watch = Watching {
+            worker: self,
+            context,
+            ticker: Ticker::new(context.job),
+        };
+        let outcome = recipe::run(&session, recipe, split, limit, &mut watch, &context.cancel)?;
+        self.point(context, outcome, false);
+        Ok(())
+    }
+
+    fn point(&self, context: &JobContext, outcome: RunOutcome, partial: bool) {
+        if let Ok(steps_sha256) = outcome.recipe.steps_sha256() {
+            self.keep(Kept {
+                steps_sha256,
+                bytes: outcome.bytes.clone(),
+            });
+        }
+        self.emitter.send(Event::Point(Box::new(Point {
+            job: context.job,
+            recipe: outcome.recipe,
+            metrics: outcome.metrics,
+            sizes: outcome.sizes,
+            accounts: outcome.accounts,
+            model_sha256: outcome.model_sha256,
+            seconds: outcome.seconds,
+            limit: outcome.limit,
+            partial,
+        })));
+    }
+
+    fn keep(&self, fresh: Kept) {
+        let mut kept = self.kept.borrow_mut();
+        kept.retain(|k| k.steps_sha256 != fresh.steps_sha256);
+        kept.push(fresh);
+        let size = |kept: &[Kept]| kept.iter().map(|k| k.bytes.len()).sum::<usize>();
+        while kept.len() > 1 && size(&kept) > KEPT_BYTES {
+            kept.remove(0);
+        }
+    }
+
+    fn export(
+        &self,
+        context: &JobContext,
+        recipe: &Recipe,
+        format: ExportFormat,
+        path: &Path,
+    ) -> Result<(), PipelineError> {
+        let file = path.file_name().unwrap_or(path.as_os_str());
+        self.start(context, &format!("Export {}", file.display()));
+        let session = self.session()?;
+        let recipe = export_recipe(recipe, format);
+        let key = recipe.steps_sha256()?;
+        let kept = self
+            .kept
+            .borrow()
+            .iter()
+            .find(|k| k.steps_sha256 == key)
+            .map(|k| k.bytes.clone());
+        let bytes = match kept {
+            Some(bytes) => bytes,
+            None => {
+                let mut watch = Watching {
+                    worker: self,
+                    context,
+                    ticker: Ticker::new(context.job),
+                };
+                recipe::build(&session, &recipe, &mut watch, &context.cancel)?.bytes
+            }
+        };
+        write_atomic(path, &bytes).map_err(PipelineError::Io)?;
+        let note = format!("{} bytes, SHA-256 {}", bytes.len(), recipe::sha256(&bytes));
+        self.written(context, path, note);
+        Ok(())
+    }
+
+    fn written(&self, context: &JobContext, path: &Path, note: String) {
+        self.emitter.send(Event::Written {
+            job: context.job,
+            path: path.to_owned(),
+            note,
+        });
+    }
+}
+
+/// The recipe that an export carries out.
+pub(crate) fn export_recipe(recipe: &Recipe, format: ExportFormat) -> Recipe {
+    let mut recipe = recipe.clone();
+    match format {
+        ExportFormat::Plan => {}
+        ExportFormat::Float => recipe.steps = vec![Step::FoldBatchNorm],
+        ExportFormat::Fp16 => {
+            recipe.steps = vec![
+                Step::FoldBatchNorm,
+                Step::Quantize(QuantizeStep {
+                    default: Choice::Set(Precision::Fp16),
+                    layers: Vec::new(),
+                    scheme: crate::compress::QuantScheme::default(),
+                }),
+            ];
+        }
+    }
+    recipe
+}
+
+fn named(verb: &str, recipe: &Recipe) -> String {
+    match recipe.name.trim() {
+        "" => verb.to_owned(),
+        name => format!("{verb} {name}"),
+    }
+}
+
+fn panic_words(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// Passes a run's progress on and lets other work in between.
+pub(super) struct Watching<'a> {
+    pub worker: &'a Worker,
+    pub context: &'a JobContext,
+    pub ticker: Ticker,
+}
+
+impl RunObserver for Watching<'_> {
+    fn progress(&mut self, done: u64, total: u64, detail: &str) {
+        self.ticker
+            .progress(&self.worker.emitter, done, total, detail);
+        self.worker.poll(self.context, Some(&mut self.ticker));
+    }
+
+    fn curve(&mut self, point: &TrainPoint) {
+        self.ticker.curve(&self.worker.emitter, point);
+    }
+
+    fn wants_before_training(&self) -> bool {
+        true
+    }
+
+    fn before_training(&mut self, outcome: RunOutcome) {
+        self.worker.point(self.context, outcome, true);
+    }
+}

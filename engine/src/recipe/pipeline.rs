@@ -1,0 +1,590 @@
+//! The one pipeline that carries a recipe out, for desktop and command line alike: same bits in both, for any number of threads.
+
+use super::{
+    GoalVerdict, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step, files::sha256, judge,
+    resolve, to_ron,
+};
+use crate::{
+    compress::{
+        Account, Activations, CompressError, FoldBatchNorm, MagnitudePrune, Model, Pass,
+        PassContext, Precision, QuantScheme, Quantize, calibrate_layers, pack,
+    },
+    data::{DataError, Dataset, SplitName},
+    eval::{self, Estimate, EvalError, Evaluation, Metrics, Observer},
+    exec::{CancelToken, ExecError, Mode, Program},
+    formats::onnx,
+    graph::{Graph, LayerId},
+    measure::{self, Sizes},
+    train::{self, DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+/// Why a recipe could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Recipe(Box<RecipeError>),
+    #[error("{0}")]
+    NotRunnable(String),
+    #[error(transparent)]
+    Format(#[from] onnx::FormatError),
+    #[error("{0}")]
+    Data(DataError),
+    #[error("{0}")]
+    Compress(CompressError),
+    #[error("{0}")]
+    Train(TrainError),
+    #[error("{0}")]
+    Eval(EvalError),
+    #[error("{0}")]
+    Exec(ExecError),
+    #[error("{0}")]
+    Io(std::io::Error),
+}
+
+impl PipelineError {
+    /// Asked to stop, as against failed.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled)
+    }
+
+    /// The input (a file, a recipe, a task) is to blame, as against the work itself.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Recipe(_) | Self::NotRunnable(_) | Self::Format(_) | Self::Data(_)
+        )
+    }
+}
+
+// Cancellation comes up from every room in its own wrapping; here it becomes one thing.
+impl From<ExecError> for PipelineError {
+    fn from(e: ExecError) -> Self {
+        match e {
+            ExecError::Cancelled => Self::Cancelled,
+            other => Self::Exec(other),
+        }
+    }
+}
+impl From<DataError> for PipelineError {
+    fn from(e: DataError) -> Self {
+        match e {
+            DataError::Cancelled => Self::Cancelled,
+            other => Self::Data(other),
+        }
+    }
+}
+impl From<EvalError> for PipelineError {
+    fn from(e: EvalError) -> Self {
+        match e {
+            EvalError::Exec(e) => e.into(),
+            EvalError::Data(e) => e.into(),
+            other => Self::Eval(other),
+        }
+    }
+}
+impl From<CompressError> for PipelineError {
+    fn from(e: CompressError) -> Self {
+        match e {
+            CompressError::Exec(e) => e.into(),
+            CompressError::Data(e) => e.into(),
+            other => Self::Compress(other),
+        }
+    }
+}
+impl From<TrainError> for PipelineError {
+    fn from(e: TrainError) -> Self {
+        match e {
+            TrainError::Cancelled => Self::Cancelled,
+            TrainError::Exec(e) => e.into(),
+            TrainError::Eval(e) => e.into(),
+            TrainError::Data(e) => e.into(),
+            other => Self::Train(other),
+        }
+    }
+}
+
+/// Told how far a run is, after every mini-batch: the place where other work may be done in between.
+pub trait RunObserver {
+    /// `done` of `total` in units of one sample's inference; `detail` in words.
+    fn progress(&mut self, done: u64, total: u64, detail: &str);
+    /// A point of the training curves.
+    fn curve(&mut self, _point: &TrainPoint) {}
+    /// Whether the state before the last training is to be judged too (see [`RunObserver::before_training`]).
+    fn wants_before_training(&self) -> bool {
+        false
+    }
+    /// What the steps before the first training give: a whole result, with the shorter recipe that gives it.
+    fn before_training(&mut self, _outcome: RunOutcome) {}
+}
+
+/// No one watches.
+pub struct Unwatched;
+impl RunObserver for Unwatched {
+    fn progress(&mut self, _: u64, _: u64, _: &str) {}
+}
+
+/// What a recipe gave.
+#[derive(Clone, Debug)]
+pub struct RunOutcome {
+    /// As carried out.
+    pub recipe: Recipe,
+    pub resolved: Resolved,
+    /// The compressed network as exported: weights packed, metadata set.
+    pub graph: Graph,
+    /// The exported file.
+    pub bytes: Arc<Vec<u8>>,
+    pub model_sha256: String,
+    pub split: SplitName,
+    pub limit: Option<usize>,
+    pub evaluation: Arc<Evaluation>,
+    pub metrics: Metrics,
+    /// The original's result on the same samples.
+    pub baseline: Arc<Evaluation>,
+    pub baseline_metrics: Metrics,
+    pub sizes: Sizes,
+    pub accounts: Vec<Account>,
+    pub verdicts: Vec<GoalVerdict>,
+    pub seconds: f64,
+}
+
+/// The compressed network without a judgement.
+#[derive(Clone, Debug)]
+pub struct Built {
+    pub resolved: Resolved,
+    pub graph: Graph,
+    pub bytes: Arc<Vec<u8>>,
+    pub model_sha256: String,
+    pub sizes: Sizes,
+    pub accounts: Vec<Account>,
+}
+
+/// Carries the recipe out on the session's model and judges it on the first `limit` samples of `split`, against the original
+/// on the same samples. `recipe.model` and `recipe.task` are not looked at.
+///
+/// # Errors
+/// A recipe for another model, a step that cannot be carried out, a model that cannot run, cancellation.
+pub fn run(
+    session: &Session,
+    recipe: &Recipe,
+    split: SplitName,
+    limit: Option<usize>,
+    observer: &mut dyn RunObserver,
+    cancel: &CancelToken,
+) -> Result<RunOutcome, PipelineError> {
+    let samples = session.samples(split, limit)? as u64;
+    let mut work = Work::new(session, recipe, samples, observer, cancel)?;
+    let started = Instant::now();
+    let baseline = work.evaluate_baseline(split, limit, samples)?;
+    let built = work.build(session, Some((split, limit, &baseline, started)))?;
+    work.judge(
+        session,
+        recipe.clone(),
+        built,
+        split,
+        limit,
+        baseline,
+        started,
+    )
+}
+
+/// Carries the recipe out without judging it. Steps that need no data run without.
+///
+/// # Errors
+/// As [`run`].
+pub fn build(
+    session: &Session,
+    recipe: &Recipe,
+    observer: &mut dyn RunObserver,
+    cancel: &CancelToken,
+) -> Result<Built, PipelineError> {
+    Work::new(session, recipe, 0, observer, cancel)?.build(session, None)
+}
+
+impl Recipe {
+    /// The same recipe without its training steps: what an interactive measurement carries out.
+    pub fn without_training(&self) -> Self {
+        let mut recipe = self.clone();
+        recipe.steps.retain(|s| !matches!(s, Step::Distil(_)));
+        recipe
+    }
+
+    /// The steps before the first training, `None` where there is no training.
+    fn up_to_training(&self) -> Option<Self> {
+        let first = self
+            .steps
+            .iter()
+            .position(|s| matches!(s, Step::Distil(_)))?;
+        let mut recipe = self.clone();
+        recipe.steps.truncate(first);
+        Some(recipe)
+    }
+
+    /// Hash of what decides the outcome on a given model and data: the steps and the seed; not names and paths.
+    pub fn steps_sha256(&self) -> Result<String, RecipeError> {
+        Ok(sha256(to_ron(&(self.seed, &self.steps))?.as_bytes()))
+    }
+}
+
+/// Cost of a training sample in units of one inference: student forward and backward, teacher forward.
+const TRAIN_COST: u64 = 4;
+
+struct Work<'a> {
+    recipe: &'a Recipe,
+    session: &'a Session,
+    resolved: Resolved,
+    observer: &'a mut dyn RunObserver,
+    cancel: &'a CancelToken,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        session: &'a Session,
+        recipe: &'a Recipe,
+        samples: u64,
+        observer: &'a mut dyn RunObserver,
+        cancel: &'a CancelToken,
+    ) -> Result<Self, PipelineError> {
+        let resolved = resolve(recipe, &session.layers)?;
+        let mut work = Self {
+            recipe,
+            session,
+            resolved,
+            observer,
+            cancel,
+            done: 0,
+            total: 0,
+        };
+        let steps: u64 = work.resolved.steps.iter().map(|s| work.cost(s)).sum();
+        let judged = 1
+            + u64::from(!recipe.steps.is_empty())
+            + u64::from(recipe.trains() && work.observer.wants_before_training());
+        work.total = (steps + judged * samples).max(1);
+        Ok(work)
+    }
+
+    fn cost(&self, step: &ResolvedStep) -> u64 {
+        match step {
+            ResolvedStep::FoldBatchNorm | ResolvedStep::Prune(_) => 0,
+            ResolvedStep::Quantize { scheme, .. } => scheme.samples as u64,
+            ResolvedStep::Distil(s) => self.session.data.as_ref().map_or(0, |d| training(s, d)),
+        }
+    }
+
+    /// Says how far it is and stops if asked to.
+    fn advance(&mut self, by: u64, detail: &str) -> Result<(), PipelineError> {
+        self.done += by;
+        self.observer.progress(self.done, self.total, detail);
+        stop(self.cancel).map_err(Into::into)
+    }
+
+    fn evaluate_baseline(
+        &mut self,
+        split: SplitName,
+        limit: Option<usize>,
+        samples: u64,
+    ) -> Result<Arc<Evaluation>, PipelineError> {
+        let mut watch = Watch::new(self, format!("original on the {} split", split));
+        let cancel = watch.cancel;
+        let session = watch.session;
+        let baseline = session.baseline(split, limit, &mut watch, cancel)?;
+        self.advance(samples, "original evaluated")?;
+        Ok(baseline)
+    }
+
+    fn build(
+        &mut self,
+        session: &Session,
+        judged: Option<(SplitName, Option<usize>, &Arc<Evaluation>, Instant)>,
+    ) -> Result<Built, PipelineError> {
+        let mut model = session.model();
+        let mut accounts = Vec::new();
+        let steps = self.resolved.steps.clone();
+        let mut trained = false;
+        for (index, step) in steps.iter().enumerate() {
+            let cost = self.cost(step);
+            let context = PassContext {
+                data: session.data.as_ref(),
+                cancel: self.cancel,
+                seed: self.recipe.seed,
+            };
+            match step {
+                ResolvedStep::FoldBatchNorm => {
+                    apply(&FoldBatchNorm, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "batch norms folded")?;
+                }
+                ResolvedStep::Prune(ratios) => {
+                    let pass = MagnitudePrune {
+                        ratios: ratios.clone(),
+                    };
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "pruned")?;
+                }
+                ResolvedStep::Quantize { scheme, layers } => {
+                    self.observer.progress(self.done, self.total, "calibrating");
+                    let mut pass = Quantize {
+                        scheme: scheme.clone(),
+                        layers: layers.clone(),
+                        ranges: None,
+                    };
+                    if needs_ranges(scheme, layers) {
+                        let data = session.runnable()?;
+                        let before = steps.get(..index).unwrap_or_default();
+                        let key = sha256(
+                            to_ron(&(
+                                self.recipe.seed,
+                                before,
+                                scheme.calibration,
+                                scheme.symmetry,
+                                scheme.samples,
+                            ))?
+                            .as_bytes(),
+                        );
+                        let cancel = self.cancel;
+                        pass.ranges = Some(session.ranges(&key, || {
+                            Ok(calibrate_layers(&model.graph, data, scheme, cancel)?)
+                        })?);
+                    }
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "quantised")?;
+                }
+                ResolvedStep::Distil(settings) => {
+                    let data = session.runnable()?;
+                    if let Some((split, limit, baseline, started)) = judged
+                        && !trained
+                        && self.observer.wants_before_training()
+                        && let Some(recipe) = self.recipe.up_to_training()
+                    {
+                        let resolved = resolve(&recipe, &session.layers)?;
+                        let built = self.finish(resolved, &recipe, &model, accounts.clone())?;
+                        let outcome = self.judge(
+                            session,
+                            recipe,
+                            built,
+                            split,
+                            limit,
+                            baseline.clone(),
+                            started,
+                        )?;
+                        self.observer.before_training(outcome);
+                    }
+                    trained = true;
+                    let mut watch = Watch::new(self, "distilling: judging the start".to_owned());
+                    watch.cost = cost;
+                    watch.epochs = settings.epochs;
+                    let cancel = watch.cancel;
+                    let seed = watch.recipe.seed;
+                    let distilled = train::distil(
+                        model,
+                        &session.graph,
+                        data,
+                        settings,
+                        seed,
+                        &mut watch,
+                        cancel,
+                    )?;
+                    // What was trained so far is no recipe's outcome: a replay would end elsewhere.
+                    if distilled.cancelled {
+                        return Err(PipelineError::Cancelled);
+                    }
+                    accounts.push(Account {
+                        pass: training_words(settings, &distilled),
+                        entries: Vec::new(),
+                    });
+                    model = distilled.model;
+                    self.advance(cost, "distilled")?;
+                }
+            }
+        }
+        let resolved = self.resolved.clone();
+        self.finish(resolved, self.recipe, &model, accounts)
+    }
+
+    /// Packs and encodes.
+    fn finish(
+        &self,
+        resolved: Resolved,
+        recipe: &Recipe,
+        model: &Model,
+        accounts: Vec<Account>,
+    ) -> Result<Built, PipelineError> {
+        let mut graph = pack(model)?;
+        // Nothing of names, paths or time: the same work gives the same bytes everywhere.
+        let mut note = |key: &str, value: String| graph.metadata.insert(key.to_owned(), value);
+        note("limbeck.version", crate::VERSION.to_owned());
+        note("limbeck.source_sha256", self.session.model_sha256.clone());
+        note("limbeck.steps_sha256", recipe.steps_sha256()?);
+        let bytes = Arc::new(onnx::to_bytes(&graph)?);
+        Ok(Built {
+            model_sha256: sha256(&bytes),
+            sizes: measure::sizes(&graph)?,
+            resolved,
+            graph,
+            bytes,
+            accounts,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn judge(
+        &mut self,
+        session: &Session,
+        recipe: Recipe,
+        built: Built,
+        split: SplitName,
+        limit: Option<usize>,
+        baseline: Arc<Evaluation>,
+        started: Instant,
+    ) -> Result<RunOutcome, PipelineError> {
+        let evaluation = if recipe.steps.is_empty() {
+            baseline.clone()
+        } else {
+            let data = session.runnable()?;
+            let program = Program::compile(&built.graph, Mode::Inference)?;
+            let mut watch = Watch::new(self, format!("judging on the {} split", split));
+            let cancel = watch.cancel;
+            let result = eval::evaluate(&program, data, split, limit, &mut watch, cancel)?;
+            self.advance(result.n, "judged")?;
+            Arc::new(result)
+        };
+        let metrics = evaluation.metrics(Some(&baseline));
+        let baseline_metrics = baseline.metrics(None);
+        Ok(RunOutcome {
+            verdicts: judge(
+                &recipe.goals,
+                &metrics,
+                baseline_metrics.top1.value,
+                &built.sizes,
+            ),
+            recipe,
+            resolved: built.resolved,
+            graph: built.graph,
+            bytes: built.bytes,
+            model_sha256: built.model_sha256,
+            split,
+            limit,
+            evaluation,
+            metrics,
+            baseline,
+            baseline_metrics,
+            sizes: built.sizes,
+            accounts: built.accounts,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Whether any layer's input is to be quantised: only then is data needed.
+fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
+    scheme.activations == Activations::Int8
+        && layers
+            .values()
+            .any(|p| matches!(p, Precision::Int8 | Precision::Int4))
+}
+
+/// What training did, in words: it has no account by layer.
+fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
+    let top1 = |e: Option<Estimate>| {
+        e.map_or("unknown".to_owned(), |e| {
+            format!("{:.2} % (n = {})", e.value * 100.0, e.n)
+        })
+    };
+    format!(
+        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after",
+        distilled.best_epoch,
+        settings.epochs,
+        top1(distilled.start),
+        top1(distilled.best)
+    )
+}
+
+fn training(s: &DistilSettings, data: &Dataset) -> u64 {
+    let all = data.len(SplitName::Training);
+    let epoch = s.samples.map_or(all, |n| n.min(all)) as u64;
+    let check = data.len(SplitName::Search) as u64;
+    s.epochs as u64 * (epoch * TRAIN_COST + check) + check
+}
+
+fn apply(
+    pass: &dyn Pass,
+    model: &mut Model,
+    accounts: &mut Vec<Account>,
+    context: &PassContext<'_>,
+) -> Result<(), PipelineError> {
+    stop(context.cancel)?;
+    let (next, account) = pass.apply(model.clone(), context)?;
+    *model = next;
+    accounts.push(account);
+    Ok(())
+}
+
+fn stop(cancel: &CancelToken) -> Result<(), ExecError> {
+    if cancel.is_cancelled() {
+        return Err(ExecError::Cancelled);
+    }
+    Ok(())
+}
+
+/// Passes on what one stage tells as progress of the whole.
+struct Watch<'w> {
+    observer: &'w mut dyn RunObserver,
+    cancel: &'w CancelToken,
+    session: &'w Session,
+    recipe: &'w Recipe,
+    before: u64,
+    total: u64,
+    detail: String,
+    cost: u64,
+    epochs: usize,
+    /// The part of `cost` that is done.
+    trained: u64,
+}
+
+impl<'w> Watch<'w> {
+    fn new(work: &'w mut Work<'_>, detail: String) -> Self {
+        Self {
+            observer: &mut *work.observer,
+            cancel: work.cancel,
+            session: work.session,
+            recipe: work.recipe,
+            before: work.done,
+            total: work.total,
+            detail,
+            cost: 0,
+            epochs: 0,
+            trained: 0,
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError> {
+        let detail = format!("{}: {done} of {total}", self.detail);
+        self.observer
+            .progress(self.before + done, self.total, &detail);
+        stop(self.cancel)
+    }
+}
+
+impl TrainObserver for Watch<'_> {
+    fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError> {
+        let detail = format!(
+            "epoch {} of {} · {:.0} img/s",
+            (point.epoch.floor() as usize + 1).min(self.epochs.max(1)),
+            self.epochs,
+            point.samples_per_second
+        );
+        let done = self.cost * point.step / point.steps.max(1);
+        self.observer.curve(point);
+        self.observer
+            .progress(self.before + done, self.total, &detail);
+        if self.cancel.is_cancelled() {
+            return Err(TrainError::Cancelled);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+//! An opened model with its data, and what is worth keeping between runs: baselines and calibration ranges.
+
+use super::{PipelineError, RecipeError, files::sha256_file};
+use crate::{
+    compress::{Model, Ranges},
+    data::{Dataset, SplitName},
+    eval::{self, Evaluation, Observer},
+    exec::{CancelToken, Mode, Program},
+    formats::onnx,
+    graph::{Dim, Graph},
+    search::LayerFacts,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+/// An opened model with its data. Shared by desktop and command line.
+pub struct Session {
+    pub model_path: PathBuf,
+    pub task_path: Option<PathBuf>,
+    /// SHA-256 of the model file, hex.
+    pub model_sha256: String,
+    /// Version of the standard operator set that the file imports.
+    pub opset: u32,
+    pub graph: Graph,
+    /// In the graph's order.
+    pub layers: Vec<LayerFacts>,
+    pub data: Option<Dataset>,
+    /// What keeps the model from being run on the data, and what to do, in words; empty: all is well.
+    pub obstacles: Vec<String>,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    /// The original's result on whole splits, or on the first samples of one.
+    baselines: BTreeMap<SplitName, Arc<Evaluation>>,
+    /// By the hash of everything upstream; the last few.
+    ranges: Vec<(String, Arc<Ranges>)>,
+}
+
+/// Calibrations kept: a handful of schemes that one switches between.
+const KEPT_RANGES: usize = 8;
+
+/// A `task.ron` beside the model, if there is one.
+pub fn task_beside(model: &Path) -> Option<PathBuf> {
+    let task = model.with_file_name("task.ron");
+    task.is_file().then_some(task)
+}
+
+impl Session {
+    /// Opens a model, and the data where a task is given. A model that cannot run still opens: see [`Session::obstacles`].
+    ///
+    /// # Errors
+    /// A file that is missing, unreadable or broken.
+    pub fn open(model: &Path, task: Option<&Path>) -> Result<Self, PipelineError> {
+        let file = onnx::read_model(model)?;
+        let model_sha256 = sha256_file(model).map_err(PipelineError::Io)?;
+        let data = task.map(Dataset::open).transpose()?;
+        Ok(Self::new(
+            file.graph,
+            file.opset,
+            model,
+            model_sha256,
+            task.map(Path::to_owned),
+            data,
+        ))
+    }
+
+    /// The same model on other data; what is known of the old data goes.
+    ///
+    /// # Errors
+    /// A task that is missing, unreadable or broken.
+    pub fn with_task(&self, task: &Path) -> Result<Self, PipelineError> {
+        let data = Dataset::open(task)?;
+        Ok(Self::new(
+            self.graph.clone(),
+            self.opset,
+            &self.model_path,
+            self.model_sha256.clone(),
+            Some(task.to_owned()),
+            Some(data),
+        ))
+    }
+
+    fn new(
+        graph: Graph,
+        opset: u32,
+        model: &Path,
+        model_sha256: String,
+        task_path: Option<PathBuf>,
+        data: Option<Dataset>,
+    ) -> Self {
+        let obstacles = obstacles(&graph, data.as_ref());
+        Self {
+            layers: facts(&graph),
+            model_path: model.to_owned(),
+            task_path,
+            model_sha256,
+            opset,
+            graph,
+            data,
+            obstacles,
+            cache: Mutex::default(),
+        }
+    }
+
+    /// The data, or an error that says that there is none and what to do.
+    ///
+    /// # Errors
+    /// No data, or a model that cannot run on it.
+    pub fn runnable(&self) -> Result<&Dataset, PipelineError> {
+        if !self.obstacles.is_empty() {
+            return Err(PipelineError::NotRunnable(self.obstacles.join(" ")));
+        }
+        self.data.as_ref().ok_or_else(|| {
+            PipelineError::NotRunnable(format!(
+                "{} was opened without data: name a task.ron to measure on",
+                self.model_path.display()
+            ))
+        })
+    }
+
+    /// SHA-256 of task and data, hex; empty without data.
+    pub fn data_sha256(&self) -> &str {
+        self.data.as_ref().map_or("", |d| &d.info().sha256)
+    }
+
+    /// The original's result on the first `limit` samples of a split; evaluated once.
+    ///
+    /// # Errors
+    /// No data, an empty split, a model that cannot run, cancellation.
+    pub fn baseline(
+        &self,
+        split: SplitName,
+        limit: Option<usize>,
+        observer: &mut dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Arc<Evaluation>, PipelineError> {
+        let data = self.runnable()?;
+        let wanted = self.samples(split, limit)?;
+        let known = self.cache().baselines.get(&split).cloned();
+        if let Some(known) = known
+            && known.n as usize >= wanted
+        {
+            return Ok(first(&known, wanted));
+        }
+        let program = Program::compile(&self.graph, Mode::Inference)?;
+        let result = Arc::new(eval::evaluate(
+            &program, data, split, limit, observer, cancel,
+        )?);
+        // A job that overtook this one may have stored a longer one meanwhile.
+        let mut cache = self.cache();
+        match cache.baselines.get(&split) {
+            Some(other) if other.n >= result.n => {}
+            _ => {
+                cache.baselines.insert(split, result.clone());
+            }
+        }
+        Ok(result)
+    }
+
+    /// Samples that an evaluation will judge.
+    ///
+    /// # Errors
+    /// No data, or an empty split.
+    pub fn samples(&self, split: SplitName, limit: Option<usize>) -> Result<usize, PipelineError> {
+        let all = self.runnable()?.len(split);
+        let wanted = limit.map_or(all, |l| l.min(all));
+        if wanted == 0 {
+            return Err(PipelineError::NotRunnable(format!(
+                "the {} split of {} is empty (or the limit is 0): there is nothing to measure on",
+                split,
+                self.task_path
+                    .as_deref()
+                    .unwrap_or(Path::new("the task"))
+                    .display()
+            )));
+        }
+        Ok(wanted)
+    }
+
+    /// Ranges under `key`, taken by `calibrate` where they are not known.
+    pub(super) fn ranges(
+        &self,
+        key: &str,
+        calibrate: impl FnOnce() -> Result<Ranges, PipelineError>,
+    ) -> Result<Arc<Ranges>, PipelineError> {
+        let known = self
+            .cache()
+            .ranges
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, r)| r.clone());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let fresh = Arc::new(calibrate()?);
+        let mut cache = self.cache();
+        if cache.ranges.len() >= KEPT_RANGES {
+            cache.ranges.remove(0);
+        }
+        cache.ranges.push((key.to_owned(), fresh.clone()));
+        Ok(fresh)
+    }
+
+    /// Calibrations taken and kept so far.
+    pub fn kept_calibrations(&self) -> usize {
+        self.cache().ranges.len()
+    }
+
+    /// The original as a model on its way through the passes.
+    pub fn model(&self) -> Model {
+        Model {
+            graph: self.graph.clone(),
+            masks: BTreeMap::new(),
+        }
+    }
+
+    /// A panic elsewhere leaves whole entries behind: the cache stays usable.
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The first `n` samples of an evaluation.
+fn first(all: &Arc<Evaluation>, n: usize) -> Arc<Evaluation> {
+    if all.n as usize == n {
+        return all.clone();
+    }
+    fn cut<T: Clone>(all: &[T], n: usize) -> Vec<T> {
+        all.iter().take(n).cloned().collect()
+    }
+    Arc::new(Evaluation {
+        split: all.split,
+        n: n as u64,
+        labels: cut(&all.labels, n),
+        predictions: cut(&all.predictions, n),
+        top5_correct: cut(&all.top5_correct, n),
+        losses: cut(&all.losses, n),
+    })
+}
+
+/// What prediction and resolution need to know of each layer, in the graph's order.
+pub fn facts(graph: &Graph) -> Vec<LayerFacts> {
+    graph
+        .layers()
+        .into_iter()
+        .map(|l| LayerFacts {
+            id: l.id,
+            op: l.op.to_owned(),
+            weight_shape: l.weight_shape,
+            channel_axis: l.channel_axis,
+            params: l.params,
+            macs: l.macs,
+        })
+        .collect()
+}
+
+fn obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
+    let mut found = Vec::new();
+    let unsupported = Program::unsupported(graph);
+    if !unsupported.is_empty() {
+        let some = unsupported
+            .iter()
+            .take(5)
+            .map(|(node, op, why)| format!("{node} ({op}: {why})"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = match unsupported.len().saturating_sub(5) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        found.push(format!(
+            "{} of the model's {} nodes cannot run: {some}{more}. Weights can be looked at, pruned estimates and sizes shown; measuring, calibrating and distilling are blocked.",
+            unsupported.len(),
+            graph.nodes.len(),
+        ));
+    }
+    let broken = graph.non_finite_weights();
+    if !broken.is_empty() {
+        let some = broken
+            .iter()
+            .take(5)
+            .map(|(name, count)| format!("{name} ({count})"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        found.push(format!(
+            "{} of the model's weight tensors hold values that are not finite (NaN or infinite): {some}. Export the model again from sound weights; measuring it would mean nothing.",
+            broken.len()
+        ));
+    }
+    if let Some(data) = data {
+        found.extend(mismatch(graph, &data.info().sample_shape));
+    }
+    found
+}
+
+/// Why samples of this shape do not fit the model's input.
+fn mismatch(graph: &Graph, sample: &[usize]) -> Option<String> {
+    if graph.inputs.len() != 1 {
+        return Some(format!(
+            "The model has {} inputs; labelled images fit models with one input.",
+            graph.inputs.len()
+        ));
+    }
+    let input = graph.value(*graph.inputs.first()?);
+    let shape = input.shape.as_ref()?;
+    let fits = shape.len() == sample.len() + 1
+        && shape
+            .iter()
+            .skip(1)
+            .zip(sample)
+            .all(|(dim, extent)| !matches!(dim, Dim::Known(k) if k != extent));
+    (!fits).then(|| {
+        format!(
+            "The model's input {} is {}, the data's samples are {} (without the batch axis): set size and layout in task.ron to fit.",
+            input.name,
+            shape_words(shape),
+            sample.iter().map(ToString::to_string).collect::<Vec<_>>().join("×"),
+        )
+    })
+}
+
+/// A shape as people write it: `N×1×28×28`.
+pub fn shape_words(shape: &[Dim]) -> String {
+    shape
+        .iter()
+        .map(|dim| match dim {
+            Dim::Known(k) => k.to_string(),
+            Dim::Symbol(s) => s.to_string(),
+            Dim::Unknown => "?".to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join("×")
+}
+
+impl From<RecipeError> for PipelineError {
+    fn from(e: RecipeError) -> Self {
+        Self::Recipe(Box::new(e))
+    }
+}
