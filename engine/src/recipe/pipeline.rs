@@ -578,10 +578,15 @@ impl TrainObserver for Watch<'_> {
             self.epochs,
             point.samples_per_second
         );
-        let done = self.cost * point.step / point.steps.max(1);
+        self.trained = self.cost * point.step / point.steps.max(1);
+        self.detail = detail;
         self.observer.curve(point);
+        self.pause()
+    }
+
+    fn pause(&mut self) -> Result<(), TrainError> {
         self.observer
-            .progress(self.before + done, self.total, &detail);
+            .progress(self.before + self.trained, self.total, &self.detail);
         if self.cancel.is_cancelled() {
             return Err(TrainError::Cancelled);
         }
