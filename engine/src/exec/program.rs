@@ -224,6 +224,11 @@ impl Program {
             .collect()
     }
 
+    /// Declared shapes of the inputs, in the order of [`Graph::inputs`]; `None` where the model says nothing.
+    pub fn input_shapes(&self) -> impl Iterator<Item = Option<&[Dim]>> {
+        self.inputs.iter().map(|input| input.shape.as_deref())
+    }
+
     /// Runs on one batch. `feeds` are in the order of [`Graph::inputs`]; results in the order of [`Graph::outputs`].
     /// Types that candle lacks are fed and given as the next wider one it has (int8 as `I16`, uint16 as `I32`, uint64
     /// as `I64`, bool as `U8`).
