@@ -69,21 +69,21 @@ struct Training<'a> {
 }
 
 /// Sample indices in seeded order: one random permutation after the other.
-struct Order {
+pub(super) struct Order {
     rng: ChaCha8Rng,
     indices: Vec<usize>,
     next: usize,
 }
 
 impl Order {
-    fn new(seed: u64, samples: usize) -> Self {
+    pub fn new(seed: u64, samples: usize) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
             indices: (0..samples).collect(),
             next: samples,
         }
     }
-    fn take(&mut self, count: usize) -> Vec<usize> {
+    pub fn take(&mut self, count: usize) -> Vec<usize> {
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
             if self.next == self.indices.len() {

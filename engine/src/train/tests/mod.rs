@@ -1,0 +1,490 @@
+//! Training small networks for real, and the arithmetic of losses and schedules.
+
+mod net;
+
+use super::{
+    DistilSettings, Distilled, Optimizer, Schedule, TrainError, TrainObserver, TrainPoint, distil,
+    loss::DistilLoss, optimise::rate, teacher::ends_in_softmax,
+};
+use crate::{compress::Model, data::Dataset, exec::CancelToken, graph::Graph};
+use candle_core::{Device, Tensor, Var};
+use net::{SPLITS, Variant, net, task};
+use std::collections::BTreeMap;
+
+/// Stops, or nothing, after some steps.
+#[derive(Default)]
+struct Watch {
+    points: Vec<TrainPoint>,
+    pauses: usize,
+    stop_after: Option<u64>,
+    token: Option<(u64, CancelToken)>,
+}
+
+impl TrainObserver for Watch {
+    fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError> {
+        self.points.push(*point);
+        if let Some((at, token)) = &self.token
+            && point.step == *at
+        {
+            token.cancel();
+        }
+        match self.stop_after {
+            Some(stop) if point.step >= stop => Err(TrainError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+    fn pause(&mut self) -> Result<(), TrainError> {
+        self.pauses += 1;
+        Ok(())
+    }
+}
+
+fn model(graph: Graph) -> Model {
+    Model {
+        graph,
+        masks: BTreeMap::new(),
+    }
+}
+
+fn settings() -> DistilSettings {
+    DistilSettings {
+        epochs: 3,
+        batch: 32,
+        rate: 0.02,
+        ..DistilSettings::default()
+    }
+}
+
+fn train(
+    student: Model,
+    teacher: &Graph,
+    data: &Dataset,
+    settings: &DistilSettings,
+    watch: &mut Watch,
+) -> Result<Distilled, TrainError> {
+    let token = watch
+        .token
+        .clone()
+        .map_or_else(CancelToken::default, |t| t.1);
+    distil(student, teacher, data, settings, 7, watch, &token)
+}
+
+/// A teacher that was itself trained here, by the labels.
+fn teacher(data: &Dataset) -> Graph {
+    let settings = DistilSettings {
+        epochs: 8,
+        soft_weight: 0.0,
+        hard_weight: 1.0,
+        ..settings()
+    };
+    let start = net(1, Variant::default());
+    let done = train(
+        model(start.clone()),
+        &start,
+        data,
+        &settings,
+        &mut Watch::default(),
+    )
+    .unwrap();
+    let (before, after) = (done.start.unwrap().value, done.best.unwrap().value);
+    assert!(after > 0.9 && after > before, "{before} → {after}");
+    done.model.graph
+}
+
+fn weights(graph: &Graph) -> Vec<(String, Vec<u32>)> {
+    graph
+        .values
+        .iter()
+        .filter_map(|v| {
+            let data = v.data.as_ref()?;
+            let bits = data.to_f32_vec().iter().map(|v| v.to_bits()).collect();
+            Some((v.name.clone(), bits))
+        })
+        .collect()
+}
+
+fn weight(graph: &Graph, name: &str) -> Vec<f32> {
+    let id = graph.find_value(name).unwrap();
+    graph.value(id).data.as_ref().unwrap().to_f32_vec()
+}
+
+#[test]
+fn students_learn_from_the_teacher_alone_with_either_optimiser() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    for (optimizer, rate, seed) in [(Optimizer::AdamW, 0.02, 2), (Optimizer::Sgd, 0.02, 3)] {
+        let settings = DistilSettings {
+            optimizer,
+            rate,
+            epochs: 8,
+            soft_weight: 1.0,
+            hard_weight: 0.0,
+            ..settings()
+        };
+        let mut watch = Watch::default();
+        let student = model(net(seed, Variant::default()));
+        let done = train(student, &teacher, &data, &settings, &mut watch).unwrap();
+        assert!(
+            done.best.unwrap().value > 0.85,
+            "{optimizer:?}: {:?}",
+            done.best
+        );
+        assert!(done.best_epoch > 0 && !done.cancelled);
+        // Eight mini-batches an epoch, the last one of 16; accuracies at epoch ends only.
+        assert_eq!(watch.points.len(), 8 * 8);
+        assert_eq!(done.points, watch.points);
+        for point in &watch.points {
+            assert_eq!(point.accuracy.is_some(), point.step % 8 == 0);
+            assert_eq!(point.steps, 64);
+        }
+        assert_eq!(watch.points[63].epoch, 8.0);
+        assert!(watch.points[63].loss < watch.points[0].loss / 3.0);
+        // Stored statistics stay.
+        assert_eq!(weight(&done.model.graph, "first.norm.variance"), [0.5; 6]);
+        assert_ne!(weight(&done.model.graph, "first.norm.scale"), [1.0; 6]);
+        assert!(watch.pauses > 8);
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_bits_on_any_number_of_threads() {
+    let (_folder, data) = task(SPLITS);
+    let start = net(
+        1,
+        Variant {
+            quantised: true,
+            ..Variant::default()
+        },
+    );
+    let run = |threads: usize, seed: u64| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let settings = DistilSettings {
+                epochs: 2,
+                ..settings()
+            };
+            let mut watch = Watch::default();
+            let token = CancelToken::default();
+            let done = distil(
+                model(start.clone()),
+                &start,
+                &data,
+                &settings,
+                seed,
+                &mut watch,
+                &token,
+            )
+            .unwrap();
+            // The last checkpoint's losses tell of all steps, also where an early checkpoint was the best.
+            let losses: Vec<u64> = watch.points.iter().map(|p| p.loss.to_bits()).collect();
+            (weights(&done.model.graph), losses)
+        })
+    };
+    let one = run(1, 11);
+    assert_eq!(one, run(2, 11));
+    assert_eq!(one, run(3, 11));
+    assert_ne!(one.1, run(2, 12).1);
+}
+
+#[test]
+fn masks_hold_and_quantised_weights_train() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    let mut student = model(net(
+        4,
+        Variant {
+            quantised: true,
+            ..Variant::default()
+        },
+    ));
+    let mask: Vec<bool> = (0..6 * 6 * 9).map(|i| i % 2 == 0).collect();
+    student.masks.insert("second.weight".into(), mask.clone());
+    let before = weight(&student.graph, "second.weight");
+    let done = train(
+        student,
+        &teacher,
+        &data,
+        &DistilSettings {
+            epochs: 6,
+            ..settings()
+        },
+        &mut Watch::default(),
+    )
+    .unwrap();
+    let after = weight(&done.model.graph, "second.weight");
+    for ((kept, before), after) in mask.iter().zip(&before).zip(&after) {
+        assert_eq!(*kept, *after != 0.0, "{before} → {after}");
+        assert!(!kept || before != after);
+    }
+    assert_eq!(done.model.masks["second.weight"], mask);
+    assert!(done.best.unwrap().value > 0.8, "{:?}", done.best);
+    let mut wrong = model(net(4, Variant::default()));
+    wrong.masks.insert("second.weight".into(), vec![true; 3]);
+    let error = train(wrong, &teacher, &data, &settings(), &mut Watch::default()).unwrap_err();
+    assert!(error.to_string().contains("second.weight"), "{error}");
+}
+
+#[test]
+fn the_start_counts_as_a_checkpoint() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    let settings = DistilSettings {
+        rate: 3.0,
+        epochs: 1,
+        schedule: Schedule::Constant,
+        ..settings()
+    };
+    let done = train(
+        model(teacher.clone()),
+        &teacher,
+        &data,
+        &settings,
+        &mut Watch::default(),
+    )
+    .unwrap();
+    assert_eq!(done.best_epoch, 0);
+    assert_eq!(done.best, done.start);
+    assert_eq!(weights(&done.model.graph), weights(&teacher));
+}
+
+#[test]
+fn cancelling_keeps_the_best_so_far() {
+    let (_folder, data) = task(SPLITS);
+    let start = net(1, Variant::default());
+    let settings = DistilSettings {
+        epochs: 4,
+        soft_weight: 0.0,
+        hard_weight: 1.0,
+        ..settings()
+    };
+    // By the observer in the third epoch: the second epoch's checkpoint was finished.
+    let mut watch = Watch {
+        stop_after: Some(19),
+        ..Watch::default()
+    };
+    let done = train(model(start.clone()), &start, &data, &settings, &mut watch).unwrap();
+    assert!(done.cancelled && done.best_epoch >= 1 && done.points.len() == 19);
+    assert!(done.best.unwrap().value > done.start.unwrap().value);
+    // By the token, within a mini-batch.
+    let mut watch = Watch {
+        token: Some((3, CancelToken::default())),
+        ..Watch::default()
+    };
+    let done = train(model(start.clone()), &start, &data, &settings, &mut watch).unwrap();
+    assert!(done.cancelled && done.points.len() == 3);
+    assert_eq!(weights(&done.model.graph), weights(&start));
+    // Before anything was judged.
+    let mut watch = Watch {
+        token: Some((0, CancelToken::default())),
+        ..Watch::default()
+    };
+    watch.token.as_ref().unwrap().1.cancel();
+    let done = train(model(start.clone()), &start, &data, &settings, &mut watch).unwrap();
+    assert!(done.cancelled && done.start.is_none());
+}
+
+#[test]
+fn divergence_is_an_error_that_names_the_step() {
+    let (_folder, data) = task(SPLITS);
+    let start = net(1, Variant::default());
+    let settings = DistilSettings {
+        rate: 1e30,
+        optimizer: Optimizer::Sgd,
+        schedule: Schedule::Constant,
+        ..settings()
+    };
+    let error = train(
+        model(start.clone()),
+        &start,
+        &data,
+        &settings,
+        &mut Watch::default(),
+    )
+    .unwrap_err();
+    assert!(matches!(error, TrainError::Diverged(_)), "{error}");
+    assert!(error.to_string().contains("at step 2 of 24"), "{error}");
+}
+
+#[test]
+fn softmax_heads_are_trained_on_logarithms() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    assert!(!ends_in_softmax(&teacher));
+    let student = net(
+        2,
+        Variant {
+            softmax: true,
+            ..Variant::default()
+        },
+    );
+    assert!(ends_in_softmax(&student));
+    let done = train(
+        model(student),
+        &teacher,
+        &data,
+        &DistilSettings {
+            epochs: 8,
+            ..settings()
+        },
+        &mut Watch::default(),
+    )
+    .unwrap();
+    assert!(done.best.unwrap().value > 0.8, "{:?}", done.best);
+}
+
+#[test]
+fn what_cannot_be_trained_is_said() {
+    let (_folder, data) = task(SPLITS);
+    let start = net(1, Variant::default());
+    let message = |change: &dyn Fn(&mut DistilSettings)| {
+        let mut settings = settings();
+        change(&mut settings);
+        train(
+            model(start.clone()),
+            &start,
+            &data,
+            &settings,
+            &mut Watch::default(),
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    assert!(message(&|s| s.epochs = 0).contains("epochs is 0"));
+    assert!(message(&|s| s.batch = 0).contains("batch is 0"));
+    assert!(message(&|s| s.rate = -1.0).contains("rate is -1"));
+    assert!(message(&|s| s.rate = f64::NAN).contains("rate is NaN"));
+    assert!(message(&|s| s.temperature = 0.0).contains("temperature is 0"));
+    assert!(message(&|s| s.samples = Some(0)).contains("samples is 0"));
+    assert!(message(&|s| s.weight_decay = -1.0).contains("weight_decay"));
+    assert!(message(&|s| (s.soft_weight, s.hard_weight) = (0.0, 0.0)).contains("nor both 0"));
+
+    let (_folder, no_training) = task(r#"search: Rows(from: "all", count: 90)"#);
+    let error = train(
+        model(start.clone()),
+        &start,
+        &no_training,
+        &settings(),
+        &mut Watch::default(),
+    );
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("training split is empty")
+    );
+}
+
+#[test]
+fn fewer_samples_an_epoch_still_see_the_whole_split() {
+    let mut order = super::run::Order::new(3, 10);
+    let mut seen: Vec<usize> = (0..2).flat_map(|_| order.take(5)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..10).collect::<Vec<_>>());
+    assert_eq!(
+        super::run::Order::new(3, 10).take(10),
+        super::run::Order::new(3, 10).take(10)
+    );
+    assert_ne!(
+        super::run::Order::new(3, 10).take(10),
+        super::run::Order::new(4, 10).take(10)
+    );
+
+    let (_folder, data) = task(SPLITS);
+    let start = net(1, Variant::default());
+    let settings = DistilSettings {
+        samples: Some(50),
+        epochs: 1,
+        ..settings()
+    };
+    let done = train(
+        model(start.clone()),
+        &start,
+        &data,
+        &settings,
+        &mut Watch::default(),
+    )
+    .unwrap();
+    assert_eq!(done.points.len(), 2);
+}
+
+#[test]
+fn rates_follow_their_schedule() {
+    let mut s = settings();
+    s.schedule = Schedule::Cosine;
+    let rates: Vec<f64> = (0..400).map(|step| rate(&s, step, 400)).collect();
+    assert!(rates[..20].windows(2).all(|w| w[0] < w[1]));
+    assert!(rates[20..].windows(2).all(|w| w[0] > w[1]));
+    assert_eq!(rates[20], s.rate);
+    assert!((rates[210] - s.rate / 2.0).abs() < 1e-12);
+    assert!(rates[399] < s.rate / 1000.0 && rates[399] > 0.0);
+    // No warm-up in a run too short for one.
+    assert_eq!(rate(&s, 0, 10), s.rate);
+    s.schedule = Schedule::Constant;
+    assert_eq!(rate(&s, 399, 400), s.rate);
+}
+
+/// By the formulas, and by differences.
+#[test]
+fn the_loss_and_its_gradient() {
+    let logits = [[1.0f32, -0.5, 0.3], [0.2, 2.0, -1.0]];
+    let teacher = vec![0.7f32, 0.2, 0.1, 0.0, 0.9, 0.1];
+    let loss = |soft: f32, hard: f32, t: f32| DistilLoss {
+        classes: 3,
+        teacher: teacher.clone(),
+        labels: vec![2, 1],
+        temperature: t,
+        soft,
+        hard,
+    };
+    let value = |logits: &[[f32; 3]; 2], soft, hard, t| {
+        let x = Tensor::new(logits, &Device::Cpu).unwrap();
+        f64::from(
+            x.apply_op1(loss(soft, hard, t))
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap(),
+        )
+    };
+    let softmax = |row: &[f32; 3], t: f64| {
+        let e: Vec<f64> = row.iter().map(|z| (f64::from(*z) / t).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.into_iter().map(|e| e / sum).collect::<Vec<_>>()
+    };
+    let mut expected = 0.0;
+    for (i, row) in logits.iter().enumerate() {
+        let q = softmax(row, 3.0);
+        for c in 0..3 {
+            let p = f64::from(teacher[i * 3 + c]);
+            if p > 0.0 {
+                expected += 0.9 * 9.0 * p * (p / q[c]).ln() / 2.0;
+            }
+        }
+        expected -= 0.1 * softmax(row, 1.0)[[2, 1][i]].ln() / 2.0;
+    }
+    assert!((value(&logits, 0.9, 0.1, 3.0) - expected).abs() < 1e-5);
+
+    for (soft, hard, t) in [(0.9, 0.1, 3.0), (1.0, 0.0, 1.0), (0.0, 1.0, 2.0)] {
+        let x = Var::new(&logits, &Device::Cpu).unwrap();
+        let y = x.apply_op1(loss(soft, hard, t)).unwrap();
+        let gradients = y.backward().unwrap();
+        let gradient = gradients.get(&x).unwrap().to_vec2::<f32>().unwrap();
+        for i in 0..2 {
+            for c in 0..3 {
+                let moved = |by: f32| {
+                    let mut logits = logits;
+                    logits[i][c] += by;
+                    value(&logits, soft, hard, t)
+                };
+                let slope = (moved(0.01) - moved(-0.01)) / 0.02;
+                assert!(
+                    (f64::from(gradient[i][c]) - slope).abs() < 1e-3,
+                    "{i} {c}: {} {slope}",
+                    gradient[i][c]
+                );
+            }
+        }
+    }
+}
