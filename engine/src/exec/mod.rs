@@ -19,7 +19,7 @@ mod tests;
 mod value;
 
 pub use claims::{CLAIMS, Claim};
-pub use pool::{pool, set_threads};
+pub use pool::{on_pool, pool, set_threads};
 pub use program::Program;
 
 use crate::graph::ValueId;
@@ -81,8 +81,8 @@ impl From<candle_core::Error> for Fail {
     }
 }
 
-/// Observes, or replaces, values as they are computed.
-pub trait Taps {
+/// Observes, or replaces, values as they are computed; called on a thread of the engine's pool.
+pub trait Taps: Send {
     /// Whether [`Taps::visit`] is to be called for this value.
     fn wants(&self, value: ValueId) -> bool;
     /// Sees the value; `Some` replaces it for all consumers.

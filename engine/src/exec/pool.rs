@@ -15,6 +15,8 @@ pub fn pool() -> &'static rayon::ThreadPool {
         let build = |threads| {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
+                // Gradients of a deep network are sought by recursion.
+                .stack_size(16 << 20)
                 .thread_name(|i| format!("limbeck-{i}"))
                 .start_handler(|_| lower_priority())
                 .build()
@@ -33,7 +35,7 @@ pub fn pool() -> &'static rayon::ThreadPool {
 }
 
 /// Runs `work` on the engine's pool, or where we already are when that is a rayon pool.
-pub(super) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+pub fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() {
         work()
     } else {

@@ -5,6 +5,7 @@ use super::{
     elementwise::{Bin, binary},
     fuse::{Step, drafts},
     ops, params,
+    pool::on_pool,
     support::unsupported,
     value::{Val, dtype},
 };
@@ -245,7 +246,7 @@ impl Program {
                 .map_err(|e| ExecError::Input(format!("input {}: {}", input.name, e.0)))?;
             values.push(v);
         }
-        self.run_values(values, taps, cancel)?
+        on_pool(|| self.run_values(values, taps, cancel))?
             .into_iter()
             .zip(&self.outputs)
             .map(|(v, (_, name))| {
@@ -272,7 +273,7 @@ impl Program {
             }
             values.push(Val::from_data(d).map_err(|e| bad(e.0))?);
         }
-        self.run_values(values, &mut super::NoTaps, cancel)?
+        on_pool(|| self.run_values(values, &mut super::NoTaps, cancel))?
             .into_iter()
             .map(|v| v.to_data().map_err(|e| ExecError::Input(e.0)))
             .collect()

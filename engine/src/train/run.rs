@@ -10,7 +10,7 @@ use crate::{
     compress::Model,
     data::{Dataset, SplitName},
     eval::{self, Estimate},
-    exec::{CancelToken, ExecError, Mode, NoTaps, Program},
+    exec::{CancelToken, ExecError, Mode, NoTaps, Program, on_pool},
     graph::Graph,
 };
 use candle_core::{Device, Tensor};
@@ -191,7 +191,8 @@ impl<'a> Training<'a> {
                 }
                 let began = Instant::now();
                 let rate = rate(self.settings, step, self.steps);
-                let loss = self.train(batch, rate)?;
+                // One visit to the pool a mini-batch: waking it for every operator costs more than small ones take.
+                let loss = on_pool(|| self.train(batch, rate))?;
                 let seconds = began.elapsed().as_secs_f64();
                 step += 1;
                 if !loss.is_finite() {

@@ -1,5 +1,6 @@
 //! What every kernel needs around its arithmetic: the pool, f32 views of tensors, scratch memory kept by thread.
 
+pub(super) use super::super::pool::on_pool;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use std::{borrow::Cow, cell::RefCell};
 
@@ -8,16 +9,6 @@ const MAX_ELEMENTS: usize = 1 << 31;
 
 /// Elements handed out at a time by the element-wise kernels.
 pub(super) const CHUNK: usize = 1 << 14;
-
-/// Runs `work` on the engine's pool, or where we already are when that is a rayon pool (a kernel inside a kernel's
-/// task, or a test that brings a pool of its own).
-pub(super) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    if rayon::current_thread_index().is_some() {
-        work()
-    } else {
-        super::super::pool().install(work)
-    }
-}
 
 /// The elements of a storage in row-major order: borrowed when they lie so, gathered otherwise.
 pub(super) fn elements<'a>(
