@@ -4,6 +4,7 @@ use super::attributes::{self, Attributes};
 use super::operators;
 use super::proto;
 use super::read::Reader;
+use super::write::WRITTEN_OPSET;
 use super::{LOCAL_FUNCTION, SOURCE_OPSET};
 use crate::graph::{CAPTURES, ElementType, Node, Op, RawAttribute, TensorData, ValueId};
 use std::collections::BTreeSet;
@@ -136,7 +137,16 @@ pub(super) fn convert(
         let names = captures.iter().map(|n| n.clone().into_bytes()).collect();
         kept.push((CAPTURES.into(), RawAttribute::Strings(names)));
     }
-    kept.push((SOURCE_OPSET.into(), RawAttribute::Int(reader.opset(domain))));
+    // Nested nodes must be written in the very opset they were read in. For all others the oldest that is
+    // written will do.
+    let nested = kept
+        .iter()
+        .any(|(_, a)| matches!(a, RawAttribute::Encoded(_)));
+    let opset = match reader.opset(domain) {
+        version if domain.is_empty() && !nested => version.max(WRITTEN_OPSET),
+        version => version,
+    };
+    kept.push((SOURCE_OPSET.into(), RawAttribute::Int(opset)));
     if local {
         kept.push((LOCAL_FUNCTION.into(), RawAttribute::Int(1)));
     }

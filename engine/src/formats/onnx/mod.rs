@@ -11,6 +11,8 @@ mod operators;
 mod proto;
 mod read;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod windows;
 mod write;
 

@@ -14,7 +14,7 @@ fn arity(op_type: &str) -> Option<(usize, usize, usize)> {
         "InstanceNormalization" => (3, 3, 1),
         "LayerNormalization" => (2, 3, 3),
         "Gemm" => (2, 3, 1),
-        "MatMul" | "PRelu" | "Expand" | "Tile" | "Reshape" | "Gather" => (2, 2, 1),
+        "CastLike" | "MatMul" | "PRelu" | "Expand" | "Tile" | "Reshape" | "Gather" => (2, 2, 1),
         "LeakyRelu" | "Elu" | "Celu" | "Selu" | "ThresholdedRelu" | "HardSigmoid" | "Gelu"
         | "Softmax" | "LogSoftmax" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool"
         | "Flatten" | "Transpose" | "ArgMax" | "ArgMin" | "Cast" | "Shape" | "Size"
@@ -241,6 +241,13 @@ fn read(cx: &mut Cx<'_, '_, '_>, name: &str) -> Result<Op, String> {
             Op::Cast {
                 to: element(cx.attributes.required_int("to")?)?,
             }
+        }
+        "CastLike" => {
+            cx.attributes.ignore("saturate");
+            cx.attributes.ignore("round_mode");
+            let to = cx.element(1).ok_or("the type it casts to is not known")?;
+            cx.node.inputs.truncate(1);
+            Op::Cast { to }
         }
         "Shape" => Op::Shape {
             start: cx.attributes.optional_int("start")?,

@@ -191,10 +191,16 @@ impl Reader<'_> {
                  a current exporter"
                     .into(),
             )),
-            version if uses_standard && version < OLDEST_OPSET => Err(self.fail(format!(
+            version
+                if uses_standard
+                    && version < OLDEST_OPSET
+                    && !proto.node.iter().all(|n| is_timeless(n, version)) =>
+            {
+                Err(self.fail(format!(
                 "the model uses operator set {version}, but the oldest supported is {OLDEST_OPSET}: \
                  convert it with onnx.version_converter"
-            ))),
+            )))
+            }
             _ => Ok(()),
         }
     }
@@ -414,6 +420,7 @@ impl Reader<'_> {
         convert::convert(self, &domain, node, captures, &mut built)
             .map_err(|e| self.fail(format!("{}: {e}", label(index, node))))?;
         self.graph.nodes.push(built);
+        self.graph.infer_node(self.graph.nodes.len() - 1);
         Ok(())
     }
 
@@ -463,6 +470,17 @@ impl Reader<'_> {
     pub(super) fn element(&self, id: Option<ValueId>) -> Option<ElementType> {
         id.and_then(|id| self.graph.value(id).element)
     }
+}
+
+/// Whether an operator has not changed since this opset, which is too old for a model as a whole.
+fn is_timeless(node: &proto::Node, opset: i64) -> bool {
+    let since = match node.op_type.as_deref().unwrap_or("") {
+        "Not" | "Transpose" | "Identity" | "GlobalAveragePool" | "GlobalMaxPool" | "Softplus"
+        | "Softsign" => 1,
+        "And" | "Or" | "Xor" => 7,
+        _ => return false,
+    };
+    opset >= since
 }
 
 /// How messages name a node.

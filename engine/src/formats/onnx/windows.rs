@@ -1,38 +1,7 @@
 //! Convolution, pooling, resizing: operators with windows and geometry.
 
 use super::convert::Cx;
-use crate::graph::{CoordinateMode, Dim, NearestMode, Op, Padding, ResizeMode, ValueId, Window};
-
-/// Shape of a weight, looked for through what may stand between it and its constant.
-fn weight_shape(cx: &Cx<'_, '_, '_>, position: usize) -> Option<Vec<usize>> {
-    let graph = &cx.reader.graph;
-    let mut id: ValueId = cx.input(position)?;
-    // The nodes read so far end with the latest; each step goes to an earlier one.
-    let mut end = graph.nodes.len();
-    loop {
-        let value = graph.value(id);
-        if let Some(shape) = value.known_shape() {
-            return Some(shape);
-        }
-        let at = graph.nodes[..end]
-            .iter()
-            .rposition(|n| n.outputs.contains(&Some(id)))?;
-        let node = &graph.nodes[at];
-        let passes = matches!(
-            node.op,
-            Op::QuantizeLinear { .. }
-                | Op::DequantizeLinear { .. }
-                | Op::Cast { .. }
-                | Op::Identity
-                | Op::Clip
-        );
-        if !passes {
-            return None;
-        }
-        id = node.inputs.first().copied().flatten()?;
-        end = at;
-    }
-}
+use crate::graph::{CoordinateMode, Dim, NearestMode, Op, Padding, ResizeMode, Window};
 
 fn window(cx: &Cx<'_, '_, '_>, kernel: Vec<usize>) -> Result<Window, String> {
     let rank = kernel.len();
@@ -85,7 +54,10 @@ fn conv_window(cx: &Cx<'_, '_, '_>) -> Result<(Window, usize), String> {
         .ok()
         .filter(|&g| g > 0)
         .ok_or("attribute group is not positive")?;
-    let from_weight = weight_shape(cx, 1).and_then(|s| s.get(2..).map(<[usize]>::to_vec));
+    let weight = cx
+        .input(1)
+        .and_then(|id| cx.reader.graph.value(id).known_shape());
+    let from_weight = weight.and_then(|s| s.get(2..).map(<[usize]>::to_vec));
     let stated = cx.attributes.sizes("kernel_shape", 1)?;
     let kernel = match (stated, from_weight) {
         (Some(stated), Some(actual)) if stated != actual => {

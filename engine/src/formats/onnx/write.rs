@@ -12,7 +12,7 @@ use std::{
 
 /// Oldest opset that is written: its forms of the operators are the IR's but for those named in
 /// [`encode::opset_of`].
-const WRITTEN_OPSET: i64 = 17;
+pub(super) const WRITTEN_OPSET: i64 = 17;
 /// Protobuf messages end at 2 GiB.
 const MOST_BYTES: usize = i32::MAX as usize;
 
@@ -40,6 +40,14 @@ fn model(graph: &Graph) -> Result<proto::Model, String> {
     graph.compact();
     graph.infer_shapes();
     let (opset, domains) = opsets(&graph)?;
+    // Also where text or lists go in and out: those the IR doesn't carry.
+    let untyped = |id: &&ValueId| graph.value(**id).element.is_none();
+    if let Some(&id) = graph.inputs.iter().chain(&graph.outputs).find(untyped) {
+        return Err(format!(
+            "the element type of its input or output {} is not known or not supported",
+            graph.value(id).name
+        ));
+    }
     let mut names = Names::new(&graph);
     let mut nodes = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {

@@ -98,6 +98,20 @@ impl Info {
         }
     }
 
+    /// Replaces what was stated of a value where `self`, which follows from the graph, says more.
+    fn settle(mut self, stated: &mut Self) {
+        self.element = self.element.or(stated.element);
+        self.shape = match (self.shape, stated.shape.take()) {
+            (Some(f), Some(s)) if f.len() == s.len() => {
+                let settle = |(f, s)| if f == Dim::Unknown { s } else { f };
+                Some(f.into_iter().zip(s).map(settle).collect())
+            }
+            (Some(f), _) => Some(f),
+            (None, s) => s,
+        };
+        *stated = self;
+    }
+
     fn rank(&self) -> Option<usize> {
         self.shape.as_ref().map(Vec::len)
     }
@@ -176,21 +190,15 @@ impl Graph {
     pub fn infer_shapes(&mut self) {
         let mut infos: Vec<Info> = self.values.iter().map(Info::of).collect();
         for node in &self.nodes {
-            for (output, mut found) in node.outputs.iter().zip(outputs(node, &infos)) {
-                let Some(id) = output else { continue };
-                let Some(stated) = infos.get_mut(id.0 as usize) else {
-                    continue;
-                };
-                found.element = found.element.or(stated.element);
-                found.shape = match (found.shape, stated.shape.take()) {
-                    (Some(f), Some(s)) if f.len() == s.len() => {
-                        let settle = |(f, s)| if f == Dim::Unknown { s } else { f };
-                        Some(f.into_iter().zip(s).map(settle).collect())
-                    }
-                    (Some(f), _) => Some(f),
-                    (None, s) => s,
-                };
-                *stated = found;
+            let inputs = node
+                .inputs
+                .iter()
+                .map(|i| infos.get(i.as_ref()?.0 as usize));
+            let found = outputs(node, inputs.map(|i| i.unwrap_or(NOTHING)).collect());
+            for (output, found) in node.outputs.iter().zip(found) {
+                if let Some(stated) = output.and_then(|id| infos.get_mut(id.0 as usize)) {
+                    found.settle(stated);
+                }
             }
         }
         for (value, info) in self.values.iter_mut().zip(infos) {
@@ -198,6 +206,24 @@ impl Graph {
                 value.element = info.element;
                 value.shape = info.shape;
             }
+        }
+    }
+
+    /// Fills in types and shapes of one node's outputs from what is known of its inputs (but not of integers
+    /// that other nodes compute): for readers, which need some types before the graph is whole.
+    pub(crate) fn infer_node(&mut self, index: usize) {
+        let Some(node) = self.nodes.get(index) else {
+            return;
+        };
+        let read = |id: &Option<_>| id.map_or_else(Info::default, |id| Info::of(self.value(id)));
+        let inputs: Vec<Info> = node.inputs.iter().map(read).collect();
+        let found = outputs(node, inputs.iter().collect());
+        for (output, found) in node.outputs.clone().into_iter().zip(found) {
+            let Some(id) = output else { continue };
+            let value = self.value_mut(id);
+            let mut stated = Info::new(value.element, value.shape.take());
+            found.settle(&mut stated);
+            (value.element, value.shape) = (stated.element, stated.shape);
         }
     }
 
@@ -243,7 +269,7 @@ impl Graph {
 /// What a node's rule sees.
 pub(super) struct Cx<'a> {
     node: &'a Node,
-    infos: &'a [Info],
+    inputs: Vec<&'a Info>,
 }
 
 const NOTHING: &Info = &Info {
@@ -255,13 +281,7 @@ const NOTHING: &Info = &Info {
 
 impl<'a> Cx<'a> {
     fn input(&self, position: usize) -> &'a Info {
-        self.node
-            .inputs
-            .get(position)
-            .copied()
-            .flatten()
-            .and_then(|id| self.infos.get(id.0 as usize))
-            .unwrap_or(NOTHING)
+        self.inputs.get(position).copied().unwrap_or(NOTHING)
     }
 
     fn has(&self, position: usize) -> bool {
@@ -269,7 +289,7 @@ impl<'a> Cx<'a> {
     }
 
     fn inputs(&self) -> impl Iterator<Item = &'a Info> {
-        (0..self.node.inputs.len()).map(|i| self.input(i))
+        self.inputs.iter().copied()
     }
 
     fn element(&self) -> Option<ElementType> {
@@ -283,8 +303,8 @@ impl<'a> Cx<'a> {
 }
 
 /// What is known of the outputs of a node.
-fn outputs(node: &Node, infos: &[Info]) -> Vec<Info> {
-    let cx = Cx { node, infos };
+fn outputs(node: &Node, inputs: Vec<&Info>) -> Vec<Info> {
+    let cx = Cx { node, inputs };
     let count = node.outputs.len();
     let mut all = match &node.op {
         Op::Split { axis, num_outputs } => indexing::split(&cx, *axis, *num_outputs),
