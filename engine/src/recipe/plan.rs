@@ -112,13 +112,16 @@ fn compact<T: Copy + PartialEq>(
                     .map(|(i, _)| i)
                     .collect();
                 let uniform = members.iter().all(|i| values[*i].1 == *value);
-                (uniform && members.len() > 1).then_some((prefix, members))
+                // A layer that is named like the glob would take the rule for itself.
+                let glob = format!("{}*", globset::escape(prefix));
+                let clear = values.iter().all(|(n, _)| *n != glob);
+                (uniform && members.len() > 1 && clear).then_some((glob, members))
             });
-        let rule = if let Some((prefix, members)) = shared {
+        let rule = if let Some((glob, members)) = shared {
             for i in members {
                 covered[i] = true;
             }
-            format!("{}*", globset::escape(prefix))
+            glob
         } else {
             covered[index] = true;
             (*name).to_owned()
