@@ -2,13 +2,14 @@
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
+static BEHIND_WINDOW: AtomicBool = AtomicBool::new(false);
 static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
 
-/// The engine's own rayon pool (nice 10 on Unix so that the window goes first). Results of every kernel are
+/// The engine's own rayon pool (nice 10 on Unix where a window goes first, see [`stay_behind_window`]). Results of every kernel are
 /// bit-identical whatever its number of threads.
 pub fn pool() -> &'static rayon::ThreadPool {
     POOL.get_or_init(|| {
@@ -18,7 +19,11 @@ pub fn pool() -> &'static rayon::ThreadPool {
                 // Gradients of a deep network are sought by recursion.
                 .stack_size(16 << 20)
                 .thread_name(|i| format!("limbeck-{i}"))
-                .start_handler(|_| lower_priority())
+                .start_handler(|_| {
+                    if BEHIND_WINDOW.load(Ordering::Relaxed) {
+                        lower_priority();
+                    }
+                })
                 .build()
         };
         // A system that refuses several threads still gives one that runs on the caller's behalf.
@@ -46,6 +51,12 @@ pub fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 /// Sets the number of threads; only before the first use of [`pool`]. 0: all cores.
 pub fn set_threads(threads: usize) {
     THREADS.store(threads, Ordering::Relaxed);
+}
+
+/// Lets a window go first: the pool's threads take a lower priority. Only before the first use of [`pool`]; a command line
+/// works at its own priority.
+pub fn stay_behind_window() {
+    BEHIND_WINDOW.store(true, Ordering::Relaxed);
 }
 
 #[cfg(unix)]

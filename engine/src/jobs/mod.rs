@@ -218,6 +218,7 @@ pub struct Engine {
 impl Engine {
     /// Starts two threads: the router takes commands, cancels at once and queues the rest; the engine thread works.
     pub fn start(waker: Waker) -> Self {
+        crate::exec::stay_behind_window();
         let (commands, incoming) = crossbeam_channel::unbounded();
         let (outgoing, events) = crossbeam_channel::unbounded();
         let queue = Arc::new(Queue::default());
