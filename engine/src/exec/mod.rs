@@ -19,7 +19,7 @@ mod tests;
 mod value;
 
 pub use claims::{CLAIMS, Claim};
-pub use pool::{on_pool, pool, set_threads};
+pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
 
 use crate::graph::ValueId;
