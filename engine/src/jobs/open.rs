@@ -5,14 +5,16 @@ use super::{
     worker::{JobContext, Worker},
 };
 use crate::{
-    compress::QuantScheme,
+    compress::{FoldBatchNorm, Model, Pass, PassContext, QuantScheme},
     data::SplitName,
+    exec::CancelToken,
     graph::Graph,
     measure::{self, Bytes},
     recipe::{PipelineError, Recipe, Session, shape_words, task_beside},
-    sensitivity,
+    search, sensitivity,
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -110,7 +112,7 @@ pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, Pipel
         task_path: session.task_path.clone(),
         sha256: session.model_sha256.clone(),
         layers: session.layers.clone(),
-        overhead: Bytes(sizes.stored.0.saturating_sub(layer_bytes(graph))),
+        overhead: search::overhead(&session.layers, folded_size(graph)?),
         sizes,
         inputs: ports(graph, &graph.inputs),
         outputs: ports(graph, &graph.outputs),
@@ -121,20 +123,19 @@ pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, Pipel
     })
 }
 
-/// Bytes of the weights and biases that layers own; shared ones once.
-fn layer_bytes(graph: &Graph) -> u64 {
-    let mut values: Vec<_> = graph
-        .layers()
-        .iter()
-        .flat_map(|l| std::iter::once(l.weight).chain(l.bias))
-        .collect();
-    values.sort_unstable();
-    values.dedup();
-    values
-        .iter()
-        .filter_map(|v| graph.value(*v).data.as_ref())
-        .map(|d| d.bytes.len() as u64)
-        .sum()
+/// Bytes of the file after batch norms are folded, as every plan does first.
+fn folded_size(graph: &Graph) -> Result<Bytes, PipelineError> {
+    let model = Model {
+        graph: graph.clone(),
+        masks: BTreeMap::new(),
+    };
+    let context = PassContext {
+        data: None,
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let (folded, _) = FoldBatchNorm.apply(model, &context)?;
+    Ok(measure::sizes(&folded.graph)?.stored)
 }
 
 fn ports(graph: &Graph, values: &[crate::graph::ValueId]) -> Vec<(String, String)> {

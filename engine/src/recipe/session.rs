@@ -245,18 +245,7 @@ fn first(all: &Arc<Evaluation>, n: usize) -> Arc<Evaluation> {
 
 /// What prediction and resolution need to know of each layer, in the graph's order.
 pub fn facts(graph: &Graph) -> Vec<LayerFacts> {
-    graph
-        .layers()
-        .into_iter()
-        .map(|l| LayerFacts {
-            id: l.id,
-            op: l.op.to_owned(),
-            weight_shape: l.weight_shape,
-            channel_axis: l.channel_axis,
-            params: l.params,
-            macs: l.macs,
-        })
-        .collect()
+    LayerFacts::of(graph)
 }
 
 fn obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {

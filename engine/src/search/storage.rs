@@ -19,6 +19,7 @@ impl LayerBytes {
         // Biases and the tensor's own header stay as they are.
         let rest = float.saturating_sub(weights * 4);
         let name = layer.id.0.len() as u64;
+        let rank = layer.weight_shape.len() as u64;
         let quantised = |bits: u64, granularity| {
             let layout = ScaleLayout::of(
                 &layer.op,
@@ -29,18 +30,18 @@ impl LayerBytes {
             let scales: u64 = layout.shape.iter().map(|d| *d as u64).product();
             let axes = layout.shape.len() as u64;
             let input = match scheme.activations {
-                Activations::Int8 => input_pair(name),
+                Activations::Int8 => input_pair(name, rank),
                 Activations::Float => 0,
             };
             rest + (weights * bits).div_ceil(8)
                 + scales * 4
                 + (scales * bits).div_ceil(8)
-                + weight_pair(name, axes, layout.block > 0)
+                + weight_pair(name, rank, axes, layout.block > 0)
                 + input
         };
         Self {
             float,
-            fp16: rest + weights * 2 + cast(name),
+            fp16: rest + weights * 2 + cast(name, rank),
             int8: quantised(8, scheme.int8_weights),
             int4: quantised(4, scheme.int4_weights),
         }
@@ -82,6 +83,11 @@ fn attribute(name: &str) -> u64 {
     field(field(name.len() as u64) + 2 + 3)
 }
 
+/// What is stated of a computed value: name, element type and extents.
+fn value_info(name: u64, rank: u64) -> u64 {
+    field(field(name) + field(field(2 + field(5 * rank))))
+}
+
 /// Weights are mostly called after their layer, as PyTorch does.
 const WEIGHT: u64 = ".weight".len() as u64;
 /// And inputs after the node that made them.
@@ -92,7 +98,7 @@ fn suffixed(name: u64, suffix: &str) -> u64 {
 }
 
 /// DequantizeLinear behind a packed weight, with its scale and zero point.
-fn weight_pair(layer: u64, axes: u64, blocked: bool) -> u64 {
+fn weight_pair(layer: u64, rank: u64, axes: u64, blocked: bool) -> u64 {
     let w = layer + WEIGHT;
     let inputs = ["_quantized", "_scale", "_zero_point"].map(|s| suffixed(w, s));
     let attributes = attribute("axis") + if blocked { attribute("block_size") } else { 0 };
@@ -104,12 +110,13 @@ fn weight_pair(layer: u64, axes: u64, blocked: bool) -> u64 {
         attributes,
     ) + "_quantized".len() as u64
         + "_dequantized".len() as u64
+        + value_info(suffixed(w, "_dequantized"), rank)
         + tensor(inputs[1], axes)
         + tensor(inputs[2], axes)
 }
 
 /// QuantizeLinear and DequantizeLinear on the layer's input, with a scale and a zero point of one element.
-fn input_pair(layer: u64) -> u64 {
+fn input_pair(layer: u64, rank: u64) -> u64 {
     let v = layer + VALUE;
     let (scale, zero) = (suffixed(v, "_scale"), suffixed(v, "_zero_point"));
     let quantised = suffixed(v, "_quantized");
@@ -126,6 +133,8 @@ fn input_pair(layer: u64) -> u64 {
         "DequantizeLinear",
         attribute("axis"),
     ) + "_dequantized".len() as u64
+        + value_info(quantised, rank)
+        + value_info(suffixed(v, "_dequantized"), rank)
         + tensor(scale, 0)
         + 4
         + tensor(zero, 0)
@@ -133,7 +142,7 @@ fn input_pair(layer: u64) -> u64 {
 }
 
 /// Cast from half behind a packed weight.
-fn cast(layer: u64) -> u64 {
+fn cast(layer: u64, rank: u64) -> u64 {
     let w = layer + WEIGHT;
     node(
         &[suffixed(w, "_half")],
@@ -143,4 +152,5 @@ fn cast(layer: u64) -> u64 {
         attribute("to"),
     ) + "_half".len() as u64
         + "_float".len() as u64
+        + value_info(suffixed(w, "_float"), rank)
 }

@@ -112,3 +112,85 @@ fn sizes_follow_the_bits_and_zeros_save_nothing() {
     );
     assert_eq!(overhead(&layers, Bytes(4 * weights + bias + 77)), Bytes(77));
 }
+
+/// Predicted against really exported, for whole networks at every precision.
+#[test]
+fn stored_sizes_are_those_of_the_exported_files() {
+    use crate::{
+        compress::{self, FoldBatchNorm, Model, Pass, PassContext, Ranges},
+        exec::CancelToken,
+        formats::onnx,
+        measure,
+    };
+    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample-models");
+    let cancel = CancelToken::default();
+    let context = PassContext {
+        data: None,
+        cancel: &cancel,
+        seed: 0,
+    };
+    let grouped = QuantScheme {
+        activations: Activations::Float,
+        int4_weights: Granularity::Group(32),
+        ..QuantScheme::default()
+    };
+    for (file, schemes) in [
+        (
+            "fashion-resnet/fashion-resnet.onnx",
+            vec![QuantScheme::default(), grouped],
+        ),
+        (
+            "efficientnet-lite0/efficientnet-lite0.onnx",
+            vec![QuantScheme::default()],
+        ),
+    ] {
+        let graph = onnx::read(&samples.join(file)).unwrap();
+        let layers = LayerFacts::of(&graph);
+        let model = Model {
+            graph,
+            masks: BTreeMap::new(),
+        };
+        let (model, _) = FoldBatchNorm.apply(model, &context).unwrap();
+        let overhead = overhead(&layers, measure::sizes(&model.graph).unwrap().stored);
+        let ranges = Ranges {
+            values: compress::layer_inputs(&model.graph)
+                .into_iter()
+                .map(|id| (model.graph.value(id).name.clone(), [0.0, 1.0]))
+                .collect(),
+        };
+        for scheme in &schemes {
+            let predictor = Predictor::new(&layers, &[], scheme, overhead);
+            for precision in [
+                Precision::Fp32,
+                Precision::Fp16,
+                Precision::Int8,
+                Precision::Int4,
+            ] {
+                let settings: BTreeMap<LayerId, LayerSetting> = layers
+                    .iter()
+                    .map(|layer| {
+                        let sparsity = Ratio(0.0);
+                        (
+                            layer.id.clone(),
+                            LayerSetting {
+                                precision,
+                                sparsity,
+                            },
+                        )
+                    })
+                    .collect();
+                let ranges = Some(std::sync::Arc::new(ranges.clone()));
+                let (done, _) =
+                    compress::compress_layers(model.clone(), &settings, scheme, ranges, &context)
+                        .unwrap();
+                let packed = compress::pack(&done).unwrap();
+                let real = onnx::to_bytes(&packed).unwrap().len() as f64;
+                let predicted = predictor.predict(&settings).stored.0 as f64;
+                assert!(
+                    (predicted - real).abs() <= (0.01 * real).max(300.0),
+                    "{file} at {precision:?}: {predicted} predicted, {real} exported"
+                );
+            }
+        }
+    }
+}
