@@ -238,9 +238,7 @@ fn npy_body(reader: &mut dyn Read, what: &str) -> Result<(Vec<u64>, Element, Vec
             format!("has elements of type {kind}; expected integers or floats of at most 8 bytes"),
         ));
     }
-    let size = elements(&shape, what)?
-        .checked_mul(element.size as u64)
-        .unwrap_or(u64::MAX);
+    let size = elements(&shape, what)?.saturating_mul(element.size as u64);
     let body = exactly(reader, size, what)?;
     Ok((shape, element, body))
 }

@@ -225,7 +225,7 @@ impl Inner {
         match &source.samples {
             Samples::Pictures(array, geometry) => {
                 let what = || format!("item {row} of {}", source.what);
-                self.recipe.from_array(array, *geometry, row, out, &what)
+                self.recipe.array_sample(array, *geometry, row, out, &what)
             }
             Samples::Plain(array) => {
                 self.recipe.plain(&array.values, row * out.len(), out);
@@ -235,7 +235,7 @@ impl Inner {
                 let path = &paths[row];
                 let image = folder::decode(path)?;
                 self.recipe
-                    .from_image(image, out, &|| path.display().to_string())
+                    .image_sample(image, out, &|| path.display().to_string())
             }
         }
     }

@@ -191,7 +191,7 @@ impl Recipe {
     }
 
     /// Sample `row` of an array of images. `what` names it in errors.
-    pub fn from_array(
+    pub fn array_sample(
         &self,
         array: &Array,
         geometry: Geometry,
@@ -203,7 +203,7 @@ impl Recipe {
         let range = row * size..(row + 1) * size;
         match &array.values {
             Values::Bytes(bytes) if self.resize.is_some() => {
-                self.from_image(picture(&bytes[range], geometry, what)?, out, what)
+                self.image_sample(picture(&bytes[range], geometry, what)?, out, what)
             }
             Values::Bytes(bytes) => self.bytes(&bytes[range], geometry, out, what),
             Values::Floats(_) if self.resize.is_some() => Err(DataError::Task(format!(
@@ -223,7 +223,7 @@ impl Recipe {
     }
 
     /// A decoded image: resized, and then as any other.
-    pub fn from_image(
+    pub fn image_sample(
         &self,
         image: DynamicImage,
         out: &mut [f32],
@@ -400,7 +400,7 @@ mod tests {
         let size = recipe.sample_shape(Some(geometry), "x").unwrap();
         let mut out = vec![f32::NAN; size.iter().product()];
         recipe
-            .from_array(&array, geometry, 0, &mut out, &|| "x".into())
+            .array_sample(&array, geometry, 0, &mut out, &|| "x".into())
             .unwrap();
         out
     }

@@ -183,7 +183,7 @@ mod tests {
                     Some([7, 1, 28, 28].map(crate::graph::Dim::Known).to_vec());
             }
             let program = Program::compile(&graph, crate::exec::Mode::Inference).unwrap();
-            let limit = Some(100);
+            let limit = Some(30);
             let cancel = CancelToken::default();
             evaluate_with_logits(
                 &program,
@@ -199,13 +199,15 @@ mod tests {
         let (fixed, same) = run(true);
         assert_eq!(free.labels, fixed.labels);
         assert_eq!(free.predictions, fixed.predictions);
-        assert_eq!(
-            (free.n, logits.classes, logits.values.len()),
-            (100, 10, 1000)
-        );
+        assert_eq!((free.n, logits.classes, logits.values.len()), (30, 10, 300));
         assert!(crate::eval::mean_kl(&logits.values, &same.values, 10).value < 1e-9);
-        // ONNX Runtime gets 94 of these 100.
-        assert_eq!(free.metrics(None).top1.value, 0.94);
+        // What ONNX Runtime gives with its optimisations off.
+        let theirs = [
+            9, 2, 1, 1, 0, 1, 4, 6, 5, 7, 4, 5, 7, 3, 4, 1, 2, 4, 8, 0, 2, 5, 7, 5, 1, 4, 6, 0, 9,
+            3,
+        ];
+        assert_eq!(free.predictions, theirs);
+        assert_eq!(free.metrics(None).top1.value, 28.0 / 30.0);
         let cancel = CancelToken::default();
         cancel.cancel();
         let program = Program::compile(&graph, crate::exec::Mode::Inference).unwrap();

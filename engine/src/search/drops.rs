@@ -73,7 +73,7 @@ impl LayerDrops {
 
     /// On the broken line through (0, 0) and the measured ratios; beyond 75 % its last piece goes on, up to losing everything.
     fn sparsity(&self, ratio: f64) -> Option<Drop> {
-        if !(ratio > 0.0) {
+        if ratio.is_nan() || ratio <= 0.0 {
             return Some(Drop {
                 value: 0.0,
                 approximate: false,
