@@ -232,13 +232,15 @@ fn norm_parameters(
         };
         read.push(values);
     }
+    let [scale, bias, mean, variance] = &read[..] else {
+        return Ok(Err("no batch norm follows it".to_owned()));
+    };
     let mut factor = Vec::with_capacity(channels);
     let mut shift = Vec::with_capacity(channels);
-    for c in 0..channels {
-        let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|p: usize| f64::from(read[p][c]));
-        let spread = variance + f64::from(epsilon);
-        // `!(>)` also catches NaN.
-        if !(spread > 0.0) {
+    let columns = scale.iter().zip(bias).zip(mean.iter().zip(variance));
+    for (c, ((scale, bias), (mean, variance))) in columns.enumerate() {
+        let spread = f64::from(*variance) + f64::from(epsilon);
+        if spread.is_nan() || spread <= 0.0 {
             return Err(CompressError::Layer {
                 message: format!(
                     "channel {c} of batch norm {} has variance {variance} and epsilon {epsilon}: their sum must be above 0",
@@ -247,9 +249,9 @@ fn norm_parameters(
                 layer: layer.id.0.to_string(),
             });
         }
-        let f = scale / spread.sqrt();
+        let f = f64::from(*scale) / spread.sqrt();
         factor.push(f);
-        shift.push(bias - mean * f);
+        shift.push(f64::from(*bias) - f64::from(*mean) * f);
     }
     Ok(Ok((factor, shift)))
 }
