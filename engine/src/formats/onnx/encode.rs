@@ -31,6 +31,10 @@ pub(super) fn opset_of(graph: &Graph, node: &Node) -> i64 {
         Op::Unary(crate::graph::UnaryOp::Mish) => 18,
         Op::Gelu { .. } => 20,
         Op::Reduce {
+            op: ReduceOp::Max | ReduceOp::Min,
+            ..
+        } if element(0) == Some(ElementType::Bool) => 20,
+        Op::Reduce {
             op,
             noop_with_empty_axes,
             ..
@@ -86,7 +90,7 @@ fn splits_evenly(graph: &Graph, node: &Node, axis: i64, parts: usize) -> bool {
         };
         s.get(usize::try_from(axis).ok()?)?.known()
     });
-    parts > 0 && extent.is_some_and(|n| n % parts == 0)
+    parts > 0 && extent.is_some_and(|n| n.is_multiple_of(parts))
 }
 
 /// Attributes under construction.

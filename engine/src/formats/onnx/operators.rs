@@ -349,10 +349,10 @@ fn arg_reduction(cx: &Cx<'_, '_, '_>) -> Result<(i64, bool, bool), String> {
 
 fn split(cx: &mut Cx<'_, '_, '_>) -> Result<Op, String> {
     let axis = cx.attributes.int("axis", 0)?;
-    if cx.opset < 13 {
-        if let Some(sizes) = cx.attributes.ints("split")? {
-            cx.set_ints(1, "split", sizes);
-        }
+    if cx.opset < 13
+        && let Some(sizes) = cx.attributes.ints("split")?
+    {
+        cx.set_ints(1, "split", sizes);
     }
     let outputs = cx.node.outputs.len();
     let stated = cx.attributes.optional_int("num_outputs")?;

@@ -458,10 +458,9 @@ impl Reader<'_> {
                 .map(Vec::len);
             if let (Op::Softmax { axis, flatten } | Op::LogSoftmax { axis, flatten }, Some(rank)) =
                 (&mut node.op, rank)
+                && (*axis == -1 || usize::try_from(*axis).is_ok_and(|a| a + 1 == rank))
             {
-                if *axis == -1 || usize::try_from(*axis).is_ok_and(|a| a + 1 == rank) {
-                    *flatten = false;
-                }
+                *flatten = false;
             }
         }
     }

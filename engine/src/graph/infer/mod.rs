@@ -232,10 +232,10 @@ impl Graph {
     pub fn bind_symbols(&mut self, sizes: &BTreeMap<String, usize>) {
         for value in &mut self.values {
             for dim in value.shape.iter_mut().flatten() {
-                if let Dim::Symbol(name) = dim {
-                    if let Some(&size) = sizes.get(&**name) {
-                        *dim = Dim::Known(size);
-                    }
+                if let Dim::Symbol(name) = dim
+                    && let Some(&size) = sizes.get(&**name)
+                {
+                    *dim = Dim::Known(size);
                 }
             }
         }

@@ -139,7 +139,7 @@ fn simple() -> impl Strategy<Value = Case> {
             Op::Squeeze,
             Op::Unsqueeze,
         ])
-        .prop_map(move |op| two(op)),
+        .prop_map(two),
         prop::sample::select(vec![
             Op::GlobalAveragePool,
             Op::GlobalMaxPool,
