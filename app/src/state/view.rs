@@ -110,6 +110,10 @@ pub enum Dialog {
 pub enum AfterSave {
     Quit,
     Open(PathBuf),
+    OpenModel {
+        model: PathBuf,
+        task: Option<PathBuf>,
+    },
     OpenSample,
 }
 

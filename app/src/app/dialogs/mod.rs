@@ -388,7 +388,9 @@ fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>
         .map_or_else(String::new, |model| model.name.clone());
     let next = match after {
         AfterSave::Quit => "Limbeck closes".to_owned(),
-        AfterSave::Open(path) => format!("{} opens", files::short(path)),
+        AfterSave::Open(path) | AfterSave::OpenModel { model: path, .. } => {
+            format!("{} opens", files::short(path))
+        }
         AfterSave::OpenSample => "the sample opens".to_owned(),
     };
     note(

@@ -193,7 +193,9 @@ impl Session {
                     self.go_on(after);
                 }
             }
-            Command::OpenModel { model, task } => self.open(model, task, Overlay::Nothing),
+            Command::OpenModel { model, task } => {
+                self.guarded(AfterSave::OpenModel { model, task });
+            }
             Command::OpenTask(task) => self.open_task(task),
             Command::OpenProject(path) => self.read(path, Then::ReadProject),
             Command::OpenRecipe(path) => self.read(path, Then::ReadRecipe),

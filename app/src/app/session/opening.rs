@@ -31,6 +31,7 @@ impl Session {
     pub(super) fn go_on(&mut self, after: AfterSave) {
         self.state.view.dialog = None;
         match after {
+            AfterSave::OpenModel { model, task } => self.open(model, task, Overlay::Nothing),
             AfterSave::Quit => self.requests.push(Request::Quit),
             AfterSave::OpenSample => match files::sample() {
                 Some((model, task)) => self.open(model, Some(task), Overlay::Nothing),
