@@ -30,7 +30,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     };
     widgets::head(ui, true, |ui| head(ui, layer, state, out));
     let all = ui.available_rect_before_wrap();
-    let table_width = if all.width() > 560.0 { 268.0 } else { 228.0 };
+    let table_width = if all.width() > 560.0 { 268.0 } else { 244.0 };
     let split = all.right() - table_width;
     let t = theme::of(ui);
     ui.painter()
@@ -290,9 +290,9 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
         (rect, response)
     };
     let columns = |rect: Rect| {
-        let from = rect.with_min_x(rect.right() - 66.0);
+        let from = rect.with_min_x(rect.right() - 64.0);
         let value = Rect::from_min_max(
-            pos2(rect.left() + 56.0, rect.top()),
+            pos2(rect.left() + 50.0, rect.top()),
             pos2(from.left(), rect.bottom()),
         );
         (rect.with_max_x(value.left()), value, from)

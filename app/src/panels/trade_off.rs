@@ -314,8 +314,9 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
         .set_margin_fraction(Vec2::ZERO)
         .include_x(x[0])
         .include_x(x[1])
-        .include_y(y[0])
-        .include_y(y[1])
+        // A little more than the outermost marks, so that their numbers clear the corners.
+        .include_y(y[0] - (y[1] - y[0]) * 0.03)
+        .include_y(y[1] + (y[1] - y[0]) * 0.02)
         .allow_scroll(false)
         .allow_boxed_zoom(false)
         .label_formatter(|_| None)
@@ -698,14 +699,20 @@ impl Labels {
         let rect = match free {
             Some(rect) => *rect,
             None if must => {
-                let r = candidates[0];
-                let dx = (inner.left() - r.left()).max(0.0) - (r.right() - inner.right()).max(0.0);
-                r.translate(vec2(dx, (inner.top() - r.top()).max(0.0)))
+                let covered = |r: &Rect| self.taken.iter().filter(|t| t.intersects(*r)).count();
+                let best = candidates
+                    .iter()
+                    .filter(|r| inner.contains_rect(**r))
+                    .min_by_key(|r| covered(r));
+                match best {
+                    Some(rect) => *rect,
+                    None => return,
+                }
             }
             None => return,
         };
         painter.galley(rect.min, galley, colour);
-        self.taken.push(rect.expand(1.0));
+        self.taken.push(rect.expand2(vec2(8.0, 1.0)));
     }
 }
 

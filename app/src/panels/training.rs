@@ -122,7 +122,7 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
     };
     (
         dress(hints_x),
-        dress(AxisHints::new_y().label(caption(y)).min_thickness(34.0)),
+        dress(AxisHints::new_y().label(caption(y)).min_thickness(44.0)),
     )
 }
 
@@ -140,7 +140,7 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
         .custom_y_axes(vec![hints_y])
         .include_x(0.0)
         .include_x(epochs * 1.01)
-        .y_grid_spacer(move |input| even_marks(&input, size.y / 40.0))
+        .y_grid_spacer(move |input| even_marks(&input, size.y / 30.0))
         .x_grid_spacer(move |input| even_marks(&input, (size.x / 60.0).min(epochs.max(2.0) as f32)))
         .set_margin_fraction(vec2(0.0, 0.08))
         .allow_scroll(false)
@@ -262,19 +262,19 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         painter.circle_filled(*place, 3.5, t.measured);
     }
     if let (Some((_, e)), Some(place)) = (measured.last(), places.last()) {
-        widgets::draw(
-            &painter,
-            pos2(place.x + 8.0, place.y),
-            Align2::LEFT_CENTER,
-            format!(
-                "{} , n {}",
-                number::points_with_interval(e.value, e.ci),
-                number::grouped(e.n)
-            )
-            .replace(" ,", ","),
-            theme::mono_small(),
-            t.text,
+        let text = format!(
+            "{}, n {}",
+            number::points_with_interval(e.value, e.ci),
+            number::grouped(e.n)
         );
+        let width = widgets::text_width(&painter, &text, theme::mono_small());
+        // Beside the newest point; at the end of the run to its left, clear of the line.
+        let (anchor, at) = if place.x + 12.0 + width < area.right() {
+            (Align2::LEFT_CENTER, *place + vec2(8.0, 0.0))
+        } else {
+            (Align2::RIGHT_TOP, *place + vec2(-8.0, 8.0))
+        };
+        widgets::draw(&painter, at, anchor, text, theme::mono_small(), t.text);
     }
 }
 
