@@ -105,7 +105,7 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
         }
         let (rect, label) = ui.allocate_exact_size(
             vec2(
-                widgets::text_width(ui.painter(), &job.title, theme::sans()).min(140.0) + 2.0,
+                widgets::text_width(ui.painter(), &job.title, theme::sans()).min(180.0) + 2.0,
                 24.0,
             ),
             Sense::hover(),

@@ -1,9 +1,13 @@
 //! The table of layers: only the rows in sight are laid out and drawn, each painted by hand on a 25-point grid.
 
-use super::{Commands, words};
+use super::{
+    Commands,
+    columns::{Columns, HEADER, header, span},
+    words,
+};
 use crate::{
     commands::Command,
-    state::{ColourBy, HeatKind, SelectMode, SortKey, State},
+    state::{ColourBy, HeatKind, SelectMode, State},
     theme::{self, Tokens},
     widgets::{self, CellLook, SegmentStyle, SliderEvent, number},
 };
@@ -18,7 +22,6 @@ use limbeck_engine::{
     sensitivity::Candidate,
 };
 
-const HEADER: f32 = 29.0;
 /// Most that can be pruned away: a layer keeps something.
 const MAX_RATIO: f32 = 0.95;
 const PRECISIONS: [Precision; 4] = [
@@ -27,67 +30,6 @@ const PRECISIONS: [Precision; 4] = [
     Precision::Int8,
     Precision::Int4,
 ];
-
-/// Left and right edge of every column, for one width of the table.
-struct Columns {
-    pin: (f32, f32),
-    name: (f32, f32),
-    op: Option<(f32, f32)>,
-    shape: Option<(f32, f32)>,
-    params: (f32, f32),
-    macs: (f32, f32),
-    cells: [(f32, f32); 6],
-    precision: (f32, f32),
-    prune: (f32, f32),
-}
-
-impl Columns {
-    /// Where there is little room, shape and operator go first (both stand in the inspector), then cells and sliders narrow.
-    fn new(left: f32, width: f32) -> Self {
-        let op = if width >= 800.0 { 56.0 } else { 0.0 };
-        let shape = if width >= 700.0 { 88.0 } else { 0.0 };
-        let fixed = 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
-        // Names, cells and sliders share what is left.
-        let room = (width - fixed).max(0.0);
-        let cell = ((room - 204.0) / 6.0).clamp(25.0, 37.0);
-        let spare = (room - 6.0 * cell - 204.0).max(0.0);
-        let prune = 104.0 + (spare * 0.3).min(48.0);
-        let name = (room - 6.0 * cell - prune).max(60.0);
-        let mut x = left;
-        let mut take = |w: f32| {
-            let from = x;
-            x += w;
-            (from, x)
-        };
-        let pin = take(26.0);
-        let name = take(name);
-        let op = (op > 0.0).then(|| take(op));
-        let shape = (shape > 0.0).then(|| take(shape));
-        let params = take(60.0);
-        let macs = take(58.0);
-        take(14.0);
-        let cells = std::array::from_fn(|_| take(cell));
-        take(16.0);
-        let precision = take(82.0);
-        take(14.0);
-        let prune = take(prune);
-        Self {
-            pin,
-            name,
-            op,
-            shape,
-            params,
-            macs,
-            cells,
-            precision,
-            prune,
-        }
-    }
-}
-
-fn span(column: (f32, f32), y: (f32, f32)) -> Rect {
-    Rect::from_min_max(pos2(column.0, y.0), pos2(column.1, y.1))
-}
 
 /// The largest layer, whose bar fills its column.
 struct Largest {
@@ -232,122 +174,6 @@ fn nothing(ui: &mut Ui, body: Rect, state: &State, out: &mut Commands) {
             }
         },
     );
-}
-
-fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, out: &mut Commands) {
-    let t = theme::of(ui);
-    let y = (all.top(), all.top() + HEADER);
-    let mut cells: Vec<((f32, f32), &str, SortKey, Align, &str)> = vec![
-        (
-            columns.name,
-            "Layer",
-            SortKey::Name,
-            Align::Min,
-            "Name of the layer",
-        ),
-        (
-            columns.params,
-            "Params",
-            SortKey::Params,
-            Align::Max,
-            "Elements of weight and bias; the bar is the share of the largest layer",
-        ),
-        (
-            columns.macs,
-            "MACs, M",
-            SortKey::Macs,
-            Align::Max,
-            "Million multiply–accumulates a sample; the bar is the share of the largest layer",
-        ),
-    ];
-    if let Some(op) = columns.op {
-        cells.push((op, "Op", SortKey::Op, Align::Min, "Operator"));
-    }
-    if let Some(shape) = columns.shape {
-        cells.push((
-            shape,
-            "Shape",
-            SortKey::Shape,
-            Align::Min,
-            "Shape of the weight",
-        ));
-    }
-    for (candidate, column) in Candidate::ALL.iter().zip(columns.cells) {
-        let why = match candidate {
-            Candidate::Fp16 => "Weights as 16-bit floats",
-            Candidate::Int8 => "8-bit weights and activations",
-            Candidate::Int4 => "4-bit weights, 8-bit activations",
-            Candidate::P25 => "25 % of the weights pruned",
-            Candidate::P50 => "50 % of the weights pruned",
-            Candidate::P75 => "75 % of the weights pruned",
-        };
-        cells.push((
-            column,
-            words::candidate(*candidate),
-            SortKey::Cell(*candidate),
-            Align::Min,
-            why,
-        ));
-    }
-    cells.push((
-        columns.precision,
-        "Precision",
-        SortKey::Precision,
-        Align::Min,
-        "Bits of the weights in the plan",
-    ));
-    cells.push((
-        columns.prune,
-        "Prune",
-        SortKey::Ratio,
-        Align::Min,
-        "Share of weights set to zero, smallest first",
-    ));
-    for (column, text, key, align, why) in cells {
-        let rect = span(column, y);
-        let sorted = state.view.sort.key == key;
-        let response = ui.interact(rect, Id::unique(("layers-header", text)), Sense::click());
-        response.widget_info(|| {
-            WidgetInfo::labeled(Role::ColumnHeader, true, format!("Sort by {text}"))
-        });
-        let colour = if sorted || response.hovered() {
-            t.text
-        } else {
-            t.muted
-        };
-        let font = if matches!(key, SortKey::Cell(_)) {
-            theme::small()
-        } else {
-            theme::sans()
-        };
-        let inner = rect.with_max_x(rect.right() - if align == Align::Max { 2.0 } else { 0.0 });
-        widgets::draw_elided(ui.painter(), inner, align, text, font.clone(), colour);
-        if sorted {
-            let width = widgets::text_width(ui.painter(), text, font);
-            let x = match align {
-                Align::Max => rect.right() - width - 10.0,
-                _ => rect.left() + width + 7.0,
-            };
-            let icon = if state.view.sort.descending {
-                widgets::icons::Icon::Down
-            } else {
-                widgets::icons::Icon::Up
-            };
-            widgets::icons::paint(
-                ui.painter(),
-                icon,
-                pos2(x.min(rect.right() - 4.0), rect.center().y),
-                8.0,
-                t.accent,
-            );
-        }
-        if response.clicked() {
-            out.push(Command::SetSort(key));
-        }
-        response.on_hover_text(why);
-    }
-    ui.painter()
-        .hline(all.x_range(), y.1 - 0.5, Stroke::new(1.0, t.line));
 }
 
 /// The layers an edit in this row is for: the whole selection if the row belongs to it, else the row's own.

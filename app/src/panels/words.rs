@@ -35,10 +35,10 @@ pub fn candidate_long(c: Candidate) -> &'static str {
     }
 }
 
-/// Drop of a cell as the tables show it: "0.31 ± 0.12", for a proxy "~ 2.1 %" of weight error.
+/// Drop of a cell as the tables show it: "0.31 ± 0.12", for a proxy "err 2.1 %" of the weights.
 pub fn cell_value(cell: &Cell) -> String {
     match (cell.tier, cell.ci) {
-        (Tier::Proxy, _) => format!("~ {} %", percent_of_error(cell.value)),
+        (Tier::Proxy, _) => format!("err {} %", percent_of_error(cell.value)),
         (Tier::Measured, Some(ci)) => number::points_with_interval(cell.value, ci),
         (Tier::Measured, None) => number::percent(cell.value, 2),
     }
@@ -46,10 +46,10 @@ pub fn cell_value(cell: &Cell) -> String {
 
 fn percent_of_error(value: f64) -> String {
     let percent = value * 100.0;
-    if percent == 0.0 || percent >= 0.1 {
-        format!("{percent:.1}")
+    if percent > 0.0 && percent < 0.05 {
+        "<0.1".into()
     } else {
-        format!("{percent:.0e}")
+        format!("{percent:.1}")
     }
 }
 

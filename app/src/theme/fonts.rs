@@ -21,6 +21,10 @@ pub fn sans() -> FontId {
 pub fn small() -> FontId {
     FontId::new(11.5, FontFamily::Proportional)
 }
+/// Heads of the narrowest columns, 10.5.
+pub fn tiny() -> FontId {
+    FontId::new(10.5, FontFamily::Proportional)
+}
 /// Names and active tabs, 13 semibold.
 pub fn strong() -> FontId {
     FontId::new(13.0, FontFamily::Name(STRONG_FAMILY.into()))

@@ -4,7 +4,7 @@
 mod fonts;
 mod style;
 
-pub use fonts::{medium_mono, mono, mono_small, sans, small, strong, title};
+pub use fonts::{medium_mono, mono, mono_small, sans, small, strong, tiny, title};
 
 use egui::{Color32, Context, Ui};
 use serde::{Deserialize, Deserializer, de::Error as _};

@@ -1,0 +1,330 @@
+//! What stands inside the plot's axes: goal region, front, points with intervals, prediction, names.
+
+use super::labels::Labels;
+use crate::{
+    commands::{Command, split_label},
+    panels::{Commands, words},
+    state::{NamedPoint, PlotAxis, PointId, State},
+    theme,
+    widgets::{self, number},
+};
+use egui::{
+    Align2, Id, Painter, Pos2, Rect, Role, Sense, Shape, Stroke, Ui, Vec2, WidgetInfo, pos2, vec2,
+};
+use egui_plot::{PlotPoint, PlotTransform};
+use std::collections::BTreeSet;
+
+/// From here on points are thinned to about one in three pixels and are found by the pointer only.
+const MANY: usize = 300;
+
+/// Everything inside the axes, drawn by hand over the grid.
+pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let frame = *transform.frame();
+    if frame.width() < 40.0 || frame.height() < 40.0 {
+        return;
+    }
+    let painter = ui.painter_at(frame);
+    let at =
+        |x: f64, y: f64| transform.position_from_point(&PlotPoint::new(x.max(1e-6).log10(), y));
+    let position = |point: &NamedPoint| state.plot_position(point).map(|(x, y)| at(x, y));
+    let mut labels = Labels::new(frame);
+
+    goal(&painter, frame, state, &at);
+    let front: Vec<Pos2> = state
+        .front()
+        .iter()
+        .filter_map(|id| position(state.mirror.point(*id)?))
+        .collect();
+    for leg in front.windows(2) {
+        // Labels keep off the line as well.
+        let steps = (leg[0].distance(leg[1]) / 10.0).ceil().max(1.0);
+        for i in 0..steps as usize {
+            let on_line = leg[0].lerp(leg[1], i as f32 / steps);
+            labels.block(Rect::from_center_size(on_line, Vec2::splat(2.0)));
+        }
+    }
+    painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
+
+    let on_front: BTreeSet<_> = state.front().iter().collect();
+    let plan = state.plan_point(state.view.split).map(|p| p.id);
+    let count = state.shown_points().count();
+    let mut taken = BTreeSet::new();
+    for point in state.shown_points() {
+        let Some(place) = position(point).filter(|p| frame.expand(8.0).contains(*p)) else {
+            continue;
+        };
+        let is_plan = plan == Some(point.id);
+        let best = on_front.contains(&point.id);
+        let selected = state.view.selected_point == Some(point.id);
+        let cell = ((place.x / 3.0) as i32, (place.y / 3.0) as i32);
+        if count > MANY && !is_plan && !best && !selected && !taken.insert(cell) {
+            continue;
+        }
+        let colour = match (is_plan, best) {
+            (true, _) => t.accent,
+            (_, true) => t.measured,
+            _ => theme::mix(t.panel, t.measured, 0.55),
+        };
+        if count <= MANY || is_plan || selected {
+            let ci = point.point.metrics.top1.ci;
+            let (low, high) = (at(1.0, ci[0] * 100.0).y, at(1.0, ci[1] * 100.0).y);
+            painter.vline(place.x, high..=low, Stroke::new(1.0, colour));
+            if count <= 60 {
+                labels.block(Rect::from_min_max(
+                    pos2(place.x - 1.0, high),
+                    pos2(place.x + 1.0, low),
+                ));
+            }
+        }
+        let radius = if is_plan { 5.5 } else { 4.0 };
+        painter.circle_filled(place, radius, colour);
+        if point.is_distilled() {
+            painter.circle_stroke(place, radius + 2.5, Stroke::new(1.0, colour));
+        }
+        if selected {
+            painter.circle_stroke(place, radius + 4.5, Stroke::new(1.5, t.text));
+        }
+        labels.block(Rect::from_center_size(
+            place,
+            Vec2::splat(2.0 * radius + 4.0),
+        ));
+        if count <= MANY {
+            let touch = Rect::from_center_size(place, Vec2::splat(16.0)).intersect(frame);
+            let response = ui.interact(touch, Id::unique(("point", point.id)), Sense::click());
+            response.widget_info(|| {
+                WidgetInfo::selected(
+                    Role::Button,
+                    true,
+                    selected,
+                    format!("Point {} on {}", point.name, split_label(point.split())),
+                )
+            });
+            if response.hovered() || response.has_focus() {
+                painter.circle_stroke(place, radius + 2.0, Stroke::new(1.0, t.text));
+            }
+            if response.clicked() {
+                out.push(Command::SelectPoint(Some(point.id)));
+            }
+            response.on_hover_text(words::point_hover(point));
+        }
+    }
+    predicted(&painter, frame, state, &at, &mut labels);
+    name_points(&painter, state, plan, &position, &mut labels);
+    key(&painter, frame, &labels, state);
+    if count > MANY {
+        nearest(ui, frame, state, &position, out);
+    }
+}
+
+/// With many points the pointer finds the nearest one.
+fn nearest(
+    ui: &mut Ui,
+    frame: Rect,
+    state: &State,
+    position: &dyn Fn(&NamedPoint) -> Option<Pos2>,
+    out: &mut Commands,
+) {
+    let Some(pointer) = ui
+        .input(|i| i.pointer.hover_pos())
+        .filter(|p| frame.contains(*p))
+    else {
+        return;
+    };
+    let near = state
+        .shown_points()
+        .filter_map(|point| Some((position(point)?.distance(pointer), point)))
+        .filter(|(distance, _)| *distance < 10.0)
+        .min_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((_, point)) = near {
+        let rect = Rect::from_center_size(pointer, Vec2::splat(8.0));
+        let response = ui.interact(rect, Id::unique("nearest-point"), Sense::CLICK);
+        response.widget_info(|| {
+            WidgetInfo::labeled(Role::Button, true, format!("Point {}", point.name))
+        });
+        if response.clicked() {
+            out.push(Command::SelectPoint(Some(point.id)));
+        }
+        response.on_hover_text(words::point_hover(point));
+    }
+}
+
+fn goal(painter: &Painter, frame: Rect, state: &State, at: &dyn Fn(f64, f64) -> Pos2) {
+    let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    let (size, floor) = state.goal_region();
+    let size = size.filter(|_| state.view.axis == PlotAxis::Size);
+    if size.is_none() && floor.is_none() {
+        return;
+    }
+    let right = size.map_or(frame.right() + 2.0, |kb| at(kb, 0.0).x);
+    let bottom = floor.map_or(frame.bottom() + 2.0, |top1| at(1.0, top1).y);
+    let region = Rect::from_min_max(frame.min - vec2(2.0, 2.0), pos2(right, bottom));
+    if !region.is_positive() {
+        return;
+    }
+    painter.rect_filled(region, 0.0, t.pass.gamma_multiply(0.10));
+    let stroke = Stroke::new(1.0, t.pass);
+    for line in [
+        [region.right_top(), region.right_bottom()],
+        [region.left_bottom(), region.right_bottom()],
+    ] {
+        painter.extend(Shape::dashed_line(&line, stroke, 3.0, 3.0));
+    }
+    widgets::draw(
+        painter,
+        frame.min + vec2(8.0, 6.0),
+        Align2::LEFT_TOP,
+        "goal",
+        theme::mono_small(),
+        t.pass,
+    );
+}
+
+fn predicted(
+    painter: &Painter,
+    frame: Rect,
+    state: &State,
+    at: &dyn Fn(f64, f64) -> Pos2,
+    labels: &mut Labels,
+) {
+    let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    // An untouched plan predicts the original: nothing to say.
+    let Some(predicted) = state.predicted_point().filter(|_| !state.plan_is_empty()) else {
+        return;
+    };
+    let stroke = Stroke::new(1.2, t.accent);
+    match predicted.top1 {
+        Some(top1) => {
+            let place = at(predicted.x, top1);
+            let inside = pos2(
+                place.x.clamp(frame.left() + 6.0, frame.right() - 6.0),
+                place.y.clamp(frame.top() + 6.0, frame.bottom() - 6.0),
+            );
+            widgets::icons::paint(
+                painter,
+                widgets::icons::Icon::Diamond,
+                inside,
+                11.0,
+                t.accent,
+            );
+            labels.block(Rect::from_center_size(inside, Vec2::splat(14.0)));
+            // Where the plan was measured too, the two belong together.
+            if let Some((x, y)) = state
+                .plan_point(state.view.split)
+                .and_then(|p| state.plot_position(p))
+            {
+                painter.extend(Shape::dashed_line(
+                    &[inside, at(x, y)],
+                    Stroke::new(1.0, t.accent),
+                    2.0,
+                    3.0,
+                ));
+            }
+            let about = if predicted.approximate > 0 { " ~" } else { " " };
+            let text = format!("predicted{about}{top1:.2}");
+            labels.put(painter, inside, &text, t.accent_text, true);
+        }
+        // Its accuracy is not known; where the plan itself was measured, the line would say less than the point.
+        None if state.plan_point(state.view.split).is_some() => {}
+        None => {
+            let x = at(predicted.x, 0.0).x;
+            let line = [pos2(x, frame.top() + 22.0), pos2(x, frame.bottom())];
+            painter.extend(Shape::dashed_line(&line, stroke, 3.0, 4.0));
+            labels.put(
+                painter,
+                pos2(x, frame.bottom() - 18.0),
+                "predicted size",
+                t.accent_text,
+                true,
+            );
+        }
+    }
+}
+
+/// Names where there is room: the plan first, then the selected point, the original, whole-model precisions, the front.
+fn name_points(
+    painter: &Painter,
+    state: &State,
+    plan: Option<PointId>,
+    position: &dyn Fn(&NamedPoint) -> Option<Pos2>,
+    labels: &mut Labels,
+) {
+    let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    let rank = |point: &NamedPoint| {
+        if plan == Some(point.id) {
+            0
+        } else if state.view.selected_point == Some(point.id) {
+            1
+        } else if point.is_baseline() {
+            2
+        } else if !point.name.contains(' ') {
+            3
+        } else {
+            4
+        }
+    };
+    let mut points: Vec<&NamedPoint> = if state.shown_points().count() > MANY {
+        state.shown_points().filter(|p| rank(p) < 3).collect()
+    } else {
+        state.shown_points().collect()
+    };
+    points.sort_by_key(|p| (rank(p), std::cmp::Reverse(p.id)));
+    for point in points.into_iter().take(24) {
+        let Some(place) = position(point) else {
+            continue;
+        };
+        match rank(point) {
+            0 => {
+                let text = format!(
+                    "this plan {} measured, n {}",
+                    words::top1(point),
+                    number::grouped(point.point.metrics.top1.n)
+                );
+                labels.put(painter, place, &text, t.accent_text, true);
+            }
+            2 => {
+                let text = format!("{} {:.2}", point.name, point.top1_percent());
+                labels.put(painter, place, &text, t.muted, true);
+            }
+            _ => labels.put(painter, place, &point.name, t.muted, false),
+        }
+    }
+}
+
+/// What the marks mean, in the corner that is nearly always empty: large and bad.
+fn key(painter: &Painter, frame: Rect, labels: &Labels, state: &State) {
+    let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    if frame.width() < 320.0 || state.points().is_empty() {
+        return;
+    }
+    let entries = [
+        ("measured", t.measured),
+        ("predicted", t.accent),
+        ("this plan", t.accent),
+    ];
+    let rows = entries.len() as f32;
+    let rect = Rect::from_min_max(
+        frame.max - vec2(96.0, rows * 17.0 + 6.0),
+        frame.max - vec2(4.0, 4.0),
+    );
+    if labels.taken.iter().any(|r| r.intersects(rect)) {
+        return;
+    }
+    for (i, (text, colour)) in entries.iter().enumerate() {
+        let y = rect.top() + 17.0 * i as f32 + 8.0;
+        let mark = pos2(rect.left() + 8.0, y);
+        if i == 1 {
+            widgets::icons::paint(painter, widgets::icons::Icon::Diamond, mark, 9.0, *colour);
+        } else {
+            painter.circle_filled(mark, 3.5, *colour);
+        }
+        widgets::draw(
+            painter,
+            pos2(rect.left() + 20.0, y),
+            Align2::LEFT_CENTER,
+            *text,
+            theme::mono_small(),
+            t.muted,
+        );
+    }
+}
