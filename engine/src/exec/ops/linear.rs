@@ -13,7 +13,7 @@ use crate::{
     },
     graph::{ElementType, Padding, Window},
 };
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, backend::BackendStorage};
 
 /// A window over one or two spatial axes, brought to two: a 1-D one becomes a row.
 struct Window2d {
@@ -23,7 +23,11 @@ struct Window2d {
     dilation: (usize, usize),
 }
 
+/// No extent, stride, dilation or pad of a window is larger: their products then stay inside a `usize`.
+const MAX_EXTENT: usize = 1 << 24;
+
 fn pair(v: &[usize], one_d: bool, default: usize, what: &str) -> R<(usize, usize)> {
+    limit(v, what)?;
     match (v, one_d) {
         ([], _) => Ok((default, default)),
         ([w], true) => Ok((1, *w)),
@@ -32,6 +36,15 @@ fn pair(v: &[usize], one_d: bool, default: usize, what: &str) -> R<(usize, usize
             "{} {what} do not fit the spatial axes",
             v.len()
         ))),
+    }
+}
+
+fn limit(v: &[usize], what: &str) -> R<()> {
+    match v.iter().find(|&&v| v > MAX_EXTENT) {
+        Some(v) => Err(Fail(format!(
+            "{what} of {v} are beyond the limit of {MAX_EXTENT}"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -87,6 +100,7 @@ fn padding(
     match p {
         Padding::Valid => Ok((0, 0, 0, 0)),
         Padding::Explicit(v) => match (v.as_slice(), w.one_d) {
+            _ if limit(v, "pads").is_err() => Err(Fail(format!("pads {v:?} are absurd"))),
             ([], _) => Ok((0, 0, 0, 0)),
             ([l, r], true) => Ok((0, *l, 0, *r)),
             ([t, l, b, r], false) => Ok((*t, *l, *b, *r)),
@@ -355,7 +369,49 @@ pub fn batch_norm(inputs: &[Option<Val>], epsilon: f32) -> R<Val> {
     float_out(y.reshape(t.dims())?, x.element())
 }
 
-/// candle's matmul on the engine's own threads; empty operands answered here.
+/// candle's matmul kept on the engine's own threads, backwards as well (candle's own would take rayon's global pool).
+struct Product;
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (da, db) = (la.dims(), lb.dims());
+        let ([batch @ .., m, k], [.., n]) = (da, db) else {
+            candle_core::bail!("matmul needs matrices, got {da:?} and {db:?}")
+        };
+        let sizes = (batch.iter().product(), *m, *n, *k);
+        let shape = [batch, &[*m, *n]].concat();
+        Ok((on_pool(|| a.matmul(b, sizes, la, lb))?, shape.into()))
+    }
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (a, b, g) = (a, b, g.contiguous()?);
+        let ga = a
+            .track_op()
+            .then(|| on_pool(|| g.matmul(&b.detach().t()?)))
+            .transpose()?;
+        let gb = b
+            .track_op()
+            .then(|| on_pool(|| a.detach().t()?.matmul(&g)))
+            .transpose()?;
+        Ok((ga, gb))
+    }
+}
+
+/// The product of two matrices, or of as many pairs of them; empty operands answered here.
 fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
     let rank = a.rank();
     let mut out = a.dims().to_vec();
@@ -363,7 +419,7 @@ fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
     if count(&out)? == 0 || a.elem_count() == 0 {
         return Ok(Tensor::zeros(out, a.dtype(), a.device())?);
     }
-    Ok(on_pool(|| a.matmul(b))?)
+    Ok(a.apply_op2(b, Product)?)
 }
 
 /// `numpy.matmul`.

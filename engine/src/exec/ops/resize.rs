@@ -60,6 +60,9 @@ impl Axis {
     }
 
     fn nearest(&self, o: usize, mode: CoordinateMode, nearest: NearestMode) -> Option<usize> {
+        if self.input == 0 {
+            return None;
+        }
         let x = self.source(o, mode)?;
         let i = match nearest {
             NearestMode::RoundPreferFloor => (x - 0.5).ceil(),

@@ -282,7 +282,8 @@ pub fn split(
                 .collect()
         }
     };
-    if sizes.len() != outputs || sizes.iter().sum::<usize>() != total {
+    let sum = sizes.iter().try_fold(0usize, |n, &s| n.checked_add(s));
+    if sizes.len() != outputs || sum != Some(total) {
         return Err(Fail(format!(
             "sizes {sizes:?} do not split an axis of {total} into {outputs} outputs"
         )));
@@ -498,7 +499,9 @@ pub fn range(start: &Val, limit: &Val, delta: &Val) -> R<Val> {
     let n = n as usize;
     if is_int(element) {
         let (s, d) = (s as i64, d as i64);
-        let v = (0..n as i64).map(|i| s + i * d).collect();
+        let v = (0..n as i64)
+            .map(|i| s.wrapping_add(i.wrapping_mul(d)))
+            .collect();
         return Ok(Array::ints(element, vec![n], v));
     }
     let v = Array::f64s(vec![n], (0..n).map(|i| s + i as f64 * d).collect());

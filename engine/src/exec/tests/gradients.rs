@@ -440,3 +440,29 @@ fn resizing() {
         );
     }
 }
+
+#[test]
+fn matmul_gives_the_same_bits_for_any_number_of_threads() {
+    let (a, b) = (noise(257 * 300, 1.0), noise(300 * 129, 1.0));
+    let bits = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let a = Var::from_tensor(&tensor(&a, &[257, 300])).unwrap();
+            let inputs = [
+                Some(Val::f32(a.as_tensor().clone())),
+                Some(Val::f32(tensor(&b, &[300, 129]))),
+            ];
+            let y = eval(&Step::Op(Op::MatMul), &inputs, 1).unwrap().remove(0);
+            let y = y.tensor().unwrap().clone();
+            let g = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let all = [values(&y), values(g.get(&a).unwrap())].concat();
+            all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        })
+    };
+    let one = bits(1);
+    assert_eq!(one, bits(2));
+    assert_eq!(one, bits(5));
+}
