@@ -116,6 +116,13 @@ impl Worker {
     }
 
     fn carry_out(&self, work: Work, context: &JobContext) -> Result<(), PipelineError> {
+        #[cfg_attr(
+            not(test),
+            expect(
+                clippy::infallible_destructuring_match,
+                reason = "tests have a second kind of work"
+            )
+        )]
         let command = match work {
             Work::Command(command) => command,
             #[cfg(test)]

@@ -343,13 +343,12 @@ pub fn cast(x: &Val, to: ElementType) -> R<Val> {
     match x {
         Val::Float(t, from) if is_tensor(to) => {
             // Widening is exact; narrowing rounds.
-            let t = if *from == ElementType::F16 && to == ElementType::F32
-                || *from == ElementType::BF16 && to == ElementType::F32
-            {
-                t.clone()
-            } else {
-                round_to(t, to)?
-            };
+            let t =
+                if matches!(from, ElementType::F16 | ElementType::BF16) && to == ElementType::F32 {
+                    t.clone()
+                } else {
+                    round_to(t, to)?
+                };
             Ok(Val::Float(t, to))
         }
         _ if is_tensor(to) => {

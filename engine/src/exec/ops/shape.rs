@@ -45,7 +45,7 @@ pub fn reshape(x: &Val, shape: &Val, allow_zero: bool) -> R<Val> {
     }
     if let Some(i) = hole {
         let known = count(&out)?;
-        if known == 0 || x.len() % known != 0 {
+        if known == 0 || !x.len().is_multiple_of(known) {
             return Err(Fail(format!(
                 "cannot reshape {:?} to {want:?}: {} elements are not divisible by {known}",
                 x.shape(),

@@ -56,7 +56,11 @@ fn image(n: usize) -> Tensor {
 }
 
 fn go(p: &Program, x: &Tensor) -> Result<Vec<Tensor>, ExecError> {
-    p.run(&[x.clone()], &mut NoTaps, &CancelToken::default())
+    p.run(
+        std::slice::from_ref(x),
+        &mut NoTaps,
+        &CancelToken::default(),
+    )
 }
 
 #[test]
