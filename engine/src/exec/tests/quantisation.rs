@@ -100,8 +100,12 @@ fn pair(
 fn run(g: &Graph, x: &Tensor, mode: Mode) -> Vec<f32> {
     let p = Program::compile(g, mode).unwrap();
     values(
-        &p.run(std::slice::from_ref(x), &mut NoTaps, &CancelToken::default())
-            .unwrap()[0],
+        &p.run(
+            std::slice::from_ref(x),
+            &mut NoTaps,
+            &CancelToken::default(),
+        )
+        .unwrap()[0],
     )
 }
 
@@ -207,7 +211,11 @@ fn float_weights_behind_a_pair_train_straight_through() {
         let p = Program::compile(&g, Mode::Training).unwrap();
         assert_eq!(p.parameters().keys().collect::<Vec<_>>(), ["w"]);
         let out = p
-            .run(std::slice::from_ref(&t), &mut NoTaps, &CancelToken::default())
+            .run(
+                std::slice::from_ref(&t),
+                &mut NoTaps,
+                &CancelToken::default(),
+            )
             .unwrap();
         close(&values(&out[0]), &run(&g, &t, Mode::Inference), 1e-6);
         let grads = out[0].sum_all().unwrap().backward().unwrap();
