@@ -34,10 +34,6 @@ pub const CLAIMS: &[Claim] = &[
         "inference form; float32, float16, bfloat16",
     ),
     yes("Cast", "no 8-bit or 4-bit floats, no strings"),
-    yes(
-        "CastLike",
-        "the second input's type known from the file; no 8-bit or 4-bit floats, no strings",
-    ),
     no("Ceil", ""),
     yes("Celu", FLOATS64),
     yes("Clip", ""),

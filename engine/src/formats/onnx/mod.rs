@@ -20,8 +20,8 @@ use crate::graph::Graph;
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 
-/// Oldest opset that is read: from 7 on, operators broadcast as they do today.
-pub const OLDEST_OPSET: i64 = 7;
+/// Oldest opset that is read.
+pub const OLDEST_OPSET: i64 = 9;
 
 /// Attribute of an unsupported node: version of its domain's operator set in the file it came from.
 pub(crate) const SOURCE_OPSET: &str = "limbeck.opset";
@@ -61,7 +61,7 @@ pub struct ModelFile {
     pub size_bytes: u64,
 }
 
-/// Reads an ONNX file, opset 7 to 21 (newer ones where their operators have not changed).
+/// Reads an ONNX file, opset 9 to 21 (newer ones where their operators have not changed).
 pub fn read(path: &Path) -> Result<Graph, FormatError> {
     read_model(path).map(|m| m.graph)
 }
