@@ -96,16 +96,17 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
         }
         return;
     }
-    // As many side by side as there is room for; the others are counted.
-    let each = 440.0;
-    let fit = ((ui.available_width() - 60.0) / each).floor().max(1.0) as usize;
+    // As many side by side as there is room for, each with its own share of it; the others are counted.
+    let room = ui.available_width() - 60.0;
+    let fit = ((room / 360.0).floor().max(1.0) as usize).min(active);
+    let each = (room / fit as f32 - 24.0).max(120.0);
     for (at, job) in state.active_jobs().take(fit).enumerate() {
         if at > 0 {
             ui.add_space(24.0);
         }
         let (rect, label) = ui.allocate_exact_size(
             vec2(
-                widgets::text_width(ui.painter(), &job.title, theme::sans()).min(180.0) + 2.0,
+                widgets::text_width(ui.painter(), &job.title, theme::sans()).min(each * 0.32) + 2.0,
                 24.0,
             ),
             Sense::hover(),
@@ -125,11 +126,7 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
         } else {
             t.measured
         };
-        let width = if ui.available_width() > 700.0 {
-            160.0
-        } else {
-            110.0
-        };
+        let width = if each > 480.0 { 150.0 } else { 84.0 };
         widgets::progress(
             ui,
             job.fraction,
@@ -149,7 +146,24 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
                 }
             }
         };
-        widgets::mono_label(ui, detail, t.text);
+        // What is said of it never pushes the button out of sight.
+        let used = rect.width() + width + 66.0 + 3.0 * ui.spacing().item_spacing.x;
+        let natural = widgets::text_width(ui.painter(), &detail, theme::mono()) + 2.0;
+        let (line, said) = ui.allocate_exact_size(
+            vec2(natural.min(each - used).max(0.0), 24.0),
+            Sense::hover(),
+        );
+        said.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &detail));
+        if widgets::draw_elided(
+            ui.painter(),
+            line,
+            Align::Min,
+            &detail,
+            theme::mono(),
+            t.text,
+        ) {
+            said.on_hover_text(&detail);
+        }
         if Button::new("Cancel")
             .low()
             .name(&format!("Cancel {}", job.title))

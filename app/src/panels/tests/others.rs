@@ -291,3 +291,13 @@ fn dividers_resize_the_panels() {
         "{shares:?}"
     );
 }
+
+#[test]
+fn in_a_narrow_window_every_job_keeps_its_cancel_button() {
+    let harness = open_sized(fixture::demo(), vec2(1280.0, 800.0));
+    let log = harness.get_by_label("Log").rect();
+    for name in ["Cancel Distil 14", "Cancel Map"] {
+        let rect = harness.get_by_label(name).rect();
+        assert!(rect.right() < log.left() - 60.0, "{name}: {rect:?}");
+    }
+}

@@ -225,7 +225,8 @@ fn predicted(
             labels.put(painter, inside, &text, t.accent_text, true);
         }
         // Its accuracy is not known; where the plan itself was measured, the line would say less than the point.
-        None if state.plan_point(state.view.split).is_some() => {}
+        None if state.plan_point(state.view.split).is_some()
+            || state.shown_points().next().is_none() => {}
         None => {
             let x = at(predicted.x, 0.0).x;
             let line = [pos2(x, frame.top() + 22.0), pos2(x, frame.bottom())];
