@@ -19,7 +19,8 @@ use storage::LayerBytes;
 /// that matters is always evaluated as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Prediction {
-    /// Top-1 drop (fraction), the sum of the layers' own drops; `None` while a layer that the plan changes has no measured cell.
+    /// Top-1 drop (fraction), the sum of the layers' own drops, a measured gain counted as no drop (single gains are
+    /// noise at these n, and added up over layers they would promise accuracy that is not there); `None` while a layer that the plan changes has no measured cell.
     pub drop: Option<f64>,
     /// Layers whose drop is interpolated or taken from a neighbouring candidate.
     pub approximate: usize,
@@ -117,14 +118,14 @@ impl Predictor {
             stored = stored - bytes.float + bytes.at(setting.precision);
             match (drop, drops.of(setting)) {
                 (Some(sum), Some(own)) => {
-                    drop = Some(sum + own.value);
+                    drop = Some(sum + own.value.max(0.0));
                     approximate += usize::from(own.approximate);
                 }
                 _ => drop = None,
             }
         }
         Prediction {
-            drop: drop.map(|sum| sum.clamp(-1.0, 1.0)),
+            drop: drop.map(|sum| sum.min(1.0)),
             approximate,
             stored: Bytes(stored),
             macs: self.macs,

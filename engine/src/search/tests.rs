@@ -61,6 +61,11 @@ fn drops_are_summed_and_holes_are_admitted() {
         (got.approximate, got.tier, got.macs),
         (1, Tier::Measured, Some(2000))
     );
+    // A layer that measured better than the original pays for no other layer's loss.
+    let gain = [cells[0].clone(), cell("b", Candidate::Int4, -0.01)];
+    let q = Predictor::new(&layers, &gain, &QuantScheme::default(), Bytes(1000));
+    let both = plan(&[("a", Precision::Int8, 0.0), ("b", Precision::Int4, 0.0)]);
+    assert_eq!(q.predict(&both).drop, Some(0.002));
     let got = p.predict(&plan(&[("a", Precision::Int4, 0.0)]));
     assert_eq!((got.drop, got.tier), (None, Tier::Proxy));
     let got = p.predict(&plan(&[]));
