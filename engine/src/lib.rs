@@ -28,7 +28,5 @@ pub mod project;
 
 pub mod jobs;
 
-pub mod report;
-
 /// Version of the engine, written into lock files and exported models.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

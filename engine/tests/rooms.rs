@@ -20,7 +20,6 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("recipe", &["search", "train", "formats", "measure"]),
     ("project", &["recipe"]),
     ("jobs", &["project"]),
-    ("report", &["project"]),
 ];
 
 /// What a room may use, with everything those rooms may use; itself included.
