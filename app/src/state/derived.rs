@@ -3,6 +3,7 @@
 
 use super::{ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, verdict};
 use limbeck_engine::{
+    compress::{LayerSetting, Precision, QuantScheme},
     data::SplitName,
     graph::LayerId,
     measure::Bytes,
@@ -131,13 +132,23 @@ pub fn refresh(state: &mut State) {
         derived.prediction_cells = mirror.cells_version;
         derived.prediction = mirror.model.as_ref().map(|model| {
             let cells: Vec<Cell> = mirror.best_cells().cloned().collect();
-            search::predict(
+            let plan = &state.document.plan;
+            let mut prediction = search::predict(
                 &model.layers,
-                &state.document.plan,
+                plan,
                 &state.document.scheme,
                 &cells,
                 model.overhead,
-            )
+            );
+            // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
+            if state.document.scheme != QuantScheme::default() {
+                let quantised =
+                    |s: &LayerSetting| matches!(s.precision, Precision::Int8 | Precision::Int4);
+                prediction.approximate = prediction
+                    .approximate
+                    .max(plan.values().filter(|s| quantised(s)).count());
+            }
+            prediction
         });
     }
 

@@ -54,7 +54,11 @@ impl PipelineError {
     pub fn is_input(&self) -> bool {
         matches!(
             self,
-            Self::Recipe(_) | Self::NotRunnable(_) | Self::Format(_) | Self::Data(_)
+            Self::Recipe(_)
+                | Self::NotRunnable(_)
+                | Self::Format(_)
+                | Self::Data(_)
+                | Self::Eval(crate::eval::EvalError::Shape(_))
         )
     }
 }

@@ -287,6 +287,9 @@ fn obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
     found
 }
 
+/// The most samples a model may take at a time where its input fixes that: each batch is padded to it.
+const LARGEST_FIXED_BATCH: usize = 4096;
+
 /// Why samples of this shape do not fit the model's input.
 fn mismatch(graph: &Graph, sample: &[usize]) -> Option<String> {
     if graph.inputs.len() != 1 {
@@ -297,6 +300,14 @@ fn mismatch(graph: &Graph, sample: &[usize]) -> Option<String> {
     }
     let input = graph.value(*graph.inputs.first()?);
     let shape = input.shape.as_ref()?;
+    if let Some(Dim::Known(batch)) = shape.first()
+        && *batch > LARGEST_FIXED_BATCH
+    {
+        return Some(format!(
+            "The model's input {} is fixed to batches of {batch} samples; at most {LARGEST_FIXED_BATCH} are taken. Export it with a free (symbolic) batch axis.",
+            input.name,
+        ));
+    }
     let fits = shape.len() == sample.len() + 1
         && shape
             .iter()
@@ -329,5 +340,28 @@ pub fn shape_words(shape: &[Dim]) -> String {
 impl From<RecipeError> for PipelineError {
     fn from(e: RecipeError) -> Self {
         Self::Recipe(Box::new(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{ElementType, Value};
+
+    #[test]
+    fn an_absurd_fixed_batch_is_refused_before_anything_is_padded_to_it() {
+        let mut graph = Graph::default();
+        let mut fixed = |batch: usize| {
+            graph.values = vec![Value {
+                name: "image".into(),
+                element: Some(ElementType::F32),
+                shape: Some([batch, 1, 28, 28].map(Dim::Known).to_vec()),
+                data: None,
+            }];
+            graph.inputs = vec![crate::graph::ValueId(0)];
+            mismatch(&graph, &[1, 28, 28])
+        };
+        assert_eq!(fixed(16), None);
+        assert!(fixed(1_000_000_000).is_some_and(|why| why.contains("batches of 1000000000")));
     }
 }

@@ -3,14 +3,14 @@
 use super::Session;
 use crate::{
     commands::Preset,
-    state::{Document, SelectMode, UNTOUCHED},
+    state::{Document, NoticeKind, SelectMode, UNTOUCHED},
 };
 use limbeck_engine::{
     compress::{LayerSetting, Precision},
     graph::LayerId,
     recipe::{self, Recipe, Step},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 impl Session {
     /// One edit, one undo step; measures the plan if it changed it.
@@ -102,6 +102,20 @@ impl Session {
                 document.goals = goals;
             }
         });
+        // The window knows one order of steps; a recipe written by hand may have another.
+        let nowhere = Path::new("");
+        let shown = self
+            .state
+            .document
+            .recipe("", nowhere, nowhere, self.state.layers(), true);
+        let kinds = |steps: &[Step]| steps.iter().map(std::mem::discriminant).collect::<Vec<_>>();
+        if kinds(&shown.steps) != kinds(&recipe.steps) {
+            self.state.notify(
+                NoticeKind::Warning,
+                "The window carries plans out as fold, prune, quantise, distil; this recipe has other steps or another order. \
+                 What is shown and exported here is the window's plan; `limbeck run` carries the recipe out unchanged.",
+            );
+        }
     }
 
     pub(super) fn select(&mut self, layer: LayerId, mode: SelectMode) {

@@ -287,6 +287,16 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         recipe.task = recipe::relative_to(task, &a.out);
     }
     let recipe_text = recipe.to_ron()?;
+    // A lock stands only beside the files it speaks of: an earlier run's goes before the first of them is replaced.
+    match std::fs::remove_file(a.out.join(LOCK_FILE)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Stop {
+                message: format!("cannot write into {}: {e}", a.out.display()),
+                code: BAD_INPUT,
+            });
+        }
+        _ => {}
+    }
     write_atomic(&a.out.join(RECIPE_FILE), recipe_text.as_bytes()).map_err(output)?;
 
     let outcome = recipe::run(
