@@ -69,7 +69,7 @@ pub fn read(path: &Path) -> Result<Graph, FormatError> {
 /// Reads an ONNX file with its opset, producer and size.
 ///
 /// The file is memory-mapped and weights stay in the map: don't change a file in place while its graph is
-/// alive (replacing it by renaming, as [`write`] does, is safe).
+/// alive (replacing it by renaming, as [`write()`] does, is safe).
 pub fn read_model(path: &Path) -> Result<ModelFile, FormatError> {
     let bytes = external::map_file(path)?;
     let folder = match path.parent() {
