@@ -134,6 +134,7 @@ fn words(events: &[Event]) -> String {
             Event::Cancelled { job } => format!("cancel{}", job.0),
             Event::Failed { job, message } => format!("fail{}({message})", job.0),
             Event::Written { job, .. } => format!("written{}", job.0),
+            Event::Stopped { job, .. } => format!("stopped{}", job.0),
             _ => continue,
         };
         if told.last() != Some(&word) {
@@ -327,6 +328,76 @@ fn a_cancelled_map_and_a_cancelled_run_keep_what_was_finished() {
     client.send(Command::Cancel(JobId(3)));
     events.extend(client.until_end(3));
     assert_eq!(words(&events), "start3 partial3 curve cancel3");
+}
+
+#[test]
+fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
+    let folder = Folder::new("nchw");
+    let client = Client::new();
+    client.open(1, folder.model(), None);
+    let mut long = recipe(&folder, true);
+    for step in &mut long.steps {
+        match step {
+            // Enough to hurt, so that training has something to win.
+            Step::Prune(prune) => prune.default = Choice::Set(Ratio(0.85)),
+            Step::Distil(settings) => settings.epochs = 1000,
+            _ => {}
+        }
+    }
+    client.send(Command::Run {
+        job: JobId(2),
+        recipe: Arc::new(long),
+        split: SplitName::Holdout,
+    });
+    // The untrained one is judged on the run's split; its top-1 on search is the first epochs' to beat.
+    let mut best = None;
+    let mut events = Vec::new();
+    loop {
+        events.extend(
+            client.until(|e| matches!(e, Event::Curve { point, .. } if point.accuracy.is_some())),
+        );
+        let Some(Event::Curve { point, .. }) = events.last() else {
+            unreachable!("the last event is the one that was waited for");
+        };
+        let accuracy = point.accuracy.map(|a| a.value);
+        if best.is_some_and(|b| accuracy > Some(b)) {
+            break;
+        }
+        best = best.or(accuracy);
+    }
+    client.send(Command::Cancel(JobId(2)));
+    events.extend(client.until_end(2));
+    assert_eq!(words(&events), "start2 partial2 curve stopped2 cancel2");
+    let stopped = events.iter().find_map(|e| match e {
+        Event::Stopped { recipe, .. } => Some(recipe.clone()),
+        _ => None,
+    });
+    let stopped = stopped.expect("told above");
+    assert!(stopped.is_partial());
+
+    // Judged without training again…
+    client.send(Command::Run {
+        job: JobId(3),
+        recipe: stopped.clone(),
+        split: SplitName::Holdout,
+    });
+    let events = client.until_end(3);
+    assert_eq!(words(&events), "start3 partial3 done3");
+    let point = points(&events)[0].clone();
+    // …and the same to the bit when it is trained anew, elsewhere.
+    let session = Session::open(&folder.model(), Some(&folder.task())).expect("opens");
+    let again = recipe::run(
+        &session,
+        &stopped,
+        SplitName::Holdout,
+        None,
+        &mut Unwatched,
+        &CancelToken::default(),
+    )
+    .expect("runs");
+    assert_eq!(point.model_sha256, again.model_sha256);
+    assert_eq!(point.metrics, again.metrics);
+    assert_eq!(point.accounts, again.accounts);
 }
 
 #[test]

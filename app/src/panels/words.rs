@@ -205,6 +205,11 @@ pub fn point_hover(point: &NamedPoint) -> String {
         text += &format!("\n{} M MACs", number::millions(macs));
     }
     text += &format!("\n{}", steps(&p.recipe.steps));
+    if p.recipe.is_partial() {
+        text += "\npartial: its training was cancelled, this is the best epoch until then";
+    } else if p.partial {
+        text += "\nbefore the training of a run";
+    }
     text
 }
 
@@ -229,7 +234,10 @@ pub fn steps(steps: &[Step]) -> String {
                 }
                 _ => "quantise by layer".into(),
             },
-            Step::Distil(settings) => format!("distil {} epochs", settings.epochs),
+            Step::Distil(settings) => match settings.stop_after {
+                Some(stop) => format!("distil {stop} of {} epochs", settings.epochs),
+                None => format!("distil {} epochs", settings.epochs),
+            },
         })
         .collect();
     words.join(" → ")

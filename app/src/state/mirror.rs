@@ -373,7 +373,7 @@ impl Mirror {
     /// Takes in what an event says of jobs, cells, curves and points. (What follows from an event is the session's to decide.)
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Opened { .. } | Event::Text { .. } => {}
+            Event::Opened { .. } | Event::Text { .. } | Event::Stopped { .. } => {}
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;

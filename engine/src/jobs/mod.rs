@@ -65,6 +65,7 @@ pub enum Command {
         limit: Option<usize>,
     },
     /// Batch lane: carries out the whole recipe (distillation included), curve events on the way. Ends in `Event::Point`.
+    /// Cancelled while it trains it may leave `Event::Stopped`.
     Run {
         job: JobId,
         recipe: Arc<Recipe>,
@@ -193,6 +194,12 @@ pub enum Event {
     /// What was finished before is kept.
     Cancelled {
         job: JobId,
+    },
+    /// Before `Cancelled`: training had won something by its last finished epoch. A `Run` of this recipe judges that state,
+    /// which is kept, without training again (until another model is opened).
+    Stopped {
+        job: JobId,
+        recipe: Arc<Recipe>,
     },
     /// What failed, on what, and what to do. The engine lives on, also after a panic in a job.
     Failed {

@@ -10,8 +10,8 @@ use crate::{
     data::SplitName,
     exec::CancelToken,
     recipe::{
-        self, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session, Step,
-        write_atomic,
+        self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session,
+        Step, write_atomic,
     },
     train::TrainPoint,
 };
@@ -24,7 +24,7 @@ use std::{
     time::Instant,
 };
 
-/// Bytes of exported models kept for a later `Export`.
+/// Bytes of exported models kept for a later `Export` or `Run`.
 const KEPT_BYTES: usize = 256 << 20;
 
 pub(super) struct Worker {
@@ -34,10 +34,10 @@ pub(super) struct Worker {
     kept: RefCell<Vec<Kept>>,
 }
 
-/// A model that was built, for a later export.
+/// A model that was built, for a later export or judgement.
 struct Kept {
     steps_sha256: String,
-    bytes: Arc<Vec<u8>>,
+    built: Built,
 }
 
 /// What a job knows of itself.
@@ -245,8 +245,19 @@ impl Worker {
             context,
             ticker: Ticker::new(context.job),
         };
-        let outcome = recipe::run(&session, recipe, split, limit, &mut watch, &context.cancel)?;
-        self.point(context, outcome, false);
+        // The original is evaluated once for all: nothing of it needs building.
+        let kept = match recipe.steps.is_empty() {
+            true => None,
+            false => self.kept(&recipe.steps_sha256()?),
+        };
+        let cancel = &context.cancel;
+        let outcome = match kept {
+            Some(built) => {
+                recipe::judge_built(&session, recipe, built, split, limit, &mut watch, cancel)?
+            }
+            None => recipe::run(&session, recipe, split, limit, &mut watch, cancel)?,
+        };
+        self.point(context, outcome, recipe.is_partial());
         Ok(())
     }
 
@@ -254,7 +265,14 @@ impl Worker {
         if let Ok(steps_sha256) = outcome.recipe.steps_sha256() {
             self.keep(Kept {
                 steps_sha256,
-                bytes: outcome.bytes.clone(),
+                built: Built {
+                    resolved: outcome.resolved,
+                    graph: outcome.graph,
+                    bytes: outcome.bytes,
+                    model_sha256: outcome.model_sha256.clone(),
+                    sizes: outcome.sizes.clone(),
+                    accounts: outcome.accounts.clone(),
+                },
             });
         }
         self.emitter.send(Event::Point(Box::new(Point {
@@ -274,10 +292,17 @@ impl Worker {
         let mut kept = self.kept.borrow_mut();
         kept.retain(|k| k.steps_sha256 != fresh.steps_sha256);
         kept.push(fresh);
-        let size = |kept: &[Kept]| kept.iter().map(|k| k.bytes.len()).sum::<usize>();
+        let size = |kept: &[Kept]| kept.iter().map(|k| k.built.bytes.len()).sum::<usize>();
         while kept.len() > 1 && size(&kept) > KEPT_BYTES {
             kept.remove(0);
         }
+    }
+
+    /// What was built by steps with this hash, if it is still there.
+    fn kept(&self, steps_sha256: &str) -> Option<Built> {
+        let kept = self.kept.borrow();
+        let found = kept.iter().find(|k| k.steps_sha256 == steps_sha256)?;
+        Some(found.built.clone())
     }
 
     fn export(
@@ -291,15 +316,8 @@ impl Worker {
         self.start(context, &format!("Export {}", file.display()));
         let session = self.session()?;
         let recipe = export_recipe(recipe, format);
-        let key = recipe.steps_sha256()?;
-        let kept = self
-            .kept
-            .borrow()
-            .iter()
-            .find(|k| k.steps_sha256 == key)
-            .map(|k| k.bytes.clone());
-        let bytes = match kept {
-            Some(bytes) => bytes,
+        let bytes = match self.kept(&recipe.steps_sha256()?) {
+            Some(built) => built.bytes,
             None => {
                 let mut watch = Watching {
                     worker: self,
@@ -383,5 +401,19 @@ impl RunObserver for Watching<'_> {
 
     fn before_training(&mut self, outcome: RunOutcome) {
         self.worker.point(self.context, outcome, true);
+    }
+
+    fn cancelled_training(&mut self, recipe: Recipe, built: Built) {
+        let Ok(steps_sha256) = recipe.steps_sha256() else {
+            return;
+        };
+        self.worker.keep(Kept {
+            steps_sha256,
+            built,
+        });
+        self.worker.emitter.send(Event::Stopped {
+            job: self.context.job,
+            recipe: Arc::new(recipe),
+        });
     }
 }

@@ -37,7 +37,8 @@ pub struct Point {
     /// Only the first so many samples of the split were judged; `None`: all.
     #[serde(default)]
     pub limit: Option<usize>,
-    /// The run it belongs to was not (or not yet) carried to its end: this is what stood before its training.
+    /// The run it belongs to was not (or not yet) carried to its end: this is what stood before its training, or the best
+    /// epoch of one that was cancelled.
     #[serde(default)]
     pub partial: bool,
 }

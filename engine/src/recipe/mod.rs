@@ -19,7 +19,9 @@ pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedLayer, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE,
     RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
-pub use pipeline::{Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, run};
+pub use pipeline::{
+    Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, judge_built, run,
+};
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};

@@ -122,6 +122,8 @@ pub trait RunObserver {
     }
     /// What the steps before the first training give: a whole result, with the shorter recipe that gives it.
     fn before_training(&mut self, _outcome: RunOutcome) {}
+    /// Training was cancelled after an epoch that had won something: the best of them, with the shorter recipe that gives it.
+    fn cancelled_training(&mut self, _recipe: Recipe, _built: Built) {}
 }
 
 /// No one watches.
@@ -207,6 +209,35 @@ pub fn build(
     Work::new(session, recipe, 0, observer, cancel)?.build(session, None)
 }
 
+/// Judges what [`build`] (or an earlier run) gave for this recipe on the same session.
+///
+/// # Errors
+/// As [`run`].
+pub fn judge_built(
+    session: &Session,
+    recipe: &Recipe,
+    built: Built,
+    split: SplitName,
+    limit: Option<usize>,
+    observer: &mut dyn RunObserver,
+    cancel: &CancelToken,
+) -> Result<RunOutcome, PipelineError> {
+    let samples = session.samples(split, limit)? as u64;
+    let mut work = Work::new(session, recipe, samples, observer, cancel)?;
+    work.total = 2 * samples;
+    let started = Instant::now();
+    let baseline = work.evaluate_baseline(split, limit, samples)?;
+    work.judge(
+        session,
+        recipe.clone(),
+        built,
+        split,
+        limit,
+        baseline,
+        started,
+    )
+}
+
 impl Recipe {
     /// The same recipe without its training steps: what an interactive measurement carries out.
     pub fn without_training(&self) -> Self {
@@ -224,6 +255,23 @@ impl Recipe {
         let mut recipe = self.clone();
         recipe.steps.truncate(first);
         Some(recipe)
+    }
+
+    /// The recipe that ends with its training step `index` after `epochs` epochs.
+    fn stopped_after(&self, index: usize, epochs: usize) -> Self {
+        let mut recipe = self.clone();
+        recipe.steps.truncate(index + 1);
+        if let Some(Step::Distil(settings)) = recipe.steps.last_mut() {
+            settings.stop_after = Some(epochs);
+        }
+        recipe
+    }
+
+    /// Whether it is what a cancelled training left: part of the epochs that its schedule was made for.
+    pub fn is_partial(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|s| matches!(s, Step::Distil(d) if d.trained_epochs() < d.epochs))
     }
 
     /// Hash of what decides the outcome on a given model and data: the steps and the seed; not names and paths.
@@ -379,7 +427,7 @@ impl<'a> Work<'a> {
                     trained = true;
                     let mut watch = Watch::new(self, "distilling: judging the start".to_owned());
                     watch.cost = cost;
-                    watch.epochs = settings.epochs;
+                    watch.epochs = settings.trained_epochs();
                     let cancel = watch.cancel;
                     let seed = watch.recipe.seed;
                     let distilled = train::distil(
@@ -391,15 +439,21 @@ impl<'a> Work<'a> {
                         &mut watch,
                         cancel,
                     )?;
-                    // What was trained so far is no recipe's outcome: a replay would end elsewhere.
-                    if distilled.cancelled {
-                        return Err(PipelineError::Cancelled);
-                    }
                     accounts.push(Account {
                         pass: training_words(settings, &distilled),
                         entries: Vec::new(),
                     });
                     model = distilled.model;
+                    if distilled.cancelled {
+                        // Stopping after the best epoch gives the same state: what was won can be repeated.
+                        if distilled.best_epoch > 0 {
+                            let recipe = self.recipe.stopped_after(index, distilled.best_epoch);
+                            let resolved = resolve(&recipe, &session.layers)?;
+                            let built = self.finish(resolved, &recipe, &model, accounts)?;
+                            self.observer.cancelled_training(recipe, built);
+                        }
+                        return Err(PipelineError::Cancelled);
+                    }
                     self.advance(cost, "distilled")?;
                 }
             }
@@ -510,7 +564,7 @@ fn training(s: &DistilSettings, data: &Dataset) -> u64 {
     let all = data.len(SplitName::Training);
     let epoch = s.samples.map_or(all, |n| n.min(all)) as u64;
     let check = data.len(SplitName::Search) as u64;
-    s.epochs as u64 * (epoch * TRAIN_COST + check) + check
+    s.trained_epochs() as u64 * (epoch * TRAIN_COST + check) + check
 }
 
 fn apply(

@@ -44,6 +44,9 @@ pub struct DistilSettings {
     pub weight_decay: f64,
     /// Training samples used in an epoch, other ones each time until all were seen; `None`: all of the training split.
     pub samples: Option<usize>,
+    /// Ends after this many of the `epochs` (the schedule stays that of all): how a cancelled distillation is repeated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<usize>,
 }
 
 impl Default for DistilSettings {
@@ -59,11 +62,17 @@ impl Default for DistilSettings {
             hard_weight: 0.1,
             weight_decay: 1e-4,
             samples: None,
+            stop_after: None,
         }
     }
 }
 
 impl DistilSettings {
+    /// Epochs that are really trained.
+    pub fn trained_epochs(&self) -> usize {
+        self.stop_after.map_or(self.epochs, |n| n.min(self.epochs))
+    }
+
     /// What cannot be trained with, in words.
     pub fn check(&self) -> Result<(), TrainError> {
         let positive = |v: f64| v.is_finite() && v > 0.0;
@@ -75,6 +84,13 @@ impl DistilSettings {
             "batch is 0: a mini-batch has at least 1 sample".to_owned()
         } else if self.samples == Some(0) {
             "samples is 0: use at least 1 an epoch, or leave it out for all".to_owned()
+        } else if let Some(stop) = self.stop_after
+            && !(1..=self.epochs).contains(&stop)
+        {
+            format!(
+                "stop_after is {stop}: it is at least 1 and at most epochs, which is {}",
+                self.epochs
+            )
         } else if !positive(self.rate) {
             format!("rate is {}: a learning rate is above 0", self.rate)
         } else if !positive(f64::from(self.temperature)) {

@@ -60,9 +60,11 @@ struct Training<'a> {
     graph: Graph,
     probabilities: bool,
     classes: usize,
-    /// Samples an epoch, steps in all.
+    /// Samples an epoch.
     samples: usize,
+    /// Steps that are trained, and those of the whole schedule.
     steps: u64,
+    scheduled: u64,
     /// Cross-entropy of the best checkpoint, which decides between equal accuracies.
     best_loss: f64,
     done: Distilled,
@@ -153,6 +155,7 @@ impl<'a> Training<'a> {
         };
         let stepper = Stepper::new(settings, program.parameters().values().cloned().collect())?;
         let samples = settings.samples.unwrap_or(available).min(available);
+        let steps = |epochs: usize| (samples.div_ceil(settings.batch) * epochs) as u64;
         Ok(Self {
             data,
             settings,
@@ -165,7 +168,8 @@ impl<'a> Training<'a> {
             probabilities: ends_in_softmax(&student.graph),
             classes,
             samples,
-            steps: (samples.div_ceil(settings.batch) * settings.epochs) as u64,
+            steps: steps(settings.trained_epochs()),
+            scheduled: steps(settings.epochs),
             best_loss: f64::INFINITY,
             done: Distilled {
                 model: student,
@@ -183,14 +187,14 @@ impl<'a> Training<'a> {
         self.done.start = Some(start);
         let batches = self.samples.div_ceil(self.settings.batch);
         let mut step = 0;
-        for epoch in 0..self.settings.epochs {
+        for epoch in 0..self.settings.trained_epochs() {
             let order = self.order.take(self.samples);
             for (index, batch) in order.chunks(self.settings.batch).enumerate() {
                 if self.cancel.is_cancelled() {
                     return Err(TrainError::Cancelled);
                 }
                 let began = Instant::now();
-                let rate = rate(self.settings, step, self.steps);
+                let rate = rate(self.settings, step, self.scheduled);
                 // One visit to the pool a mini-batch: waking it for every operator costs more than small ones take.
                 let loss = on_pool(|| self.train(batch, rate))?;
                 let seconds = began.elapsed().as_secs_f64();

@@ -118,7 +118,11 @@ impl Dialogs {
                     .display()
                     .to_string();
             }
-            Dialog::Distil => self.distil = state.document.distil.clone().unwrap_or_default(),
+            Dialog::Distil => {
+                self.distil = state.document.distil.clone().unwrap_or_default();
+                // A new training is meant to reach its end.
+                self.distil.stop_after = None;
+            }
             Dialog::Scheme => self.scheme = state.document.scheme.clone(),
             Dialog::Goals => self.goals = GoalForm::of(state),
             _ => {}

@@ -57,6 +57,7 @@ impl Session {
             Event::Cancelled { job } => {
                 self.ended(job);
             }
+            Event::Stopped { job, recipe } => self.judge_stopped(job, recipe),
             Event::Finished { job } => {
                 let then = self.ended(job);
                 match then {

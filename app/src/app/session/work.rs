@@ -8,6 +8,7 @@ use crate::{
 use limbeck_engine::{
     data::SplitName,
     jobs::{Command as Job, JobId},
+    recipe::Recipe,
 };
 use std::sync::Arc;
 
@@ -115,6 +116,17 @@ impl Session {
             recipe: Arc::new(recipe),
             split,
         });
+    }
+
+    /// A cancelled training left its best epoch: it becomes a point of its own.
+    pub(super) fn judge_stopped(&mut self, job: JobId, recipe: Arc<Recipe>) {
+        let Some(Then::Measured(split)) = self.then.get(&job) else {
+            return;
+        };
+        let split = *split;
+        let title = format!("Judge the best epoch on {}", split_label(split));
+        let job = self.job(JobKind::Measure, &title, Then::Measured(split));
+        self.send(Job::Run { job, recipe, split });
     }
 
     pub(super) fn map(&mut self) {

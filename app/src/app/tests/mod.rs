@@ -253,6 +253,40 @@ fn distillation_joins_the_plan_and_its_recipe() {
 }
 
 #[test]
+fn a_cancelled_distillation_has_its_best_epoch_judged() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.sent();
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let Some(Job::Run { job, recipe, .. }) = rig.sent().pop() else {
+        panic!("nothing is distilled");
+    };
+    let mut stopped = (*recipe).clone();
+    if let Some(Step::Distil(settings)) = stopped.steps.last_mut() {
+        settings.stop_after = Some(1);
+    }
+    rig.tell(Event::Stopped {
+        job,
+        recipe: stopped.clone().into(),
+    });
+    rig.tell(Event::Cancelled { job });
+    let sent = rig.sent();
+    let [Job::Run { recipe, split, .. }] = sent.as_slice() else {
+        panic!("{sent:?}");
+    };
+    assert_eq!((&**recipe, *split), (&stopped, SplitName::Holdout));
+    assert!(!rig.state().is_busy(JobKind::Distil));
+    answer(&mut rig, &sent[0], 0.93, 150_000);
+    let point = rig.state().points().last().expect("judged");
+    assert!(point.is_distilled() && point.point.recipe.is_partial());
+    // Training once more is meant to reach its end: the dialog starts from the plan, not from the stop.
+    let id = point.id;
+    rig.run(Command::RestorePoint(id));
+    let distil = rig.state().document.distil.clone().expect("restored");
+    assert_eq!(distil.stop_after, Some(1));
+}
+
+#[test]
 fn a_point_restores_the_plan_that_gave_it() {
     let mut rig = Rig::opened();
     let layers = rig.layers();
