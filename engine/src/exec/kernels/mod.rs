@@ -9,6 +9,7 @@ mod fake_quant;
 mod host;
 mod matmul;
 mod norm;
+pub(super) mod planes;
 mod pool;
 mod simd;
 mod window;

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Values in −1..1.
-fn random(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn random(seed: u64, count: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count)
         .map(|_| rng.random::<f32>() * 2.0 - 1.0)
@@ -35,7 +35,7 @@ fn with_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
         .install(work)
 }
 
-fn close(got: &[f32], expected: &[f64], tolerance: f64) {
+pub(super) fn close(got: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     for (index, (g, e)) in got.iter().zip(expected).enumerate() {
         assert!(

@@ -1,0 +1,387 @@
+//! Convolution as tiles of pixels × output channels kept in registers: the input is read where it lies, a float at a time for
+//! all channels of the tile, and the weights from panels packed beforehand. No patches are unfolded.
+
+#![allow(unsafe_code)] // raw pointers into buffers whose extent is asserted before the first of them is made
+
+use super::{
+    lanes::{Isa, Lanes, for_each_isa},
+    sweep::{Sweep, Tap},
+};
+
+/// Weights of a convolution (or of its input gradient, with the roles of the channels exchanged), laid out for [`conv`].
+#[derive(Clone, Debug)]
+pub struct Packed {
+    isa: Isa,
+    groups: usize,
+    /// Input channels of a group; output channels of a group.
+    depth: usize,
+    channels: usize,
+    taps: usize,
+    /// Group by group, block of output channels by block: taps × depth × block.
+    panels: Vec<f32>,
+    /// Group by group, each group's filled up with zeros to whole vectors.
+    bias: Vec<f32>,
+}
+
+impl Packed {
+    /// Packs `weight(group, output channel, input channel, tap)`, channels counted within their group. `bias` has
+    /// groups × channels entries, or none.
+    pub fn new(
+        isa: Isa,
+        (groups, channels, depth, taps): (usize, usize, usize, usize),
+        weight: impl Fn(usize, usize, usize, usize) -> f32,
+        bias: Option<&[f32]>,
+    ) -> Self {
+        let width = isa.width();
+        let padded = channels.div_ceil(width) * width;
+        let mut panels = Vec::with_capacity(groups * padded * depth * taps);
+        let mut biases = vec![0.0; groups * padded];
+        for group in 0..groups {
+            for (first, count) in blocks(channels, isa) {
+                for tap in 0..taps {
+                    for input in 0..depth {
+                        for output in first..first + count * width {
+                            panels.push(if output < channels {
+                                weight(group, output, input, tap)
+                            } else {
+                                0.0
+                            });
+                        }
+                    }
+                }
+            }
+            if let Some(bias) = bias {
+                biases[group * padded..group * padded + channels]
+                    .copy_from_slice(&bias[group * channels..(group + 1) * channels]);
+            }
+        }
+        Self {
+            isa,
+            groups,
+            depth,
+            channels,
+            taps,
+            panels,
+            bias: biases,
+        }
+    }
+}
+
+/// Blocks of output channels: (first channel, vectors).
+fn blocks(channels: usize, isa: Isa) -> impl Iterator<Item = (usize, usize)> {
+    let width = isa.width();
+    let vectors = channels.div_ceil(width);
+    let most = isa.columns();
+    (0..vectors)
+        .step_by(most)
+        .map(move |first| (first * width, most.min(vectors - first)))
+}
+
+/// A per-tensor fake quantisation: `clamp(round(x / scale), low, high)·scale`, the zero point already taken off `low` and `high`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quant {
+    pub scale: f32,
+    pub low: f32,
+    pub high: f32,
+}
+
+/// What is done to a sum before it is stored: clipped to `low..=high`, then fake-quantised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tail {
+    pub low: f32,
+    pub high: f32,
+    pub quant: Option<Quant>,
+}
+
+impl Tail {
+    pub const NONE: Self = Self {
+        low: f32::NEG_INFINITY,
+        high: f32::INFINITY,
+        quant: None,
+    };
+}
+
+/// Floats of input that stay in the L2 cache while all output channels pass over them.
+const PANEL: usize = 1 << 15;
+
+/// Pixels worked on between two visits to the weights, at most.
+const MOST_PIXELS: usize = 512;
+
+/// `output = tail(Σ taps input·weights + bias + added)` over the sweep's pixels. The added values come from a buffer of their
+/// own, or from `output` itself where `added` is none but the sweep names a grid.
+///
+/// # Panics
+/// Where a pixel of the sweep lies outside its buffer: the caller computed a wrong geometry.
+pub fn conv(
+    sweep: &Sweep,
+    packed: &Packed,
+    input: &[f32],
+    added: Option<&[f32]>,
+    output: &mut [f32],
+    tail: Tail,
+) {
+    if sweep.pixels() == 0 {
+        return;
+    }
+    let all = packed.groups * packed.channels;
+    assert!(
+        sweep.reads_within(input.len(), packed.groups * packed.depth)
+            && sweep.stays_within(&sweep.output, output.len(), all)
+            && sweep.taps.iter().all(|t| t.weight < packed.taps)
+            && match (&sweep.added, added) {
+                (None, None) => true,
+                (Some(grid), Some(buffer)) => sweep.stays_within(grid, buffer.len(), all),
+                (Some(grid), None) => sweep.stays_within(grid, output.len(), all),
+                (None, Some(_)) => false,
+            },
+        "conv: a sweep lies within its buffers (a wrong geometry was computed)"
+    );
+    let added = match (&sweep.added, added) {
+        (None, _) => std::ptr::null(),
+        (Some(_), Some(buffer)) => buffer.as_ptr(),
+        (Some(_), None) => output.as_ptr(),
+    };
+    // SAFETY: the assertion shows that every float read and written lies in its buffer: a grid's steps are not negative, so
+    // its first and last pixel bound all, and each access reaches `depth` or `channels` floats from a pixel. The packed panels
+    // were laid out by `Packed::new` for just these counts. `output` is borrowed mutably; where the added values come from
+    // it too, each is read by the tile that overwrites it, before it does.
+    unsafe {
+        run(
+            packed.isa,
+            sweep,
+            packed,
+            input.as_ptr(),
+            added,
+            output.as_mut_ptr(),
+            tail,
+        );
+    }
+}
+
+for_each_isa!(
+    /// # Safety
+    /// As shown in [`conv`].
+    fn run => body(
+        sweep: &Sweep,
+        packed: &Packed,
+        input: *const f32,
+        added: *const f32,
+        output: *mut f32,
+        tail: Tail,
+    )
+);
+
+/// What all tiles of a block of channels share.
+struct Job<'a, L> {
+    taps: &'a [Tap],
+    depth: usize,
+    panel: *const f32,
+    bias: *const f32,
+    /// Output channels from this block's first on.
+    channels: usize,
+    low: L,
+    high: L,
+    quant: Option<Quant>,
+}
+
+/// A pixel's places.
+#[derive(Clone, Copy)]
+struct Place {
+    input: *const f32,
+    added: *const f32,
+    output: *mut f32,
+}
+
+#[inline(always)]
+unsafe fn body<L: Lanes>(
+    sweep: &Sweep,
+    packed: &Packed,
+    input: *const f32,
+    added: *const f32,
+    output: *mut f32,
+    tail: Tail,
+) {
+    let (depth, channels) = (packed.depth, packed.channels);
+    let padded = channels.div_ceil(L::WIDTH) * L::WIDTH;
+    let most = (PANEL / depth.max(1)).clamp(4 * L::ROWS, MOST_PIXELS);
+    let total = sweep.pixels();
+    let parts = total.div_ceil(most);
+    let mut places: Vec<Place> = Vec::with_capacity(total.div_ceil(parts) + L::ROWS);
+    // SAFETY: see `conv`.
+    let (low, high) = unsafe { (L::splat(tail.low), L::splat(tail.high)) };
+    let (mut n, mut y, mut x) = (0, 0, 0);
+    let mut done = 0;
+    for part in 0..parts {
+        let end = total * (part + 1) / parts;
+        places.clear();
+        while done < end {
+            // SAFETY: pixels of the sweep lie in their buffers.
+            places.push(unsafe {
+                Place {
+                    input: input.offset(sweep.input.at(n, y, x)),
+                    added: match &sweep.added {
+                        Some(grid) => added.offset(grid.at(n, y, x)),
+                        None => std::ptr::null(),
+                    },
+                    output: output.offset(sweep.output.at(n, y, x)),
+                }
+            });
+            done += 1;
+            x += 1;
+            if x == sweep.w {
+                x = 0;
+                y += 1;
+                if y == sweep.h {
+                    y = 0;
+                    n += 1;
+                }
+            }
+        }
+        for group in 0..packed.groups {
+            let mut panel = group * padded * depth * packed.taps;
+            for (first, vectors) in blocks(channels, packed.isa) {
+                // SAFETY: within the panels and biases as `Packed::new` laid them out.
+                let job = unsafe {
+                    Job {
+                        taps: &sweep.taps,
+                        depth,
+                        panel: packed.panels.as_ptr().add(panel),
+                        bias: packed.bias.as_ptr().add(group * padded + first),
+                        channels: channels - first,
+                        low,
+                        high,
+                        quant: tail.quant,
+                    }
+                };
+                panel += vectors * L::WIDTH * depth * packed.taps;
+                let shift = (group * depth, group * channels + first);
+                // Tiles of about the same size: a last one of a single pixel would cost as much as four.
+                let tiles = places.len().div_ceil(L::ROWS);
+                let mut start = 0;
+                for tile in 0..tiles {
+                    let end = places.len() * (tile + 1) / tiles;
+                    // SAFETY: as above.
+                    unsafe { any_tile(&job, &places[start..end], shift, vectors) };
+                    start = end;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn any_tile<L: Lanes>(
+    job: &Job<'_, L>,
+    places: &[Place],
+    shift: (usize, usize),
+    vectors: usize,
+) {
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match (places.len(), vectors) {
+                $(
+                    ($rows, 1) if $rows <= L::ROWS => unsafe { tile::<L, $rows, 1>(job, places, shift) },
+                    ($rows, 2) if $rows <= L::ROWS && L::COLUMNS > 1 => unsafe { tile::<L, $rows, 2>(job, places, shift) },
+                )*
+                _ => unreachable!("tiles have 1..=ROWS pixels and 1..=COLUMNS vectors"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+#[inline(always)]
+unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
+    job: &Job<'_, L>,
+    places: &[Place],
+    (input_shift, output_shift): (usize, usize),
+) {
+    // SAFETY: see `conv`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); N]; M];
+        for column in 0..N {
+            let bias = L::load(job.bias.add(column * L::WIDTH));
+            for row in &mut sums {
+                row[column] = bias;
+            }
+        }
+        let step = N * L::WIDTH;
+        for tap in job.taps {
+            let mut from = [std::ptr::null::<f32>(); M];
+            for (from, place) in from.iter_mut().zip(places) {
+                *from = place.input.add(input_shift).offset(tap.offset);
+            }
+            let mut panel = job.panel.add(tap.weight * job.depth * step);
+            for channel in 0..job.depth {
+                let mut weights = [L::splat(0.0); N];
+                for (column, weight) in weights.iter_mut().enumerate() {
+                    *weight = L::load(panel.add(column * L::WIDTH));
+                }
+                for row in 0..M {
+                    let x = L::splat(*from[row].add(channel));
+                    for column in 0..N {
+                        sums[row][column] = x.fma(weights[column], sums[row][column]);
+                    }
+                }
+                panel = panel.add(step);
+            }
+        }
+        for row in 0..M {
+            for column in 0..N {
+                let at = column * L::WIDTH;
+                let count = (job.channels - at).min(L::WIDTH);
+                let mut value = sums[row][column];
+                if !places[row].added.is_null() {
+                    let added = places[row].added.add(output_shift + at);
+                    let added = if count == L::WIDTH {
+                        L::load(added)
+                    } else {
+                        L::load_part(added, count)
+                    };
+                    value = value.add(added);
+                }
+                // Limits first: what is not a number passes through and is found at the end.
+                value = job.high.min(job.low.max(value));
+                if let Some(quant) = &job.quant {
+                    value = quantise(value, quant);
+                }
+                let to = places[row].output.add(output_shift + at);
+                if count == L::WIDTH {
+                    value.store(to);
+                } else {
+                    value.store_part(to, count);
+                }
+            }
+        }
+    }
+}
+
+/// Beyond this a float has no fraction to round, and below it `x + MAGIC − MAGIC` rounds half to even.
+const WHOLE: f32 = 4_194_304.0; // 2²²
+const MAGIC: f32 = 12_582_912.0; // 1.5·2²³
+
+/// `round(x / scale)` half to even.
+///
+/// # Safety
+/// The contract of [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn rounded<L: Lanes>(x: L, scale: f32) -> L {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let ratio = x.div(L::splat(scale));
+        let ratio = L::splat(WHOLE).min(L::splat(-WHOLE).max(ratio));
+        ratio.add(L::splat(MAGIC)).sub(L::splat(MAGIC))
+    }
+}
+
+/// # Safety
+/// The contract of [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn quantise<L: Lanes>(x: L, quant: &Quant) -> L {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let whole = rounded(x, quant.scale);
+        let whole = L::splat(quant.high).min(L::splat(quant.low).max(whole));
+        whole.mul(L::splat(quant.scale))
+    }
+}

@@ -1,0 +1,23 @@
+//! Kernels on channels-last planes: N×H×W×C in memory, each image's rows and columns inside a margin of zeros wide enough for
+//! whatever window reads them, so that no kernel asks where an image ends.
+//!
+//! Every convolution, its input gradient and a matrix product are one thing here: a [`Sweep`] over pixels that sums taps. All
+//! kernels work on the calling thread; who calls them shares out images or rows. A result's bits depend on nothing but sizes.
+
+mod conv;
+mod depthwise;
+mod lanes;
+mod pointwise;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod weight_gradient;
+
+pub use conv::{Packed, Quant, Tail, conv};
+pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
+pub use lanes::{Isa, isa};
+pub use pointwise::{
+    add, bias_gradient, copy, fake_quant, fake_quant_gradient, gate, max_pool, sum_windows,
+};
+pub use sweep::{Grid, Plane, Sweep, Tap, Window2d};
+pub use weight_gradient::{WeightGradient, weight_gradient};

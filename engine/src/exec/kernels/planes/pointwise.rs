@@ -1,0 +1,317 @@
+//! What is done to each pixel by itself, and windows without weights. Rows of planes are contiguous, so these walk rows.
+
+#![allow(unsafe_code)] // the vectorised rows take raw pointers into rows that are sliced, so checked, first
+
+use super::{
+    conv::{Quant, quantise, rounded},
+    lanes::{Lanes, for_each_isa, isa},
+    sweep::{Plane, Sweep},
+};
+
+/// Row `y` of image `n`.
+fn row<'a>(buffer: &'a [f32], plane: &Plane, n: usize, y: usize) -> &'a [f32] {
+    let start = n * plane.size() + plane.origin() + y * plane.row();
+    &buffer[start..start + plane.w * plane.c]
+}
+fn row_mut<'a>(buffer: &'a mut [f32], plane: &Plane, n: usize, y: usize) -> &'a mut [f32] {
+    let start = n * plane.size() + plane.origin() + y * plane.row();
+    &mut buffer[start..start + plane.w * plane.c]
+}
+
+/// Calls `work` for all rows, given their numbers.
+fn rows(images: usize, h: usize, mut work: impl FnMut(usize, usize)) {
+    for n in 0..images {
+        for y in 0..h {
+            work(n, y);
+        }
+    }
+}
+
+/// Copies pixels between planes of the same size and different margins.
+pub fn copy(images: usize, from: (&[f32], &Plane), to: (&mut [f32], &Plane)) {
+    let (target, plane) = to;
+    rows(images, plane.h, |n, y| {
+        row_mut(target, plane, n, y).copy_from_slice(row(from.0, from.1, n, y));
+    });
+}
+
+/// `out = clip(a + b, low, high)`; `b` is `out` itself where it is `None`.
+pub fn add(
+    images: usize,
+    a: (&[f32], &Plane),
+    b: Option<(&[f32], &Plane)>,
+    out: (&mut [f32], &Plane),
+    (low, high): (f32, f32),
+) {
+    let (target, plane) = out;
+    rows(images, plane.h, |n, y| {
+        let first = row(a.0, a.1, n, y);
+        let to = row_mut(target, plane, n, y);
+        let second = b.map_or(to.as_ptr(), |b| row(b.0, b.1, n, y).as_ptr());
+        assert_eq!(first.len(), to.len(), "planes of one size are added");
+        // SAFETY: all three rows hold `to.len()` floats; `second` is a row of the same size or `to` itself, each of whose
+        // elements is read before it is written.
+        unsafe {
+            add_row(
+                isa(),
+                first.as_ptr(),
+                second,
+                to.as_mut_ptr(),
+                to.len(),
+                low,
+                high,
+            )
+        };
+    });
+}
+
+for_each_isa!(
+    /// # Safety
+    /// Rows of `count` floats.
+    fn add_row => add_body(a: *const f32, b: *const f32, out: *mut f32, count: usize, low: f32, high: f32)
+);
+
+#[inline(always)]
+unsafe fn add_body<L: Lanes>(
+    a: *const f32,
+    b: *const f32,
+    out: *mut f32,
+    count: usize,
+    low: f32,
+    high: f32,
+) {
+    // SAFETY: `at + WIDTH ≤ count`, or a part of `count − at`.
+    unsafe {
+        let (low, high) = (L::splat(low), L::splat(high));
+        let mut at = 0;
+        while at < count {
+            let n = (count - at).min(L::WIDTH);
+            let sum = L::load_part(a.add(at), n).add(L::load_part(b.add(at), n));
+            high.min(low.max(sum)).store_part(out.add(at), n);
+            at += n;
+        }
+    }
+}
+
+/// `out = gradient` where the activation let its input through: where `low < result < high`. In place where `gradient` is
+/// `None`.
+pub fn gate(
+    images: usize,
+    gradient: Option<(&[f32], &Plane)>,
+    result: (&[f32], &Plane),
+    out: (&mut [f32], &Plane),
+    (low, high): (f32, f32),
+) {
+    let (target, plane) = out;
+    rows(images, plane.h, |n, y| {
+        let kept = row(result.0, result.1, n, y);
+        let to = row_mut(target, plane, n, y);
+        let from = gradient.map_or(to.as_ptr(), |g| row(g.0, g.1, n, y).as_ptr());
+        assert_eq!(kept.len(), to.len(), "planes of one size are gated");
+        // SAFETY: as in `add`.
+        unsafe {
+            gate_row(
+                isa(),
+                from,
+                kept.as_ptr(),
+                to.as_mut_ptr(),
+                to.len(),
+                low,
+                high,
+            )
+        };
+    });
+}
+
+for_each_isa!(
+    /// # Safety
+    /// Rows of `count` floats.
+    fn gate_row => gate_body(g: *const f32, y: *const f32, out: *mut f32, count: usize, low: f32, high: f32)
+);
+
+#[inline(always)]
+unsafe fn gate_body<L: Lanes>(
+    g: *const f32,
+    y: *const f32,
+    out: *mut f32,
+    count: usize,
+    low: f32,
+    high: f32,
+) {
+    // SAFETY: as `add_body`.
+    unsafe {
+        let (low, high) = (L::splat(low), L::splat(high));
+        let mut at = 0;
+        while at < count {
+            let n = (count - at).min(L::WIDTH);
+            let passed = L::load_part(g.add(at), n).between(L::load_part(y.add(at), n), low, high);
+            passed.store_part(out.add(at), n);
+            at += n;
+        }
+    }
+}
+
+/// `out = quant(x)`.
+pub fn fake_quant(images: usize, x: (&[f32], &Plane), out: (&mut [f32], &Plane), quant: &Quant) {
+    let (target, plane) = out;
+    rows(images, plane.h, |n, y| {
+        let from = row(x.0, x.1, n, y);
+        let to = row_mut(target, plane, n, y);
+        assert_eq!(from.len(), to.len(), "planes of one size");
+        // SAFETY: both rows hold `to.len()` floats.
+        unsafe { quant_row(isa(), from.as_ptr(), to.as_mut_ptr(), to.len(), quant) };
+    });
+}
+
+for_each_isa!(
+    /// # Safety
+    /// Rows of `count` floats.
+    fn quant_row => quant_body(x: *const f32, out: *mut f32, count: usize, quant: &Quant)
+);
+
+#[inline(always)]
+unsafe fn quant_body<L: Lanes>(x: *const f32, out: *mut f32, count: usize, quant: &Quant) {
+    // SAFETY: as `add_body`.
+    unsafe {
+        let mut at = 0;
+        while at < count {
+            let n = (count - at).min(L::WIDTH);
+            quantise(L::load_part(x.add(at), n), quant).store_part(out.add(at), n);
+            at += n;
+        }
+    }
+}
+
+/// The straight-through gradient: `out += gradient` where x is inside the range.
+pub fn fake_quant_gradient(
+    images: usize,
+    x: (&[f32], &Plane),
+    gradient: (&[f32], &Plane),
+    out: (&mut [f32], &Plane),
+    quant: &Quant,
+) {
+    let (target, plane) = out;
+    rows(images, plane.h, |n, y| {
+        let from = row(x.0, x.1, n, y);
+        let g = row(gradient.0, gradient.1, n, y);
+        let to = row_mut(target, plane, n, y);
+        assert!(
+            from.len() == to.len() && g.len() == to.len(),
+            "planes of one size"
+        );
+        // SAFETY: the three rows hold `to.len()` floats.
+        unsafe {
+            through_row(
+                isa(),
+                from.as_ptr(),
+                g.as_ptr(),
+                to.as_mut_ptr(),
+                to.len(),
+                quant,
+            );
+        }
+    });
+}
+
+for_each_isa!(
+    /// # Safety
+    /// Rows of `count` floats.
+    fn through_row => through_body(x: *const f32, g: *const f32, out: *mut f32, count: usize, quant: &Quant)
+);
+
+#[inline(always)]
+unsafe fn through_body<L: Lanes>(
+    x: *const f32,
+    g: *const f32,
+    out: *mut f32,
+    count: usize,
+    quant: &Quant,
+) {
+    // SAFETY: as `add_body`.
+    unsafe {
+        // Whole numbers: low − ½ and high + ½ bound the same ones as low ≤ and ≤ high.
+        let (low, high) = (L::splat(quant.low - 0.5), L::splat(quant.high + 0.5));
+        let mut at = 0;
+        while at < count {
+            let n = (count - at).min(L::WIDTH);
+            let whole = rounded(L::load_part(x.add(at), n), quant.scale);
+            let passed = L::load_part(g.add(at), n).between(whole, low, high);
+            L::load_part(out.add(at), n)
+                .add(passed)
+                .store_part(out.add(at), n);
+            at += n;
+        }
+    }
+}
+
+/// Adds the sum over all pixels of each channel to `sums`: the gradient of a bias.
+pub fn bias_gradient(images: usize, gradient: (&[f32], &Plane), sums: &mut [f32]) {
+    let plane = gradient.1;
+    rows(images, plane.h, |n, y| {
+        for pixel in row(gradient.0, plane, n, y).chunks_exact(plane.c) {
+            for (sum, g) in sums.iter_mut().zip(pixel) {
+                *sum += g;
+            }
+        }
+    });
+}
+
+/// `output += factor · Σ taps input`, each output pixel's factor by its row and column: average pooling (and its gradient,
+/// with the sweeps of `Window2d::backward` and the factor on the side of the gradient). `output` is overwritten with `fresh`.
+pub fn sum_windows(
+    sweep: &Sweep,
+    channels: usize,
+    input: &[f32],
+    output: &mut [f32],
+    factor: impl Fn(usize, usize) -> f32,
+    fresh: bool,
+) {
+    for n in 0..sweep.images {
+        for y in 0..sweep.h {
+            for x in 0..sweep.w {
+                let at = sweep.output.at(n, y, x) as usize;
+                let to = &mut output[at..at + channels];
+                let from = sweep.input.at(n, y, x);
+                let factor = factor(y, x);
+                if fresh {
+                    to.fill(0.0);
+                }
+                for tap in &sweep.taps {
+                    let at = (from + tap.offset) as usize;
+                    for (to, x) in to.iter_mut().zip(&input[at..at + channels]) {
+                        *to += factor * x;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `output = max taps input`, over the taps of each pixel that lie in the image: `inside(y, x)` tells of a padded place.
+pub fn max_pool(
+    sweep: &Sweep,
+    channels: usize,
+    input: &[f32],
+    output: &mut [f32],
+    inside: impl Fn(usize, usize, usize) -> bool,
+) {
+    for n in 0..sweep.images {
+        for y in 0..sweep.h {
+            for x in 0..sweep.w {
+                let at = sweep.output.at(n, y, x) as usize;
+                let to = &mut output[at..at + channels];
+                to.fill(f32::NEG_INFINITY);
+                for (index, tap) in sweep.taps.iter().enumerate() {
+                    if !inside(y, x, index) {
+                        continue;
+                    }
+                    let at = (sweep.input.at(n, y, x) + tap.offset) as usize;
+                    for (to, x) in to.iter_mut().zip(&input[at..at + channels]) {
+                        // What is not a number stays.
+                        *to = if *x > *to || x.is_nan() { *x } else { *to };
+                    }
+                }
+            }
+        }
+    }
+}
