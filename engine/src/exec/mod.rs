@@ -7,10 +7,12 @@ mod elementwise;
 mod fuse;
 mod index;
 pub mod kernels;
+mod lowered;
 mod ops;
 mod params;
 mod pool;
 mod program;
+mod quick;
 mod rows;
 mod scalar;
 mod support;
@@ -19,6 +21,7 @@ mod tests;
 mod value;
 
 pub use claims::{CLAIMS, Claim};
+pub use lowered::Gradients;
 pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
 
@@ -83,6 +86,10 @@ impl From<candle_core::Error> for Fail {
 
 /// Observes, or replaces, values as they are computed; called on a thread of the engine's pool.
 pub trait Taps: Send {
+    /// Whether any value is wanted at all; without taps operators may be fused.
+    fn any(&self) -> bool {
+        true
+    }
     /// Whether [`Taps::visit`] is to be called for this value.
     fn wants(&self, value: ValueId) -> bool;
     /// Sees the value; `Some` replaces it for all consumers.
@@ -92,6 +99,9 @@ pub trait Taps: Send {
 /// No taps.
 pub struct NoTaps;
 impl Taps for NoTaps {
+    fn any(&self) -> bool {
+        false
+    }
     fn wants(&self, _: ValueId) -> bool {
         false
     }

@@ -6,6 +6,7 @@ use super::{
     fuse::{Step, drafts},
     ops, params,
     pool::on_pool,
+    quick::Quick,
     support::unsupported,
     value::{Val, dtype},
 };
@@ -15,38 +16,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A graph made ready to run.
 pub struct Program {
-    mode: Mode,
-    steps: Vec<Scheduled>,
+    pub(super) mode: Mode,
+    pub(super) steps: Vec<Scheduled>,
     /// Weights and folded values that a step or an output still reads, by value.
-    constants: BTreeMap<usize, Val>,
-    inputs: Vec<Input>,
-    outputs: Vec<(usize, String)>,
-    parameters: BTreeMap<String, Var>,
+    pub(super) constants: BTreeMap<usize, Val>,
+    pub(super) inputs: Vec<Input>,
+    pub(super) outputs: Vec<(usize, String)>,
+    pub(super) parameters: BTreeMap<String, Var>,
     /// Value of each parameter.
-    places: BTreeMap<String, usize>,
-    masks: BTreeMap<String, Tensor>,
+    pub(super) places: BTreeMap<String, usize>,
+    pub(super) masks: BTreeMap<String, Tensor>,
     /// Number of values in the graph.
     slots: usize,
+    /// The same, fused and on channels-last planes, where that can be done.
+    pub(super) quick: Quick,
 }
 
-struct Scheduled {
-    step: Step,
-    inputs: Vec<Option<usize>>,
-    outputs: Vec<Option<usize>>,
+pub(super) struct Scheduled {
+    pub step: Step,
+    pub inputs: Vec<Option<usize>>,
+    pub outputs: Vec<Option<usize>>,
     /// Values nobody reads after this step.
     drops: Vec<usize>,
-    name: String,
-    op: String,
+    pub name: String,
+    pub op: String,
 }
 
-struct Input {
-    slot: usize,
-    name: String,
-    element: Option<ElementType>,
+pub(super) struct Input {
+    pub slot: usize,
+    pub name: String,
+    pub element: Option<ElementType>,
     shape: Option<Vec<Dim>>,
 }
 
-fn node_error(e: Fail, name: &str, op: &str) -> ExecError {
+pub(super) fn node_error(e: Fail, name: &str, op: &str) -> ExecError {
     ExecError::Node {
         message: e.0,
         node: name.to_owned(),
@@ -214,6 +217,7 @@ impl Program {
             places,
             masks: BTreeMap::new(),
             slots: graph.values.len(),
+            quick: Quick::default(),
         })
     }
 
@@ -240,6 +244,12 @@ impl Program {
         cancel: &CancelToken,
     ) -> Result<Vec<Tensor>, ExecError> {
         self.check_count(feeds.len())?;
+        if !taps.any()
+            && self.mode == Mode::Inference
+            && let Some(outputs) = self.run_quick(feeds, cancel)?
+        {
+            return Ok(outputs);
+        }
         let mut values = Vec::with_capacity(feeds.len());
         for (t, input) in feeds.iter().zip(&self.inputs) {
             let v = Val::from_tensor(t, input.element)
@@ -279,7 +289,7 @@ impl Program {
             .collect()
     }
 
-    fn check_count(&self, n: usize) -> Result<(), ExecError> {
+    pub(super) fn check_count(&self, n: usize) -> Result<(), ExecError> {
         if n == self.inputs.len() {
             return Ok(());
         }
@@ -308,10 +318,7 @@ impl Program {
             slots[input.slot] = Some(tap(taps, input.slot, v)?);
         }
         for (name, &slot) in &self.places {
-            let mut t = self.parameters[name].as_tensor().clone();
-            if let Some(mask) = self.masks.get(name) {
-                t = binary(&t, mask, Bin::Mul)?;
-            }
+            let t = self.masked(name)?;
             slots[slot] = Some(tap(taps, slot, Val::f32(t))?);
         }
         for (&slot, v) in &self.constants {
@@ -366,6 +373,15 @@ impl Program {
             .cloned()
     }
 
+    /// A parameter as it takes effect: its mask laid over it.
+    pub(super) fn masked(&self, name: &str) -> candle_core::Result<Tensor> {
+        let t = self.parameters[name].as_tensor().clone();
+        match self.masks.get(name) {
+            Some(mask) => binary(&t, mask, Bin::Mul),
+            None => Ok(t),
+        }
+    }
+
     /// Trainable parameters by value name (empty in `Inference`).
     pub fn parameters(&self) -> &BTreeMap<String, Var> {
         &self.parameters
@@ -396,10 +412,7 @@ impl Program {
     /// Writes the parameters' present values (masked where a mask is set) into the graph they came from.
     pub fn store(&self, graph: &mut Graph) -> Result<(), ExecError> {
         for (name, &slot) in &self.places {
-            let mut t = self.parameters[name].as_tensor().detach();
-            if let Some(mask) = self.masks.get(name) {
-                t = binary(&t, mask, Bin::Mul)?;
-            }
+            let t = self.masked(name)?.detach();
             let data = Val::f32(t).to_data().map_err(|e| ExecError::Input(e.0))?;
             // Edits may have moved values since: the name is what counts.
             let value = match graph.values.get_mut(slot) {
@@ -435,7 +448,7 @@ fn tap(taps: &mut dyn Taps, slot: usize, v: Val) -> Result<Val, ExecError> {
     }
 }
 
-fn check_shape(v: &Val, input: &Input) -> Result<(), ExecError> {
+pub(super) fn check_shape(v: &Val, input: &Input) -> Result<(), ExecError> {
     let Some(shape) = &input.shape else {
         return Ok(());
     };

@@ -10,13 +10,13 @@ use crate::{
     compress::Model,
     data::{Dataset, SplitName},
     eval::{self, Estimate},
-    exec::{CancelToken, ExecError, Mode, NoTaps, Program, on_pool},
+    exec::{CancelToken, ExecError, Mode, Program, on_pool},
     graph::Graph,
 };
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use std::time::Instant;
+use std::{ops::Range, sync::Mutex, time::Instant};
 
 /// Trains `student` against `teacher` with masks and fake quantisation held in place; leaves the best checkpoint by top-1
 /// on the search split (the start counts as one). The same seed gives the same bits whatever the number of threads.
@@ -242,28 +242,39 @@ impl<'a> Training<'a> {
             Some(teacher) => teacher.probabilities(indices, &batch.images, self.cancel)?,
             None => Vec::new(),
         };
-        let outputs = self
-            .program
-            .run(&[batch.images], &mut NoTaps, self.cancel)?;
-        let size = (indices.len(), self.classes);
-        let logits = logits(&outputs, size, self.probabilities, "student")?;
-        let loss = logits.apply_op1(DistilLoss {
-            classes: self.classes,
-            teacher,
-            labels: batch.labels,
-            temperature: self.settings.temperature,
-            soft: self.settings.soft_weight,
-            hard: self.settings.hard_weight,
-        })?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        if value.is_finite() {
-            if self.cancel.is_cancelled() {
-                return Err(TrainError::Cancelled);
-            }
-            let mut gradients = loss.backward()?;
-            self.stepper.step(rate, &mut gradients)?;
+        let (settings, classes) = (self.settings, self.classes);
+        let shape = Mutex::new(None);
+        let loss = |rows: Range<usize>, outputs: &[Tensor]| {
+            let size = (rows.len(), classes);
+            let logits = match logits(outputs, size, self.probabilities, "student") {
+                Ok(logits) => logits,
+                Err(error) => {
+                    let mut first = shape.lock().unwrap_or_else(|e| e.into_inner());
+                    first.get_or_insert(error);
+                    candle_core::bail!("the student's output does not fit the task");
+                }
+            };
+            let share = rows.len() as f64 / indices.len() as f64;
+            let taught = rows.start * classes..rows.end * classes;
+            let mean = logits.apply_op1(DistilLoss {
+                classes,
+                teacher: teacher.get(taught).unwrap_or_default().to_vec(),
+                labels: batch.labels[rows].to_vec(),
+                temperature: settings.temperature,
+                soft: settings.soft_weight,
+                hard: settings.hard_weight,
+            })?;
+            mean * share
+        };
+        let gradients = self.program.gradients(&batch.images, &loss, self.cancel);
+        if let Some(error) = shape.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            return Err(error);
         }
-        Ok(value)
+        let mut gradients = gradients?;
+        if gradients.loss.is_finite() {
+            self.stepper.step(rate, &mut gradients.store)?;
+        }
+        Ok(gradients.loss)
     }
 
     /// Judges the parameters as they are, and keeps them when they are the best so far.

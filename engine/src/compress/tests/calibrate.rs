@@ -26,7 +26,12 @@ fn ranges_are_those_of_the_values() {
     graph.outputs = vec![graph.find_value("first_relu_out").unwrap()];
     let values = run_on(&graph, &images);
     let largest = values.iter().copied().fold(0.0, f32::max);
-    assert_eq!(ranges.values["first_relu_out"], [0.0, largest]);
+    let [low, high] = ranges.values["first_relu_out"];
+    // Taps see operators one by one; without them convolution and activation are one, which rounds differently.
+    assert!(
+        low == 0.0 && (high / largest - 1.0).abs() < 1e-6,
+        "{high} {largest}"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod fake_quant;
 mod host;
 mod matmul;
 mod norm;
-pub(super) mod planes;
+pub mod planes;
 mod pool;
 mod simd;
 mod window;

@@ -6,7 +6,7 @@ use crate::{
         Fail,
         broadcast::broadcast_shape,
         elementwise::{Bin, binary},
-        kernels::{self, Conv2dGeometry, Pool2dGeometry},
+        kernels::{self, Conv2dGeometry, Pool2dGeometry, planes},
         pool::on_pool,
         scalar::Fun,
         value::{Val, count},
@@ -147,6 +147,34 @@ fn check_kernel(window: &Window, w: &[usize]) -> R<()> {
         )));
     }
     Ok(())
+}
+
+/// A window over an `h`×`w` image as the kernels on planes want it.
+pub fn window_over(
+    window: &Window,
+    kernel: &[usize],
+    (h, w): (usize, usize),
+) -> R<planes::Window2d> {
+    if !window.kernel.is_empty() && window.kernel != kernel {
+        return Err(Fail("kernel_shape disagrees with the weight's".into()));
+    }
+    let win = Window2d::new(window, kernel, false)?;
+    let pad = padding(&window.padding, &win, (h, w))?;
+    let extent = win.extent();
+    let out = |size: usize, pads: usize, extent: usize, stride: usize| {
+        (size + pads)
+            .checked_sub(extent)
+            .map(|left| left / stride + 1)
+            .ok_or_else(|| Fail("the kernel does not fit the padded input".into()))
+    };
+    Ok(planes::Window2d {
+        kernel: win.kernel,
+        stride: win.stride,
+        dilation: win.dilation,
+        before: (pad.0, pad.1),
+        h: out(h, pad.0 + pad.2, extent.0, win.stride.0)?,
+        w: out(w, pad.1 + pad.3, extent.1, win.stride.1)?,
+    })
 }
 
 pub fn conv(inputs: &[Option<Val>], window: &Window, group: usize) -> R<Val> {

@@ -8,6 +8,8 @@ mod reduce;
 mod resize;
 mod shape;
 
+pub use linear::window_over;
+
 use super::{
     Fail,
     elementwise::round_to,

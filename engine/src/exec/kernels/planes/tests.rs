@@ -48,7 +48,11 @@ fn cases() -> impl Strategy<Value = Case> {
         .prop_filter_map(
             "a window that fits",
             |((images, h, w), (groups, depth, channels), (kernel, stride, dilation, before))| {
-                let out = |extent: usize, kernel: usize, stride: usize, dilation: usize, before: usize| {
+                let out = |extent: usize,
+                           kernel: usize,
+                           stride: usize,
+                           dilation: usize,
+                           before: usize| {
                     let reach = (kernel - 1) * dilation + 1;
                     ((extent + 2 * before).checked_sub(reach)).map(|left| left / stride + 1)
                 };

@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Limbeck beside ONNX Runtime and PyTorch: the same inputs, the same threads, alternated runs, medians.
+
+    pip install -r engine/benches/peers/requirements.txt
+    cargo build --release -p limbeck_engine --example peer
+    python engine/benches/peers/compare.py [--threads 2] [--rounds 7] [--json FILE] [--only WORD]
+
+Every row is a ratio measured in this one run; the outputs (or the losses) of both sides are compared first.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnxruntime as ort
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+SAMPLES = ROOT / "sample-models"
+sys.path.insert(0, str(SAMPLES / "fashion-resnet"))
+
+
+def pattern(shape):
+    """The input that `examples/peer.rs` computes as well."""
+    i = np.arange(np.prod(shape), dtype=np.int64)
+    return (((i * 7919 + i // 13 * 104_729) % 1021) / np.float32(1021.0)).astype(np.float32).reshape(shape)
+
+
+class Limbeck:
+    def __init__(self, binary, threads):
+        self.process = subprocess.Popen(
+            [binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={"RAYON_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"},
+        )
+
+    def ask(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise SystemExit(f"peer: {answer['error']}")
+        return answer
+
+
+class Separable(nn.Module):
+    """A depthwise-separable network of the same kind as ResNet-20: MobileNet's blocks at 28×28."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU()]
+        c = 32
+        for o, stride in [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1)]:
+            layers += [nn.Conv2d(c, c, 3, stride, 1, groups=c), nn.ReLU(), nn.Conv2d(c, o, 1), nn.ReLU()]
+            c = o
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(c, 10)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+class TorchStep:
+    """Forward, cross-entropy, backward, SGD with momentum; batch norms on their stored statistics, as Limbeck trains."""
+
+    def __init__(self, model, batch, channels_last):
+        self.model = model.eval()
+        self.x = torch.from_numpy(pattern((batch, 1, 28, 28)))
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+            self.x = self.x.to(memory_format=torch.channels_last)
+        self.y = torch.arange(batch) % 10
+        self.optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def run(self):
+        began = time.perf_counter()
+        self.optimiser.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimiser.step()
+        self.loss = float(loss.detach())
+        return time.perf_counter() - began
+
+
+def alternated(rounds, *sides):
+    """Seconds of each side, medians over alternated rounds."""
+    for side in sides:
+        side(), side()
+    times = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, list_ in zip(sides, times):
+            list_.append(side())
+    return [statistics.median(t) for t in times]
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--binary", default=str(ROOT / "target/release/examples/peer"))
+    args.add_argument("--threads", type=int, default=2)
+    args.add_argument("--rounds", type=int, default=7)
+    args.add_argument("--dogs", help="mobilenetv2-dogs-nhwc.onnx, which is not part of the repository")
+    args.add_argument("--json")
+    args.add_argument("--only", default="")
+    args = args.parse_args()
+    torch.set_num_threads(args.threads)
+    ours = Limbeck(args.binary, args.threads)
+    rows = []
+
+    def row(name, mine, theirs, peer, difference, flop=None):
+        rows.append({
+            "name": name, "limbeck_ms": mine * 1e3, "peer_ms": theirs * 1e3, "peer": peer,
+            "speed": theirs / mine, "difference": difference,
+            "gflops": flop / mine / 1e9 if flop else None,
+        })
+        print(f"{name:44} {mine*1e3:9.2f} ms  {theirs*1e3:9.2f} ms {peer:24} {theirs/mine:5.2f}x  diff {difference:.1e}", flush=True)
+
+    models = [
+        ("efficientnet-lite0", SAMPLES / "efficientnet-lite0/efficientnet-lite0.onnx", (3, 224, 224), (16, 1), 385e6),
+        ("fashion-resnet", SAMPLES / "fashion-resnet/fashion-resnet.onnx", (1, 28, 28), (64, 1), 31e6),
+    ]
+    if args.dogs:
+        models.append(("mobilenetv2-dogs", pathlib.Path(args.dogs), (160, 160, 3), (16, 1), None))
+    for name, path, sample, batches, macs in models:
+        if args.only not in name + " forward":
+            continue
+        ours.ask("load", name, path, *sample)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = args.threads
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        port = session.get_inputs()[0].name
+        for batch in batches:
+            x = pattern((batch, *sample))
+
+            def theirs():
+                began = time.perf_counter()
+                session.run(None, {port: x})
+                return time.perf_counter() - began
+
+            mine = np.array(ours.ask("output", name, batch)["output"])
+            expected = session.run(None, {port: x})[0].flatten()
+            difference = float(np.abs(mine - expected).max() / max(1.0, np.abs(expected).max()))
+            assert difference < 1e-3, (name, difference)
+            a, b = alternated(args.rounds, lambda: ours.ask("forward", name, batch)["seconds"], theirs)
+            row(f"{name} forward, batch {batch}", a, b, "onnxruntime " + ort.__version__, difference,
+                2 * macs * batch if macs else None)
+
+    import train as sample_training
+
+    for name, make in (("fashion-resnet", None), ("separable", Separable)):
+        if args.only not in name + " training":
+            continue
+        path = models[1][1]
+        if make:
+            torch.manual_seed(1)
+            model = make().eval()
+            path = pathlib.Path("/tmp") / f"limbeck-peer-{name}.onnx"
+            write_onnx(model, path)
+        key = name + "-train"
+        ours.ask("load", key, path, 1, 28, 28)
+        steps = {}
+        for last in (False, True):
+            model = make() if make else sample_training.ResNet20()
+            load_weights(model, path)
+            steps[last] = TorchStep(model, 64, last)
+        first = ours.ask("train", key, 64)["loss"], steps[False].run()
+        difference = abs(first[0] - steps[False].loss)
+        assert difference < 1e-3, (name, first[0], steps[False].loss)
+        mine, nchw, nhwc = alternated(
+            args.rounds, lambda: ours.ask("train", key, 64)["seconds"], steps[False].run, steps[True].run)
+        best = min(nchw, nhwc)
+        row(f"{name} training step, batch 64", mine, best,
+            f"torch {torch.__version__} {'nhwc' if nhwc < nchw else 'nchw'}", difference, 6 * 31e6 * 64 if not make else None)
+    peak = max(ours.ask("gemm", 1024)["gflops"] for _ in range(5))
+    print(f"best matrix product of this machine: {peak:.0f} GFLOP/s")
+    for r in rows:
+        if r["gflops"]:
+            print(f"  {r['name']:42} {r['gflops']:6.0f} GFLOP/s, {r['gflops']/peak:4.0%} of it")
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"threads": args.threads, "peak_gflops": peak, "rows": rows}, indent=1))
+
+
+def named(model):
+    """Weights by the names that the exported file has."""
+    return {n: p for n, p in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def load_weights(model, path):
+    import onnx
+    from onnx import numpy_helper
+
+    initialisers = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}
+    state = named(model)
+    missing = [n for n in state if n not in initialisers]
+    if missing:
+        raise SystemExit(f"{path} has no {missing[:3]}; it has {list(initialisers)[:5]}")
+    with torch.no_grad():
+        for n, p in state.items():
+            p.copy_(torch.from_numpy(initialisers[n].copy()).reshape(p.shape))
+
+
+def write_onnx(model, path):
+    """The separable network as ONNX, written by hand: torch's exporter wants packages of its own."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, weights, x = [], [], "image"
+    for name, p in named(model).items():
+        weights.append(numpy_helper.from_array(p.detach().numpy(), name))
+    for i, layer in enumerate(model.features):
+        out = f"v{i}"
+        if isinstance(layer, nn.Conv2d):
+            k, pad = layer.kernel_size, layer.padding
+            nodes.append(helper.make_node(
+                "Conv", [x, f"features.{i}.weight", f"features.{i}.bias"], [out], name=f"conv{i}",
+                kernel_shape=k, strides=layer.stride, pads=pad * 2, group=layer.groups))
+        else:
+            nodes.append(helper.make_node("Relu", [x], [out], name=f"relu{i}"))
+        x = out
+    nodes += [
+        helper.make_node("GlobalAveragePool", [x], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "separable",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 28, 28])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,520 @@
+//! Gradients of a lowered network: forward and backward piece by piece of the batch, so that what backward needs is still in
+//! the cache; the pieces' gradients are added up in their order, whatever the number of threads.
+
+use super::{
+    Id, Kind, Lowered,
+    forward::{PLAIN, Spaces, Workspace, inside},
+    weights::{Effective, Ready, Spec, Weights},
+};
+use crate::exec::{
+    CancelToken, ExecError,
+    kernels::planes::{self, Plane, WeightGradient, isa},
+};
+use candle_core::{Device, Result as CandleResult, Tensor, Var, backprop::GradStore};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Pieces that a batch falls into at most: each has gradients of all weights of its own. Part of what a sum's bits are.
+const PIECES: usize = 8;
+
+/// The loss of some samples of the batch, their share of the whole batch's, from their rows of the outputs.
+pub(in crate::exec) type Loss<'a> =
+    dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync + 'a;
+
+/// What a step of training needs: the loss, and its gradients by parameter.
+pub struct Gradients {
+    pub loss: f64,
+    pub store: GradStore,
+}
+
+/// Gradients of the effective weights, of one piece.
+struct Sums {
+    loss: f64,
+    weights: Vec<Sum>,
+}
+
+enum Sum {
+    Dense(WeightGradient, Vec<f32>),
+    Depthwise(Vec<f32>, Vec<f32>),
+}
+
+impl Sum {
+    fn new(spec: &Spec) -> Self {
+        let bias = vec![0.0; spec.outputs()];
+        if spec.depthwise {
+            Self::Depthwise(vec![0.0; spec.outputs() * spec.taps], bias)
+        } else {
+            Self::Dense(WeightGradient::new(isa(), spec.sizes()), bias)
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        let plus = |own: &mut [f32], other: &[f32]| {
+            own.iter_mut().zip(other).for_each(|(a, b)| *a += b);
+        };
+        match (self, other) {
+            (Self::Dense(a, p), Self::Dense(b, q)) => {
+                a.add(b);
+                plus(p, q);
+            }
+            (Self::Depthwise(a, p), Self::Depthwise(b, q)) => {
+                plus(a, b);
+                plus(p, q);
+            }
+            _ => unreachable!("pieces of one batch have the same weights"),
+        }
+    }
+
+    /// Outputs × depth·taps, and outputs.
+    fn tensors(&self, spec: &Spec) -> CandleResult<(Tensor, Tensor)> {
+        let o = spec.outputs();
+        let (weight, bias) = match self {
+            Self::Dense(sums, bias) => (sums.to_weight(), bias),
+            Self::Depthwise(sums, bias) => {
+                let by_channel = (0..sums.len())
+                    .map(|i| sums[i % spec.taps * o + i / spec.taps])
+                    .collect();
+                (by_channel, bias)
+            }
+        };
+        let weight = Tensor::from_vec(weight, (o, spec.depth * spec.taps), &Device::Cpu)?;
+        Ok((weight, Tensor::from_slice(bias, o, &Device::Cpu)?))
+    }
+}
+
+impl Lowered {
+    /// Why gradients are to be taken the general way, if they are.
+    pub(in crate::exec) fn untrainable(&self) -> Option<&'static str> {
+        self.untrainable
+    }
+
+    /// One forward and backward pass over a batch. `slot` gives the model's weights as tensors that gradients flow through.
+    pub(in crate::exec) fn gradients(
+        &self,
+        input: &[f32],
+        images: usize,
+        slot: &dyn Fn(usize) -> CandleResult<Tensor>,
+        loss: &Loss<'_>,
+        spaces: &Spaces,
+        cancel: &CancelToken,
+    ) -> Result<Gradients, ExecError> {
+        let effective = self
+            .specs
+            .iter()
+            .map(|spec| spec.effective(slot))
+            .collect::<CandleResult<Vec<Effective>>>()?;
+        let weights = Weights::pack(&self.specs, &effective, true)?;
+        let sample = self.planes[self.input].elements();
+        let piece = images.div_ceil(PIECES).max(1);
+        let places = self.gradient_planes();
+        let sums = input
+            .par_chunks(piece * sample)
+            .enumerate()
+            .map(|(index, input)| {
+                let n = input.len() / sample;
+                let rows = index * piece..index * piece + n;
+                spaces.with(|space| {
+                    spaces.with(|gradients| {
+                        self.piece_gradients(
+                            &weights, &places, input, rows, loss, space, gradients, cancel,
+                        )
+                    })
+                })
+            })
+            .collect::<Result<Vec<Sums>, ExecError>>()?;
+        let mut sums = sums.into_iter();
+        let Some(mut total) = sums.next() else {
+            return Err(ExecError::Input("an empty batch has no gradients".into()));
+        };
+        for piece in sums {
+            total.loss += piece.loss;
+            for (own, other) in total.weights.iter_mut().zip(&piece.weights) {
+                own.add(other);
+            }
+        }
+        // From the effective weights to the parameters: through folding, masks and fake quantisation, which candle knows.
+        let mut surrogate: Option<Tensor> = None;
+        for ((spec, effective), sum) in self.specs.iter().zip(&effective).zip(&total.weights) {
+            let (weight, bias) = sum.tensors(spec)?;
+            for (value, gradient) in [(&effective.weight, weight), (&effective.bias, bias)] {
+                if !value.track_op() {
+                    continue;
+                }
+                let term = (value * gradient)?.sum_all()?;
+                surrogate = Some(match surrogate {
+                    Some(sum) => (sum + term)?,
+                    None => term,
+                });
+            }
+        }
+        let Some(surrogate) = surrogate else {
+            return Err(ExecError::Input("nothing in the model is trained".into()));
+        };
+        Ok(Gradients {
+            loss: total.loss,
+            store: surrogate.backward()?,
+        })
+    }
+
+    /// A value's gradient has the margin that the sweeps back over the window that made it want.
+    fn gradient_planes(&self) -> Vec<Plane> {
+        let bare = |p: &Plane| Plane::new(p.h, p.w, p.c);
+        let mut planes: Vec<Plane> = self.planes.iter().map(bare).collect();
+        for step in &self.steps {
+            let (Kind::Conv { input, window, .. }
+            | Kind::Depthwise { input, window, .. }
+            | Kind::Average { input, window, .. }) = &step.kind
+            else {
+                continue;
+            };
+            let from = &self.planes[*input];
+            planes[step.output].margin = window.gradient_margin(from.h, from.w);
+        }
+        planes
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn piece_gradients(
+        &self,
+        weights: &Weights,
+        places: &[Plane],
+        input: &[f32],
+        rows: Range<usize>,
+        loss: &Loss<'_>,
+        space: &mut Workspace,
+        gradients: &mut Workspace,
+        cancel: &CancelToken,
+    ) -> Result<Sums, ExecError> {
+        let n = rows.len();
+        self.forward(weights, input, n, space, true, false, cancel)?;
+        let outputs = self
+            .outputs
+            .iter()
+            .map(|output| {
+                let plane = &self.planes[output.value];
+                let values = self.export(&space.values[output.value], output.value, n);
+                let shape = if output.flat {
+                    vec![n, plane.c]
+                } else {
+                    vec![n, plane.c, plane.h, plane.w]
+                };
+                Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)
+            })
+            .collect::<CandleResult<Vec<Var>>>()?;
+        let tensors: Vec<Tensor> = outputs.iter().map(|v| v.as_tensor().clone()).collect();
+        let value = loss(rows, &tensors)?;
+        let mut sums = Sums {
+            loss: f64::from(value.to_scalar::<f32>()?),
+            weights: self.specs.iter().map(Sum::new).collect(),
+        };
+        if !sums.loss.is_finite() {
+            return Ok(sums);
+        }
+        let store = value.backward()?;
+        gradients.clear(self.planes.len());
+        for (output, var) in self.outputs.iter().zip(&outputs) {
+            let Some(gradient) = store.get(var) else {
+                continue;
+            };
+            let flat = gradient.flatten_all()?.to_vec1::<f32>()?;
+            self.seed(output.value, &flat, n, &places[output.value], gradients);
+        }
+        for step in self.steps.iter().rev() {
+            if cancel.is_cancelled() {
+                return Err(ExecError::Cancelled);
+            }
+            let gradient = std::mem::take(&mut gradients.values[step.output]);
+            if gradient.is_empty() {
+                continue;
+            }
+            let gradient = self.back(
+                weights,
+                places,
+                &step.kind,
+                step.output,
+                n,
+                space,
+                gradients,
+                gradient,
+                &mut sums,
+            );
+            gradients.give(gradient);
+        }
+        Ok(sums)
+    }
+
+    /// Sets an output's gradient, given as N×C×H×W.
+    fn seed(&self, value: Id, flat: &[f32], n: usize, plane: &Plane, gradients: &mut Workspace) {
+        let mut buffer = gradients.take(n * plane.size());
+        plane.clear_margin(&mut buffer, n);
+        let area = plane.h * plane.w;
+        for i in 0..n {
+            for y in 0..plane.h {
+                for x in 0..plane.w {
+                    let at = i * plane.size() + plane.origin() + y * plane.row() + x * plane.c;
+                    for c in 0..plane.c {
+                        buffer[at + c] = flat[i * plane.elements() + c * area + y * plane.w + x];
+                    }
+                }
+            }
+        }
+        gradients.values[value] = buffer;
+    }
+
+    /// The gradient buffer of a value, and whether something stands in it already.
+    fn target(
+        &self,
+        value: Id,
+        n: usize,
+        places: &[Plane],
+        gradients: &mut Workspace,
+    ) -> (Vec<f32>, bool) {
+        let buffer = std::mem::take(&mut gradients.values[value]);
+        if !buffer.is_empty() {
+            return (buffer, true);
+        }
+        let plane = &places[value];
+        let mut buffer = gradients.take(n * plane.size());
+        plane.clear_margin(&mut buffer, n);
+        (buffer, false)
+    }
+
+    /// Adds `gradient` to that of `value`.
+    fn pass(
+        &self,
+        value: Id,
+        n: usize,
+        places: &[Plane],
+        gradients: &mut Workspace,
+        gradient: (&[f32], &Plane),
+    ) {
+        if value == self.input {
+            return;
+        }
+        let (mut buffer, more) = self.target(value, n, places, gradients);
+        let plane = &places[value];
+        if more {
+            let open = (f32::NEG_INFINITY, f32::INFINITY);
+            planes::add(n, gradient, None, (&mut buffer, plane), open);
+        } else {
+            planes::copy(n, gradient, (&mut buffer, plane));
+        }
+        gradients.values[value] = buffer;
+    }
+
+    /// From one step's output to its inputs and its weights. Gives the output's gradient back.
+    #[allow(clippy::too_many_arguments)]
+    fn back(
+        &self,
+        weights: &Weights,
+        places: &[Plane],
+        kind: &Kind,
+        output: Id,
+        n: usize,
+        space: &Workspace,
+        gradients: &mut Workspace,
+        mut gradient: Vec<f32>,
+        sums: &mut Sums,
+    ) -> Vec<f32> {
+        let place = &places[output];
+        let result = (space.values[output].as_slice(), &self.planes[output]);
+        let open = |low: f32, high: f32| low == f32::NEG_INFINITY && high == f32::INFINITY;
+        match kind {
+            Kind::Conv {
+                input,
+                window,
+                weight,
+                added,
+                tail,
+            }
+            | Kind::Depthwise {
+                input,
+                window,
+                weight,
+                added,
+                tail,
+            } => {
+                if !open(tail.low, tail.high) {
+                    let limits = (tail.low, tail.high);
+                    planes::gate(n, None, result, (&mut gradient, place), limits);
+                }
+                if let Some(other) = added {
+                    self.pass(*other, n, places, gradients, (&gradient, place));
+                }
+                let from = &self.planes[*input];
+                let x = space.values[*input].as_slice();
+                let spec = &self.specs[*weight];
+                let sweep = window.forward(n, from, place);
+                match &mut sums.weights[*weight] {
+                    Sum::Dense(sum, bias) => {
+                        planes::weight_gradient(&sweep, x, &gradient, sum);
+                        planes::bias_gradient(n, (&gradient, place), bias);
+                    }
+                    Sum::Depthwise(sum, bias) => {
+                        planes::depthwise_weight_gradient(&sweep, spec.groups, x, &gradient, sum);
+                        planes::bias_gradient(n, (&gradient, place), bias);
+                    }
+                }
+                if *input == self.input {
+                    return gradient;
+                }
+                let (mut to, more) = self.target(*input, n, places, gradients);
+                for mut sweep in window.backward(n, place, &places[*input]) {
+                    sweep.added = more.then_some(sweep.output);
+                    match (&weights.ready[*weight], &weights.backward[*weight]) {
+                        (Ready::Depthwise { weight, .. }, _) => planes::depthwise(
+                            &sweep,
+                            spec.groups,
+                            weight,
+                            None,
+                            &gradient,
+                            None,
+                            &mut to,
+                            PLAIN,
+                        ),
+                        (_, Some(packed)) => {
+                            planes::conv(&sweep, packed, &gradient, None, &mut to, PLAIN);
+                        }
+                        _ => unreachable!("dense weights are packed for both ways"),
+                    }
+                }
+                gradients.values[*input] = to;
+            }
+            Kind::Add { a, b, limits } => {
+                if !open(limits.0, limits.1) {
+                    planes::gate(n, None, result, (&mut gradient, place), *limits);
+                }
+                self.pass(*a, n, places, gradients, (&gradient, place));
+                self.pass(*b, n, places, gradients, (&gradient, place));
+            }
+            Kind::Clip { input, limits } => {
+                planes::gate(n, None, result, (&mut gradient, place), *limits);
+                self.pass(*input, n, places, gradients, (&gradient, place));
+            }
+            Kind::Quant { input, quant } => {
+                if *input == self.input {
+                    return gradient;
+                }
+                let (mut to, more) = self.target(*input, n, places, gradients);
+                if !more {
+                    to.fill(0.0);
+                }
+                let x = (space.values[*input].as_slice(), &self.planes[*input]);
+                let plane = &places[*input];
+                planes::fake_quant_gradient(n, x, (&gradient, place), (&mut to, plane), quant);
+                gradients.values[*input] = to;
+            }
+            Kind::Mean { input } => {
+                if *input == self.input {
+                    return gradient;
+                }
+                let (mut to, more) = self.target(*input, n, places, gradients);
+                let plane = &places[*input];
+                let share = 1.0 / (plane.h * plane.w) as f32;
+                for i in 0..n {
+                    let g = &gradient[i * place.size() + place.origin()..][..plane.c];
+                    for y in 0..plane.h {
+                        let at = i * plane.size() + plane.origin() + y * plane.row();
+                        for pixel in to[at..at + plane.w * plane.c].chunks_exact_mut(plane.c) {
+                            for (to, g) in pixel.iter_mut().zip(g) {
+                                *to = if more { *to + g * share } else { g * share };
+                            }
+                        }
+                    }
+                }
+                gradients.values[*input] = to;
+            }
+            Kind::Average { input, window, .. } => {
+                if *input == self.input {
+                    return gradient;
+                }
+                let (mut to, more) = self.target(*input, n, places, gradients);
+                let share = 1.0 / window.taps() as f32;
+                for sweep in window.backward(n, place, &places[*input]) {
+                    let c = places[*input].c;
+                    planes::sum_windows(&sweep, c, &gradient, &mut to, |_, _| share, !more);
+                }
+                gradients.values[*input] = to;
+            }
+            Kind::Max { input, window } => {
+                if *input == self.input {
+                    return gradient;
+                }
+                let (mut to, more) = self.target(*input, n, places, gradients);
+                if !more {
+                    to.fill(0.0);
+                }
+                self.back_to_largest(
+                    *input,
+                    window,
+                    n,
+                    space,
+                    result,
+                    (&gradient, place),
+                    (&mut to, &places[*input]),
+                );
+                gradients.values[*input] = to;
+            }
+            Kind::Flatten { input } => {
+                let plane = &places[*input];
+                let mut inner = Workspace::default();
+                inner.values.resize_with(self.planes.len(), Vec::new);
+                let start = place.origin();
+                let flat: Vec<f32> = (0..n)
+                    .flat_map(|i| gradient[i * place.size() + start..][..place.c].to_vec())
+                    .collect();
+                self.seed(*input, &flat, n, plane, &mut inner);
+                let own = std::mem::take(&mut inner.values[*input]);
+                self.pass(*input, n, places, gradients, (&own, plane));
+            }
+            Kind::Scale { .. } | Kind::Map { .. } | Kind::Concat { .. } | Kind::Softmax { .. } => {
+                unreachable!("networks with these are trained the general way")
+            }
+        }
+        gradient
+    }
+
+    /// Each output's gradient to the first of its window's elements that is the largest.
+    #[allow(clippy::too_many_arguments)]
+    fn back_to_largest(
+        &self,
+        input: Id,
+        window: &planes::Window2d,
+        n: usize,
+        space: &Workspace,
+        result: (&[f32], &Plane),
+        gradient: (&[f32], &Plane),
+        (to, plane): (&mut [f32], &Plane),
+    ) {
+        let from = &self.planes[input];
+        let x = &space.values[input];
+        let place = |p: &Plane, i: usize, y: usize, x: usize| {
+            i * p.size() + p.origin() + y * p.row() + x * p.c
+        };
+        for i in 0..n {
+            for y in 0..window.h {
+                for xx in 0..window.w {
+                    let r = place(result.1, i, y, xx);
+                    let g = place(gradient.1, i, y, xx);
+                    for c in 0..from.c {
+                        let found = (0..window.taps()).find_map(|tap| {
+                            if !inside(window, from, y, xx, tap) {
+                                return None;
+                            }
+                            let (ky, kx) = (tap / window.kernel.1, tap % window.kernel.1);
+                            let row =
+                                y * window.stride.0 + ky * window.dilation.0 - window.before.0;
+                            let column =
+                                xx * window.stride.1 + kx * window.dilation.1 - window.before.1;
+                            let same = x[place(from, i, row, column) + c] == result.0[r + c];
+                            same.then_some((row, column))
+                        });
+                        if let Some((row, column)) = found {
+                            to[place(plane, i, row, column) + c] += gradient.0[g + c];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! Running a lowered network.
+
+use super::{
+    Id, Kind, Limits, Lowered,
+    weights::{Ready, Weights},
+};
+use crate::exec::{
+    CancelToken, ExecError,
+    kernels::planes::{self, Grid, Plane, Sweep, Tail, Window2d},
+    scalar::Float,
+};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::sync::Mutex;
+
+/// Buffers that a thread keeps from one piece of a batch to the next.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// By value; empty where it holds nothing.
+    pub values: Vec<Vec<f32>>,
+    /// Not in use.
+    spare: Vec<Vec<f32>>,
+}
+
+impl Workspace {
+    /// A buffer of `len` floats that hold anything.
+    pub fn take(&mut self, len: usize) -> Vec<f32> {
+        // The smallest that is large enough, else the largest, which then grows.
+        let fits = |v: &Vec<f32>| (v.capacity() < len, v.capacity().abs_diff(len));
+        let best = (0..self.spare.len()).min_by_key(|i| fits(&self.spare[*i]));
+        let mut buffer = best.map_or_else(Vec::new, |i| self.spare.swap_remove(i));
+        if buffer.len() < len {
+            buffer.resize(len, 0.0);
+        }
+        buffer.truncate(len);
+        buffer
+    }
+    pub fn give(&mut self, buffer: Vec<f32>) {
+        if buffer.capacity() > 0 {
+            self.spare.push(buffer);
+        }
+    }
+    pub fn clear(&mut self, values: usize) {
+        for value in std::mem::take(&mut self.values) {
+            self.give(value);
+        }
+        self.values.resize_with(values, Vec::new);
+    }
+}
+
+/// Workspaces not in use.
+#[derive(Default)]
+pub(in crate::exec) struct Spaces(Mutex<Vec<Workspace>>);
+
+impl Spaces {
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
+        let lock = || self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut space = lock().pop().unwrap_or_default();
+        let result = work(&mut space);
+        lock().push(space);
+        result
+    }
+}
+
+/// Fewest multiplications that are worth sharing out among threads.
+const WORTH_SHARING: usize = 1 << 19;
+
+impl Lowered {
+    /// The outputs for `images` images that lie one behind another in `input`, as the model has them.
+    pub(in crate::exec) fn run(
+        &self,
+        input: &[f32],
+        images: usize,
+        spaces: &Spaces,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Tensor>, ExecError> {
+        let Some(weights) = &self.weights else {
+            return Err(ExecError::Input(
+                "a network in training has no fixed weights".into(),
+            ));
+        };
+        let sample = self.planes[self.input].elements();
+        let threads = rayon::current_num_threads().max(1);
+        // Fewer images than threads: one after another, all threads on each.
+        let (piece, shared) = if images < threads {
+            (1, true)
+        } else {
+            (self.piece().min(images.div_ceil(threads)), false)
+        };
+        let work = |input: &[f32]| -> Result<Vec<Vec<f32>>, ExecError> {
+            let n = input.len() / sample;
+            spaces.with(|space| {
+                self.forward(weights, input, n, space, false, shared, cancel)?;
+                Ok(self
+                    .outputs
+                    .iter()
+                    .map(|o| self.export(&space.values[o.value], o.value, n))
+                    .collect())
+            })
+        };
+        let pieces: Vec<Vec<Vec<f32>>> = if shared {
+            input
+                .chunks(piece * sample)
+                .map(work)
+                .collect::<Result<_, _>>()?
+        } else {
+            input
+                .par_chunks(piece * sample)
+                .map(work)
+                .collect::<Result<_, _>>()?
+        };
+        self.outputs
+            .iter()
+            .enumerate()
+            .map(|(at, output)| {
+                let plane = &self.planes[output.value];
+                let mut all = Vec::with_capacity(images * plane.elements());
+                for piece in &pieces {
+                    all.extend_from_slice(&piece[at]);
+                }
+                let shape = if output.flat {
+                    vec![images, plane.c]
+                } else {
+                    vec![images, plane.c, plane.h, plane.w]
+                };
+                Ok(Tensor::from_vec(all, shape, &Device::Cpu)?)
+            })
+            .collect()
+    }
+
+    /// A value as N×C×H×W.
+    pub(super) fn export(&self, buffer: &[f32], value: Id, images: usize) -> Vec<f32> {
+        let plane = &self.planes[value];
+        let mut out = vec![0.0; images * plane.elements()];
+        let area = plane.h * plane.w;
+        for n in 0..images {
+            for y in 0..plane.h {
+                let start = n * plane.size() + plane.origin() + y * plane.row();
+                let to = n * plane.elements() + y * plane.w;
+                for (x, pixel) in buffer[start..start + plane.w * plane.c]
+                    .chunks_exact(plane.c)
+                    .enumerate()
+                {
+                    for (c, v) in pixel.iter().enumerate() {
+                        out[to + c * area + x] = *v;
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn import(&self, input: &[f32], images: usize, buffer: &mut [f32]) {
+        let plane = &self.planes[self.input];
+        if self.input_last || plane.h * plane.w == 1 || plane.c == 1 {
+            let bare = Plane::new(plane.h, plane.w, plane.c);
+            planes::copy(images, (input, &bare), (buffer, plane));
+            return;
+        }
+        let area = plane.h * plane.w;
+        for n in 0..images {
+            for y in 0..plane.h {
+                let start = n * plane.size() + plane.origin() + y * plane.row();
+                let row = &mut buffer[start..start + plane.w * plane.c];
+                for c in 0..plane.c {
+                    let from = n * plane.elements() + c * area + y * plane.w;
+                    for (to, x) in row[c..]
+                        .iter_mut()
+                        .step_by(plane.c)
+                        .zip(&input[from..from + plane.w])
+                    {
+                        *to = *x;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes all values; with `keep` none is given up on the way.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward(
+        &self,
+        weights: &Weights,
+        input: &[f32],
+        images: usize,
+        space: &mut Workspace,
+        keep: bool,
+        shared: bool,
+        cancel: &CancelToken,
+    ) -> Result<(), ExecError> {
+        space.clear(self.planes.len());
+        let mut buffer = self.fresh(space, self.input, images);
+        self.import(input, images, &mut buffer);
+        space.values[self.input] = buffer;
+        for (at, step) in self.steps.iter().enumerate() {
+            if cancel.is_cancelled() {
+                return Err(ExecError::Cancelled);
+            }
+            let mut out = self.fresh(space, step.output, images);
+            self.compute(
+                weights,
+                &step.kind,
+                step.output,
+                images,
+                &space.values,
+                &mut out,
+                shared,
+            );
+            space.values[step.output] = out;
+            if keep {
+                continue;
+            }
+            for value in step.kind.inputs() {
+                if self.last_use[value] == at {
+                    let done = std::mem::take(&mut space.values[value]);
+                    space.give(done);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A buffer for a value, its margin zero.
+    fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Vec<f32> {
+        let plane = &self.planes[value];
+        let mut buffer = space.take(images * plane.size());
+        plane.clear_margin(&mut buffer, images);
+        buffer
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn compute(
+        &self,
+        weights: &Weights,
+        kind: &Kind,
+        output: Id,
+        images: usize,
+        values: &[Vec<f32>],
+        out: &mut [f32],
+        shared: bool,
+    ) {
+        let plane = &self.planes[output];
+        let of = |id: Id| (values[id].as_slice(), &self.planes[id]);
+        match kind {
+            Kind::Conv {
+                input,
+                window,
+                weight,
+                added,
+                tail,
+            }
+            | Kind::Depthwise {
+                input,
+                window,
+                weight,
+                added,
+                tail,
+            } => {
+                let (x, from) = of(*input);
+                let mut sweep = window.forward(images, from, plane);
+                sweep.added = added.map(|id| self.planes[id].grid());
+                let added = added.map(|id| values[id].as_slice());
+                let spec = &self.specs[*weight];
+                let work = sweep.pixels() * spec.outputs() * spec.depth * spec.taps;
+                let parts = if shared && work >= WORTH_SHARING {
+                    2 * rayon::current_num_threads()
+                } else {
+                    1
+                };
+                by_rows(&sweep, parts, out, |sweep, out| {
+                    match &weights.ready[*weight] {
+                        Ready::Dense(packed) => planes::conv(sweep, packed, x, added, out, *tail),
+                        Ready::Depthwise { weight, bias } => planes::depthwise(
+                            sweep,
+                            spec.groups,
+                            weight,
+                            Some(bias),
+                            x,
+                            added,
+                            out,
+                            *tail,
+                        ),
+                    }
+                });
+            }
+            Kind::Add { a, b, limits } => {
+                planes::add(images, of(*a), Some(of(*b)), (out, plane), *limits);
+            }
+            Kind::Clip { input, limits } => clip(images, of(*input), (out, plane), *limits),
+            Kind::Quant { input, quant } => {
+                planes::fake_quant(images, of(*input), (out, plane), quant);
+            }
+            Kind::Mean { input } => mean(images, of(*input), out),
+            Kind::Average {
+                input,
+                window,
+                padded,
+            } => {
+                let (x, from) = of(*input);
+                let sweep = window.forward(images, from, plane);
+                let count = |y: usize, at: usize| 1.0 / covered(window, from, *padded, y, at);
+                planes::sum_windows(&sweep, plane.c, x, out, count, true);
+            }
+            Kind::Max { input, window } => {
+                let (x, from) = of(*input);
+                let sweep = window.forward(images, from, plane);
+                planes::max_pool(&sweep, plane.c, x, out, |y, at, tap| {
+                    inside(window, from, y, at, tap)
+                });
+            }
+            Kind::Scale { input, factors } => {
+                let (x, from) = of(*input);
+                let factors = of(*factors);
+                for n in 0..images {
+                    let start = n * factors.1.size() + factors.1.origin();
+                    let by = &factors.0[start..start + plane.c];
+                    each_row(n, plane, from, out, x, |to, x| {
+                        for (to, x) in to.chunks_exact_mut(plane.c).zip(x.chunks_exact(plane.c)) {
+                            for ((to, x), by) in to.iter_mut().zip(x).zip(by) {
+                                *to = x * by;
+                            }
+                        }
+                    });
+                }
+            }
+            Kind::Map { input, fun } => {
+                let (x, from) = of(*input);
+                for n in 0..images {
+                    each_row(n, plane, from, out, x, |to, x| {
+                        for (to, x) in to.iter_mut().zip(x) {
+                            *to = f32::apply(*fun, *x);
+                        }
+                    });
+                }
+            }
+            Kind::Concat { inputs } => {
+                let mut first = 0;
+                for id in inputs {
+                    let (x, from) = of(*id);
+                    for n in 0..images {
+                        each_row(n, plane, from, out, x, |to, x| {
+                            for (to, x) in to.chunks_exact_mut(plane.c).zip(x.chunks_exact(from.c))
+                            {
+                                to[first..first + from.c].copy_from_slice(x);
+                            }
+                        });
+                    }
+                    first += from.c;
+                }
+            }
+            Kind::Flatten { input } => {
+                let flat = self.export(&values[*input], *input, images);
+                let bare = Plane::new(1, 1, plane.c);
+                planes::copy(images, (&flat, &bare), (out, plane));
+            }
+            Kind::Softmax { input } => {
+                let (x, from) = of(*input);
+                for n in 0..images {
+                    each_row(n, plane, from, out, x, |to, x| {
+                        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                        for (to, x) in to.iter_mut().zip(x) {
+                            *to = (x - top).exp();
+                        }
+                        let sum: f32 = to.iter().sum();
+                        to.iter_mut().for_each(|v| *v /= sum);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Calls `f(row of out, row of x)` for all rows of image `n`.
+fn each_row(
+    n: usize,
+    plane: &Plane,
+    from: &Plane,
+    out: &mut [f32],
+    x: &[f32],
+    mut f: impl FnMut(&mut [f32], &[f32]),
+) {
+    for y in 0..plane.h {
+        let to = n * plane.size() + plane.origin() + y * plane.row();
+        let at = n * from.size() + from.origin() + y * from.row();
+        f(
+            &mut out[to..to + plane.w * plane.c],
+            &x[at..at + from.w * from.c],
+        );
+    }
+}
+
+/// Runs `work` on parts of a sweep, by whole rows of one image, in parallel.
+fn by_rows(sweep: &Sweep, parts: usize, out: &mut [f32], work: impl Fn(&Sweep, &mut [f32]) + Sync) {
+    if parts < 2 || sweep.images != 1 || sweep.h < 2 {
+        return work(sweep, out);
+    }
+    let mut rest = out;
+    let mut gone = 0;
+    let mut tasks = Vec::with_capacity(parts);
+    let split = sweep.split(parts);
+    for (i, part) in split.iter().enumerate() {
+        // A part's floats end where the next one's begin.
+        let end = match split.get(i + 1) {
+            Some(next) => next.output.start as usize - gone,
+            None => rest.len(),
+        };
+        let (own, later) = rest.split_at_mut(end);
+        let part = Sweep {
+            output: Grid {
+                start: part.output.start - gone as isize,
+                ..part.output
+            },
+            ..part.clone()
+        };
+        tasks.push((part, own));
+        gone += end;
+        rest = later;
+    }
+    tasks
+        .into_par_iter()
+        .for_each(|(part, own)| work(&part, own));
+}
+
+fn clip(images: usize, x: (&[f32], &Plane), out: (&mut [f32], &Plane), (low, high): Limits) {
+    let (target, plane) = out;
+    for n in 0..images {
+        each_row(n, plane, x.1, target, x.0, |to, x| {
+            for (to, x) in to.iter_mut().zip(x) {
+                // What is not a number stays.
+                *to = if *x < low {
+                    low
+                } else if *x > high {
+                    high
+                } else {
+                    *x
+                };
+            }
+        });
+    }
+}
+
+fn mean(images: usize, x: (&[f32], &Plane), out: &mut [f32]) {
+    let plane = x.1;
+    let share = 1.0 / (plane.h * plane.w) as f32;
+    for n in 0..images {
+        let sums = &mut out[n * plane.c..(n + 1) * plane.c];
+        sums.fill(0.0);
+        let one = n * plane.size()..(n + 1) * plane.size();
+        planes::bias_gradient(1, (&x.0[one], plane), sums);
+        sums.iter_mut().for_each(|s| *s *= share);
+    }
+}
+
+/// Whether a tap of the window at output pixel (y, x) lies in the image.
+pub(super) fn inside(window: &Window2d, from: &Plane, y: usize, x: usize, tap: usize) -> bool {
+    let (ky, kx) = (tap / window.kernel.1, tap % window.kernel.1);
+    let row = (y * window.stride.0 + ky * window.dilation.0).wrapping_sub(window.before.0);
+    let column = (x * window.stride.1 + kx * window.dilation.1).wrapping_sub(window.before.1);
+    row < from.h && column < from.w
+}
+
+/// Elements that an average at output pixel (y, x) is over.
+fn covered(window: &Window2d, from: &Plane, padded: bool, y: usize, x: usize) -> f32 {
+    if padded {
+        return window.taps() as f32;
+    }
+    let count = (0..window.taps())
+        .filter(|tap| inside(window, from, y, x, *tap))
+        .count();
+    count.max(1) as f32
+}
+
+/// No clipping and no quantisation: for sums of gradients.
+pub(super) const PLAIN: Tail = Tail::NONE;

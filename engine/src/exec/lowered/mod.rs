@@ -1,0 +1,151 @@
+//! The fast way through a convolutional network: the schedule of a [`super::Program`] for one size of image, on channels-last
+//! planes, with batch norms, additions, activations and fake quantisation done by the convolution before them. Images are
+//! independent of each other, so a batch is worked through in pieces that stay in the cache, one piece a thread.
+//!
+//! What does not fit (other operators, values that taps want) runs the general way, operator by operator.
+
+mod backward;
+mod build;
+mod forward;
+mod weights;
+
+pub use backward::Gradients;
+pub(super) use backward::Loss;
+pub(super) use build::{Source, weight_slots};
+pub(super) use forward::Spaces;
+
+use super::kernels::planes::{Plane, Quant, Tail, Window2d};
+use super::scalar::Fun;
+use weights::{Spec, Weights};
+
+/// Number of a value: an image-shaped plane, a vector being one of 1×1 pixel.
+type Id = usize;
+
+/// A network for images of one size.
+pub(super) struct Lowered {
+    /// Of every value, its margin as wide as any of its readers wants.
+    planes: Vec<Plane>,
+    input: Id,
+    /// Whether the input comes with its channels last already.
+    input_last: bool,
+    outputs: Vec<Output>,
+    steps: Vec<Step>,
+    specs: Vec<Spec>,
+    /// Packed once where nothing trains.
+    weights: Option<Weights>,
+    /// The last step that reads each value; those of outputs are never given up.
+    last_use: Vec<usize>,
+    /// Why gradients cannot be taken this way, if they cannot.
+    untrainable: Option<&'static str>,
+}
+
+struct Output {
+    value: Id,
+    /// N×C, else N×C×H×W.
+    flat: bool,
+}
+
+struct Step {
+    kind: Kind,
+    output: Id,
+}
+
+/// Highest and lowest value let through.
+type Limits = (f32, f32);
+
+enum Kind {
+    /// Dense or grouped; a matrix product is one of a 1×1 image.
+    Conv {
+        input: Id,
+        window: Window2d,
+        weight: usize,
+        added: Option<Id>,
+        tail: Tail,
+    },
+    Depthwise {
+        input: Id,
+        window: Window2d,
+        weight: usize,
+        added: Option<Id>,
+        tail: Tail,
+    },
+    Add {
+        a: Id,
+        b: Id,
+        limits: Limits,
+    },
+    Clip {
+        input: Id,
+        limits: Limits,
+    },
+    Quant {
+        input: Id,
+        quant: Quant,
+    },
+    /// Over the whole plane.
+    Mean {
+        input: Id,
+    },
+    Average {
+        input: Id,
+        window: Window2d,
+        /// What lies beyond the image counts as zeros; else it does not count.
+        padded: bool,
+    },
+    Max {
+        input: Id,
+        window: Window2d,
+    },
+    /// Every channel by a factor of its own, computed from the image.
+    Scale {
+        input: Id,
+        factors: Id,
+    },
+    Map {
+        input: Id,
+        fun: Fun,
+    },
+    /// Along the channels.
+    Concat {
+        inputs: Vec<Id>,
+    },
+    /// To a vector in the order channels, rows, columns.
+    Flatten {
+        input: Id,
+    },
+    Softmax {
+        input: Id,
+    },
+}
+
+impl Kind {
+    fn inputs(&self) -> Vec<Id> {
+        match self {
+            Self::Conv { input, added, .. } | Self::Depthwise { input, added, .. } => {
+                [Some(*input), *added].into_iter().flatten().collect()
+            }
+            Self::Add { a, b, .. } => vec![*a, *b],
+            Self::Scale { input, factors } => vec![*input, *factors],
+            Self::Concat { inputs } => inputs.clone(),
+            Self::Clip { input, .. }
+            | Self::Quant { input, .. }
+            | Self::Mean { input }
+            | Self::Average { input, .. }
+            | Self::Max { input, .. }
+            | Self::Map { input, .. }
+            | Self::Flatten { input }
+            | Self::Softmax { input } => vec![*input],
+        }
+    }
+}
+
+/// Floats of the largest value that a piece of the batch may have: what stays in a core's own cache.
+const PIECE: usize = 1 << 18;
+
+impl Lowered {
+    /// Images worked on together on one thread: enough that small planes fill tiles, few enough for the cache. By sizes only.
+    fn piece(&self) -> usize {
+        let largest = self.planes.iter().map(Plane::size).max().unwrap_or(1);
+        (PIECE / largest.max(1)).clamp(1, 16)
+    }
+}

@@ -1,0 +1,122 @@
+//! From the model's weights to what the kernels read: batch norms folded in, laid out in panels.
+
+use crate::exec::kernels::planes::{Packed, isa, pack_depthwise};
+use candle_core::{DType, Device, Result, Tensor};
+
+/// How a weight lies in the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    /// Output × input × …
+    OutputFirst,
+    /// Input × output.
+    InputFirst,
+    /// No weight: a batch norm that stands alone scales each channel.
+    Ones,
+}
+
+/// The weight of one convolution, by slots of the program.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    pub form: Form,
+    pub weight: usize,
+    /// Summed.
+    pub biases: Vec<usize>,
+    /// Scale, shift, mean, variance of a batch norm behind it.
+    pub norm: Option<([usize; 4], f32)>,
+    pub groups: usize,
+    /// Of a group.
+    pub channels: usize,
+    pub depth: usize,
+    pub taps: usize,
+    pub depthwise: bool,
+}
+
+/// A weight (outputs × depth·taps) and a bias (outputs) as they take effect, as tensors that gradients flow through.
+pub(super) struct Effective {
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+impl Spec {
+    pub fn outputs(&self) -> usize {
+        self.groups * self.channels
+    }
+
+    pub fn sizes(&self) -> (usize, usize, usize, usize) {
+        (self.groups, self.channels, self.depth, self.taps)
+    }
+
+    pub fn effective(&self, slot: &dyn Fn(usize) -> Result<Tensor>) -> Result<Effective> {
+        let (o, k) = (self.outputs(), self.depth * self.taps);
+        let mut weight = match self.form {
+            Form::OutputFirst => slot(self.weight)?.reshape((o, k))?,
+            Form::InputFirst => slot(self.weight)?.reshape((k, o))?.t()?,
+            Form::Ones => Tensor::ones((o, 1), DType::F32, &Device::Cpu)?,
+        };
+        let mut bias = Tensor::zeros(o, DType::F32, &Device::Cpu)?;
+        for other in &self.biases {
+            bias = (bias + slot(*other)?.reshape(o)?)?;
+        }
+        if let Some(([scale, shift, mean, variance], epsilon)) = self.norm {
+            let factor = (slot(scale)? / (slot(variance)? + f64::from(epsilon))?.sqrt()?)?;
+            weight = weight.broadcast_mul(&factor.unsqueeze(1)?)?;
+            bias = (((bias - slot(mean)?)? * &factor)? + slot(shift)?)?;
+        }
+        Ok(Effective { weight, bias })
+    }
+}
+
+/// One convolution's weights as the kernels read them.
+pub(super) enum Ready {
+    Dense(Packed),
+    Depthwise { weight: Vec<f32>, bias: Vec<f32> },
+}
+
+/// All weights of a network.
+pub(super) struct Weights {
+    pub ready: Vec<Ready>,
+    /// For input gradients; empty where nothing trains. Depthwise ones need no other layout.
+    pub backward: Vec<Option<Packed>>,
+}
+
+impl Weights {
+    pub fn pack(specs: &[Spec], effective: &[Effective], backward: bool) -> Result<Self> {
+        let mut all = Self {
+            ready: Vec::with_capacity(specs.len()),
+            backward: Vec::new(),
+        };
+        for (spec, effective) in specs.iter().zip(effective) {
+            let weight = effective.weight.flatten_all()?.to_vec1::<f32>()?;
+            let bias = effective.bias.to_vec1::<f32>()?;
+            if spec.depthwise {
+                all.ready.push(Ready::Depthwise {
+                    weight: pack_depthwise(&weight, spec.groups),
+                    bias,
+                });
+                if backward {
+                    all.backward.push(None);
+                }
+                continue;
+            }
+            let (groups, channels, depth, taps) = spec.sizes();
+            let at = |g: usize, o: usize, i: usize, t: usize| {
+                weight[((g * channels + o) * depth + i) * taps + t]
+            };
+            all.ready.push(Ready::Dense(Packed::new(
+                isa(),
+                spec.sizes(),
+                at,
+                Some(&bias),
+            )));
+            if backward {
+                all.backward.push(Some(Packed::new(
+                    isa(),
+                    (groups, depth, channels, taps),
+                    |g, o, i, t| at(g, i, o, t),
+                    None,
+                )));
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,234 @@
+//! The fused way through a network gives what the operators give one by one: outputs, and gradients of every parameter.
+
+use candle_core::{Device, Tensor};
+use limbeck_engine::{
+    compress::{
+        CompressError, LayerSetting, Model, PassContext, Precision, QuantScheme, Ratio,
+        compress_layers,
+    },
+    data::Dataset,
+    exec::{CancelToken, ExecError, Mode, NoTaps, Program, Taps},
+    formats::onnx,
+    graph::{Graph, ValueId},
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Wants nothing, but is there: operators run one by one.
+struct Watching;
+impl Taps for Watching {
+    fn wants(&self, _: ValueId) -> bool {
+        false
+    }
+    fn visit(&mut self, _: ValueId, _: &Tensor) -> Result<Option<Tensor>, ExecError> {
+        Ok(None)
+    }
+}
+
+fn sample(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../sample-models")
+        .join(path)
+}
+
+fn images(shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = (0..count)
+        .map(|i| ((i * 7919 + i / 13 * 104_729) % 1021) as f32 / 1021.0)
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape says")
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .flatten_all()
+        .and_then(|t| t.to_vec1())
+        .expect("f32 on the CPU")
+}
+
+fn close(a: &[f32], b: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let scale = b.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!(
+            (a - b).abs() <= tolerance * scale,
+            "{what}: element {i}: {a}, expected {b}"
+        );
+    }
+}
+
+fn both_ways(graph: &Graph, shape: &[usize]) {
+    let program = Program::compile(graph, Mode::Inference).expect("compiles");
+    let x = images(shape);
+    let cancel = CancelToken::default();
+    let general = program
+        .run(&[x.clone()], &mut Watching, &cancel)
+        .expect("runs");
+    let fused = program.run(&[x], &mut NoTaps, &cancel).expect("runs");
+    for (fused, general) in fused.iter().zip(&general) {
+        assert_eq!(fused.dims(), general.dims());
+        close(&flat(fused), &flat(general), 1e-4, &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn outputs_of_the_samples_are_the_same_both_ways() {
+    let resnet = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
+    for n in [1, 2, 37] {
+        both_ways(&resnet, &[n, 1, 28, 28]);
+    }
+    let lite = onnx::read(&sample("efficientnet-lite0/efficientnet-lite0.onnx")).expect("reads");
+    both_ways(&lite, &[2, 3, 224, 224]);
+}
+
+/// The sample, pruned and quantised with QDQ pairs in it.
+fn compressed() -> Result<(Model, Graph), CompressError> {
+    let graph = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
+    let data = Dataset::open(&sample("fashion-resnet/task.ron")).expect("opens");
+    let settings = graph
+        .layers()
+        .into_iter()
+        .enumerate()
+        .map(|(i, layer)| {
+            let precision = [Precision::Int8, Precision::Int4, Precision::Fp16][i % 3];
+            let sparsity = Ratio(0.3);
+            (
+                layer.id,
+                LayerSetting {
+                    precision,
+                    sparsity,
+                },
+            )
+        })
+        .collect::<BTreeMap<_, _>>();
+    let model = Model {
+        graph: graph.clone(),
+        masks: BTreeMap::new(),
+    };
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let scheme = QuantScheme {
+        samples: 32,
+        ..QuantScheme::default()
+    };
+    Ok((
+        compress_layers(model, &settings, &scheme, None, &context)?.0,
+        graph,
+    ))
+}
+
+/// Loss and gradients by parameter: fused, or by candle alone.
+fn gradients(program: &Program, x: &Tensor, fused: bool) -> (f64, BTreeMap<String, Vec<f32>>) {
+    let n = x.dims()[0];
+    let loss = |rows: std::ops::Range<usize>, out: &[Tensor]| {
+        let count = rows.len();
+        let labels: Vec<u32> = rows.map(|i| (i % 10) as u32).collect();
+        let labels = Tensor::from_vec(labels, count, &Device::Cpu)?;
+        candle_nn::loss::cross_entropy(&out[0], &labels)? * (count as f64 / n as f64)
+    };
+    let cancel = CancelToken::default();
+    let (value, store) = if fused {
+        let all = program.gradients(x, &loss, &cancel).expect("trains");
+        (all.loss, all.store)
+    } else {
+        let out = program
+            .run(&[x.clone()], &mut Watching, &cancel)
+            .expect("runs");
+        let value = loss(0..n, &out).expect("a loss");
+        let number = value.to_scalar::<f32>().expect("a scalar");
+        (f64::from(number), value.backward().expect("gradients"))
+    };
+    let by_name = program
+        .parameters()
+        .iter()
+        .map(|(name, var)| {
+            let gradient = store.get(var).map(flat).unwrap_or_default();
+            (name.clone(), gradient)
+        })
+        .collect();
+    (value, by_name)
+}
+
+#[test]
+fn gradients_are_the_same_both_ways() {
+    let (compressed, original) = compressed().expect("compresses");
+    for (what, graph) in [("original", &original), ("compressed", &compressed.graph)] {
+        let program = Program::compile(graph, Mode::Training).expect("compiles");
+        let x = images(&[19, 1, 28, 28]);
+        let (loss, fused) = gradients(&program, &x, true);
+        let (expected, general) = gradients(&program, &x, false);
+        // A value that rounds to the other side of a quantisation step gives a loss and gradients that differ a little.
+        let (of_loss, tolerance) = match what {
+            "original" => (1e-5, 1e-3),
+            _ => (1e-3, 5e-2),
+        };
+        assert!(
+            (loss - expected).abs() < of_loss * expected.abs(),
+            "{what}: {loss} {expected}"
+        );
+        assert!(fused.len() > 40 && fused.len() == general.len());
+        for (name, gradient) in &fused {
+            close(
+                gradient,
+                &general[name],
+                tolerance,
+                &format!("{what} {name}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_on_any_number_of_threads() {
+    let graph = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
+    let program = Program::compile(&graph, Mode::Training).expect("compiles");
+    let x = images(&[21, 1, 28, 28]);
+    let on = |threads: usize| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .stack_size(16 << 20)
+            .build()
+            .expect("a pool")
+            .install(|| gradients(&program, &x, true))
+    };
+    let one = on(1);
+    for threads in [2, 3, 8] {
+        assert!(on(threads) == one, "{threads} threads");
+    }
+    // And outputs do not depend on how a batch is cut either.
+    let inference = Program::compile(&graph, Mode::Inference).expect("compiles");
+    let run = |x: &Tensor| {
+        flat(
+            &inference
+                .run(&[x.clone()], &mut NoTaps, &CancelToken::default())
+                .expect("runs")[0],
+        )
+    };
+    let all = run(&x);
+    for i in 0..21 {
+        let one = x
+            .narrow(0, i, 1)
+            .and_then(|t| t.contiguous())
+            .expect("an image");
+        assert_eq!(run(&one), all[i * 10..(i + 1) * 10]);
+    }
+}
+
+#[test]
+fn a_step_is_cancelled_in_the_middle() {
+    let graph = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
+    let program = Program::compile(&graph, Mode::Training).expect("compiles");
+    let cancel = CancelToken::default();
+    // Cancelled once the first loss is known: backward must not be finished.
+    let loss = |_: std::ops::Range<usize>, out: &[Tensor]| {
+        cancel.cancel();
+        out[0].sum_all()
+    };
+    let result = program.gradients(&images(&[64, 1, 28, 28]), &loss, &cancel);
+    assert!(matches!(result.err(), Some(ExecError::Cancelled)));
+}
