@@ -7,7 +7,7 @@ use limbeck_engine::{
         compress_layers,
     },
     data::Dataset,
-    exec::{CancelToken, ExecError, Mode, NoTaps, Program, Taps},
+    exec::{CancelToken, ExecError, Family, Mode, NoTaps, Program, Taps},
     formats::onnx,
     graph::{Graph, ValueId},
 };
@@ -231,4 +231,86 @@ fn a_step_is_cancelled_in_the_middle() {
     };
     let result = program.gradients(&images(&[64, 1, 28, 28]), &loss, &cancel);
     assert!(matches!(result.err(), Some(ExecError::Cancelled)));
+}
+
+#[test]
+fn members_of_a_family_give_what_they_give_alone() {
+    let (compressed, original) = compressed().expect("compresses");
+    let data = Dataset::open(&sample("fashion-resnet/task.ron")).expect("opens");
+    let cancel = CancelToken::default();
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &cancel,
+        seed: 0,
+    };
+    let scheme = QuantScheme {
+        samples: 32,
+        ..QuantScheme::default()
+    };
+    let only = |plan: BTreeMap<_, LayerSetting>| {
+        let model = Model {
+            graph: original.clone(),
+            masks: BTreeMap::new(),
+        };
+        let (model, _) =
+            compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
+        Program::compile(&model.graph, Mode::Inference).expect("compiles")
+    };
+    let base = only(BTreeMap::new());
+    let mut family = Family::new(&base, &[1, 28, 28])
+        .expect("lowers")
+        .expect("has a fused form");
+    let mut alone = Vec::new();
+    for layer in original.layers() {
+        for precision in [Precision::Fp16, Precision::Int8, Precision::Int4] {
+            let sparsity = Ratio(0.0);
+            alone.push(only(BTreeMap::from([(
+                layer.id.clone(),
+                LayerSetting {
+                    precision,
+                    sparsity,
+                },
+            )])));
+        }
+    }
+    // One that differs everywhere.
+    alone.push(Program::compile(&compressed.graph, Mode::Inference).expect("compiles"));
+    let members: Vec<usize> = alone
+        .iter()
+        .map(|program| {
+            family
+                .add(program)
+                .expect("lowers")
+                .expect("has a fused form")
+        })
+        .collect();
+    let x = images(&[23, 1, 28, 28]);
+    let mut visits = 0;
+    let mut between = || {
+        visits += 1;
+        Ok(())
+    };
+    let (first, others) = family
+        .run(&x, &members, &mut between, &cancel)
+        .expect("runs");
+    let run = |program: &Program| {
+        flat(
+            &program
+                .run(&[x.clone()], &mut NoTaps, &cancel)
+                .expect("runs")[0],
+        )
+    };
+    assert_eq!(first, run(&base));
+    for (program, outputs) in alone.iter().zip(&others) {
+        assert_eq!(*outputs, run(program));
+    }
+    assert!(visits > 1);
+    // The last layer alone runs again where only it differs, all but the input where the first one does.
+    let (own, all) = family.own_steps(members[members.len() - 2]);
+    assert!(own <= 2 && all > 20, "{own} of {all}");
+    let (own, all) = family.own_steps(members[1]);
+    assert!(own >= all - 2, "{own} of {all}");
+    let mut stop = || Err(ExecError::Cancelled);
+    let stopped = family.run(&x, &members, &mut stop, &cancel);
+    assert!(matches!(stopped, Err(ExecError::Cancelled)));
 }

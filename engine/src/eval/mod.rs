@@ -5,7 +5,7 @@ mod outputs;
 mod run;
 mod stats;
 
-pub use outputs::mean_kl;
+pub use outputs::{RowReader, mean_kl};
 pub use run::{Logits, evaluate, evaluate_with_logits};
 pub use stats::{mean, paired_drop, proportion};
 
@@ -125,11 +125,16 @@ impl Evaluation {
         if self.split != baseline.split {
             return paired_drop(0, 0, 0);
         }
+        baseline.drop_of(&self.predictions)
+    }
+
+    /// Accuracy that other predictions for the first of these samples lose against these.
+    pub fn drop_of(&self, predictions: &[u32]) -> PairedDrop {
         let (mut b, mut c, mut n) = (0, 0, 0);
-        for (candidate, base) in self.correct().zip(baseline.correct()) {
+        for ((own, other), label) in self.predictions.iter().zip(predictions).zip(&self.labels) {
             n += 1;
-            b += u64::from(base && !candidate);
-            c += u64::from(candidate && !base);
+            b += u64::from(own == label && other != label);
+            c += u64::from(own != label && other == label);
         }
         paired_drop(b, c, n)
     }

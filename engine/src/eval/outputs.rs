@@ -80,6 +80,50 @@ fn log_sum_exp(row: &[f32]) -> f64 {
         .ln()
 }
 
+/// Reads the rows of several networks for one task alike: probabilities become their logarithms, classes are predicted.
+pub struct RowReader {
+    classes: usize,
+    reading: Option<Reading>,
+}
+
+impl RowReader {
+    pub fn new(classes: usize) -> Self {
+        Self {
+            classes,
+            reading: None,
+        }
+    }
+
+    /// Logits and predicted classes of rows n×classes; the first ones read decide what the numbers are. `start` is the first
+    /// sample's number, for errors.
+    ///
+    /// # Errors
+    /// Rows that are not finite, or of another number of classes.
+    pub fn read(
+        &mut self,
+        mut rows: Vec<f32>,
+        start: usize,
+    ) -> Result<(Vec<f32>, Vec<u32>), EvalError> {
+        let classes = self.classes;
+        if classes == 0 || !rows.len().is_multiple_of(classes) {
+            return Err(EvalError::Shape(format!(
+                "the model's output does not fit the task, which has {classes} classes: use the task that belongs to the model"
+            )));
+        }
+        let reading = *self.reading.get_or_insert_with(|| reading(&rows, classes));
+        let predictions = rows
+            .chunks_exact(classes)
+            .enumerate()
+            .map(|(i, row)| Ok(judge(row, 0, reading, start + i)?.prediction))
+            .collect::<Result<_, EvalError>>()?;
+        if reading == Reading::Probabilities {
+            rows.iter_mut()
+                .for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
+        }
+        Ok((rows, predictions))
+    }
+}
+
 /// Mean Kullback–Leibler divergence KL(baseline ‖ candidate) in nats between the softmax of two sets of logits on the same
 /// samples, each n×`classes` row-major; over the samples both have. Never negative.
 pub fn mean_kl(baseline: &[f32], candidate: &[f32], classes: usize) -> Estimate {

@@ -100,12 +100,12 @@ impl Program {
         Ok(values)
     }
 
-    /// The lowered form for samples of this shape.
-    fn lowered(&self, sample: &[usize]) -> Result<Option<Arc<Lowered>>, ExecError> {
-        let mut forms = self.quick.forms.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((_, form)) = forms.iter().find(|(shape, _)| shape == sample) {
-            return Ok(form.clone());
-        }
+    /// A lowered form for samples of this shape, which shares packed weights with another.
+    pub(super) fn lowered_like(
+        &self,
+        sample: &[usize],
+        like: Option<&Lowered>,
+    ) -> Result<Option<Lowered>, ExecError> {
         let weights = match self.mode {
             Mode::Training => self.from_weights()?,
             Mode::Inference => BTreeMap::new(),
@@ -114,7 +114,16 @@ impl Program {
             program: self,
             weights,
         };
-        let form = Lowered::new(&view, sample).ok().map(Arc::new);
+        Ok(Lowered::new(&view, sample, like).ok())
+    }
+
+    /// The lowered form for samples of this shape.
+    fn lowered(&self, sample: &[usize]) -> Result<Option<Arc<Lowered>>, ExecError> {
+        let mut forms = self.quick.forms.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, form)) = forms.iter().find(|(shape, _)| shape == sample) {
+            return Ok(form.clone());
+        }
+        let form = self.lowered_like(sample, None)?.map(Arc::new);
         // A model is run on images of one size; two or three at most.
         if forms.len() > 3 {
             forms.remove(0);

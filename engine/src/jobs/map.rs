@@ -39,6 +39,7 @@ impl Worker {
             data,
             limit,
             known,
+            false,
             &mut watch,
             &context.cancel,
         )?;

@@ -104,6 +104,10 @@ pub struct Sensitivity {
     /// Only what the weights alone tell: at once, no data.
     #[arg(long)]
     pub proxy: bool,
+    /// Every cell on all samples. Without it a cell is settled on fewer once its interval is within ±0.5 points, or lies beyond a
+    /// drop of 2 points whole; its n says on how many.
+    #[arg(long, conflicts_with = "proxy")]
+    pub exact: bool,
 }
 
 /// Carry out a recipe and write model.onnx, recipe.ron, recipe.lock.ron, metrics.json and predictions.txt into a folder.

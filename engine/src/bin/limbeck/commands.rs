@@ -187,6 +187,7 @@ pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, St
             session.runnable()?,
             a.limit,
             &[],
+            a.exact,
             &mut watch,
             &cancel,
         )

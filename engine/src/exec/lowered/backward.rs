@@ -103,7 +103,7 @@ impl Lowered {
             .iter()
             .map(|spec| spec.effective(slot))
             .collect::<CandleResult<Vec<Effective>>>()?;
-        let weights = Weights::pack(&self.specs, &effective, true)?;
+        let weights = Weights::pack(&self.specs, &effective, true, None)?;
         let sample = self.planes[self.input].elements();
         let piece = images.div_ceil(PIECES).max(1);
         let places = self.gradient_planes();
@@ -361,7 +361,7 @@ impl Lowered {
                 let (mut to, more) = self.target(*input, n, places, gradients);
                 for mut sweep in window.backward(n, place, &places[*input]) {
                     sweep.added = more.then_some(sweep.output);
-                    match (&weights.ready[*weight], &weights.backward[*weight]) {
+                    match (&*weights.ready[*weight], &weights.backward[*weight]) {
                         (Ready::Depthwise { weight, .. }, _) => planes::depthwise(
                             &sweep,
                             spec.groups,

@@ -63,7 +63,12 @@ struct Builder<'a> {
 
 impl Lowered {
     /// Lowers `source` for inputs of shape `sample` (without the batch axis).
-    pub(in crate::exec) fn new(source: &dyn Source, sample: &[usize]) -> R<Self> {
+    /// What `like` has packed already is shared with it.
+    pub(in crate::exec) fn new(
+        source: &dyn Source,
+        sample: &[usize],
+        like: Option<&Self>,
+    ) -> R<Self> {
         let slot = source.input().ok_or("several inputs")?;
         let steps = source.steps();
         let mut uses = BTreeMap::new();
@@ -112,7 +117,7 @@ impl Lowered {
         for (step, inputs, outputs) in steps {
             builder.step(step, inputs, outputs)?;
         }
-        builder.finish(input_last)
+        builder.finish(input_last, like)
     }
 }
 
@@ -125,7 +130,7 @@ fn reads_shape(step: &fuse::Step) -> bool {
 }
 
 impl Builder<'_> {
-    fn finish(mut self, input_last: bool) -> R<Lowered> {
+    fn finish(mut self, input_last: bool, like: Option<&Lowered>) -> R<Lowered> {
         let mut outputs = Vec::new();
         for slot in self.source.outputs() {
             outputs.push(match self.places.get(&slot) {
@@ -184,7 +189,8 @@ impl Builder<'_> {
                     .iter()
                     .map(|spec| spec.effective(&slot))
                     .collect::<candle_core::Result<Vec<_>>>()?;
-                Weights::pack(&lowered.specs, &effective, false)
+                let known = like.and_then(|like| like.weights.as_ref());
+                Weights::pack(&lowered.specs, &effective, false, known)
             };
             lowered.weights = Some(pack().map_err(|_| "weights of another kind")?);
         }

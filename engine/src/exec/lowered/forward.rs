@@ -11,7 +11,7 @@ use crate::exec::{
 };
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 /// Buffers that a thread keeps from one piece of a batch to the next.
 #[derive(Default)]
@@ -53,12 +53,21 @@ impl Workspace {
 pub(in crate::exec) struct Spaces(Mutex<Vec<Workspace>>);
 
 impl Spaces {
+    pub(super) fn take(&self) -> Workspace {
+        self.lock().pop().unwrap_or_default()
+    }
+    pub(super) fn give(&self, space: Workspace) {
+        self.lock().push(space);
+    }
     pub(super) fn with<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
-        let lock = || self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let mut space = lock().pop().unwrap_or_default();
+        let mut space = self.take();
         let result = work(&mut space);
-        lock().push(space);
+        self.give(space);
         result
+    }
+    /// A panic elsewhere leaves whole workspaces behind.
+    fn lock(&self) -> MutexGuard<'_, Vec<Workspace>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -130,24 +139,7 @@ impl Lowered {
 
     /// A value as N×C×H×W.
     pub(super) fn export(&self, buffer: &[f32], value: Id, images: usize) -> Vec<f32> {
-        let plane = &self.planes[value];
-        let mut out = vec![0.0; images * plane.elements()];
-        let area = plane.h * plane.w;
-        for n in 0..images {
-            for y in 0..plane.h {
-                let start = n * plane.size() + plane.origin() + y * plane.row();
-                let to = n * plane.elements() + y * plane.w;
-                for (x, pixel) in buffer[start..start + plane.w * plane.c]
-                    .chunks_exact(plane.c)
-                    .enumerate()
-                {
-                    for (c, v) in pixel.iter().enumerate() {
-                        out[to + c * area + x] = *v;
-                    }
-                }
-            }
-        }
-        out
+        export(buffer, &self.planes[value], images)
     }
 
     fn import(&self, input: &[f32], images: usize, buffer: &mut [f32]) {
@@ -197,12 +189,14 @@ impl Lowered {
                 return Err(ExecError::Cancelled);
             }
             let mut out = self.fresh(space, step.output, images);
+            let values = &space.values;
+            let value = |id: Id| (values[id].as_slice(), &self.planes[id]);
             self.compute(
                 weights,
                 &step.kind,
                 step.output,
                 images,
-                &space.values,
+                &value,
                 &mut out,
                 shared,
             );
@@ -221,7 +215,7 @@ impl Lowered {
     }
 
     /// A buffer for a value, its margin zero.
-    fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Vec<f32> {
+    pub(super) fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Vec<f32> {
         let plane = &self.planes[value];
         let mut buffer = space.take(images * plane.size());
         plane.clear_margin(&mut buffer, images);
@@ -229,18 +223,18 @@ impl Lowered {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn compute(
+    pub(super) fn compute<'v>(
         &self,
         weights: &Weights,
         kind: &Kind,
         output: Id,
         images: usize,
-        values: &[Vec<f32>],
+        values: &dyn Fn(Id) -> (&'v [f32], &'v Plane),
         out: &mut [f32],
         shared: bool,
     ) {
         let plane = &self.planes[output];
-        let of = |id: Id| (values[id].as_slice(), &self.planes[id]);
+        let of = values;
         match kind {
             Kind::Conv {
                 input,
@@ -258,8 +252,8 @@ impl Lowered {
             } => {
                 let (x, from) = of(*input);
                 let mut sweep = window.forward(images, from, plane);
-                sweep.added = added.map(|id| self.planes[id].grid());
-                let added = added.map(|id| values[id].as_slice());
+                sweep.added = added.map(|id| of(id).1.grid());
+                let added = added.map(|id| of(id).0);
                 let spec = &self.specs[*weight];
                 let work = sweep.pixels() * spec.outputs() * spec.depth * spec.taps;
                 let parts = if shared && work >= WORTH_SHARING {
@@ -268,7 +262,7 @@ impl Lowered {
                     1
                 };
                 by_rows(&sweep, parts, out, |sweep, out| {
-                    match &weights.ready[*weight] {
+                    match &*weights.ready[*weight] {
                         Ready::Dense(packed) => planes::conv(sweep, packed, x, added, out, *tail),
                         Ready::Depthwise { weight, bias } => planes::depthwise(
                             sweep,
@@ -349,7 +343,8 @@ impl Lowered {
                 }
             }
             Kind::Flatten { input } => {
-                let flat = self.export(&values[*input], *input, images);
+                let (x, from) = of(*input);
+                let flat = export(x, from, images);
                 let bare = Plane::new(1, 1, plane.c);
                 planes::copy(images, (&flat, &bare), (out, plane));
             }
@@ -368,6 +363,27 @@ impl Lowered {
             }
         }
     }
+}
+
+/// A value as N×C×H×W.
+fn export(buffer: &[f32], plane: &Plane, images: usize) -> Vec<f32> {
+    let mut out = vec![0.0; images * plane.elements()];
+    let area = plane.h * plane.w;
+    for n in 0..images {
+        for y in 0..plane.h {
+            let start = n * plane.size() + plane.origin() + y * plane.row();
+            let to = n * plane.elements() + y * plane.w;
+            for (x, pixel) in buffer[start..start + plane.w * plane.c]
+                .chunks_exact(plane.c)
+                .enumerate()
+            {
+                for (c, v) in pixel.iter().enumerate() {
+                    out[to + c * area + x] = *v;
+                }
+            }
+        }
+    }
+    out
 }
 
 /// Calls `f(row of out, row of x)` for all rows of image `n`.

@@ -6,12 +6,14 @@
 
 mod backward;
 mod build;
+mod family;
 mod forward;
 mod weights;
 
 pub use backward::Gradients;
 pub(super) use backward::Loss;
 pub(super) use build::{Source, weight_slots};
+pub use family::Family;
 pub(super) use forward::Spaces;
 
 use super::kernels::planes::{Plane, Quant, Tail, Window2d};
@@ -50,7 +52,7 @@ struct Step {
     output: Id,
 }
 
-/// Highest and lowest value let through.
+/// Lowest and highest value let through.
 type Limits = (f32, f32);
 
 enum Kind {

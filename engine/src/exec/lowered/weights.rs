@@ -2,6 +2,7 @@
 
 use crate::exec::kernels::planes::{Packed, isa, pack_depthwise};
 use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
 
 /// How a weight lies in the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,25 +75,43 @@ pub(super) enum Ready {
 
 /// All weights of a network.
 pub(super) struct Weights {
-    pub ready: Vec<Ready>,
+    /// Shared among networks that have the same.
+    pub ready: Vec<Arc<Ready>>,
+    /// Of each, what tells it from another.
+    pub digests: Vec<u64>,
     /// For input gradients; empty where nothing trains. Depthwise ones need no other layout.
     pub backward: Vec<Option<Packed>>,
 }
 
 impl Weights {
-    pub fn pack(specs: &[Spec], effective: &[Effective], backward: bool) -> Result<Self> {
+    /// `known` may have some of them packed already.
+    pub fn pack(
+        specs: &[Spec],
+        effective: &[Effective],
+        backward: bool,
+        known: Option<&Self>,
+    ) -> Result<Self> {
+        let known = known.filter(|_| !backward);
         let mut all = Self {
             ready: Vec::with_capacity(specs.len()),
+            digests: Vec::with_capacity(specs.len()),
             backward: Vec::new(),
         };
         for (spec, effective) in specs.iter().zip(effective) {
             let weight = effective.weight.flatten_all()?.to_vec1::<f32>()?;
             let bias = effective.bias.to_vec1::<f32>()?;
+            let digest = digest(spec, &weight, &bias);
+            all.digests.push(digest);
+            let place = |known: &Self| known.digests.iter().position(|d| *d == digest);
+            if let Some(ready) = known.and_then(|known| Some(known.ready[place(known)?].clone())) {
+                all.ready.push(ready);
+                continue;
+            }
             if spec.depthwise {
-                all.ready.push(Ready::Depthwise {
+                all.ready.push(Arc::new(Ready::Depthwise {
                     weight: pack_depthwise(&weight, spec.groups),
                     bias,
-                });
+                }));
                 if backward {
                     all.backward.push(None);
                 }
@@ -102,12 +121,8 @@ impl Weights {
             let at = |g: usize, o: usize, i: usize, t: usize| {
                 weight[((g * channels + o) * depth + i) * taps + t]
             };
-            all.ready.push(Ready::Dense(Packed::new(
-                isa(),
-                spec.sizes(),
-                at,
-                Some(&bias),
-            )));
+            let packed = Packed::new(isa(), spec.sizes(), at, Some(&bias));
+            all.ready.push(Arc::new(Ready::Dense(packed)));
             if backward {
                 all.backward.push(Some(Packed::new(
                     isa(),
@@ -119,4 +134,28 @@ impl Weights {
         }
         Ok(all)
     }
+}
+
+/// A number that two different weights have in common by accident only.
+fn digest(spec: &Spec, weight: &[f32], bias: &[f32]) -> u64 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |h: u64, word: u64| (h ^ word).wrapping_mul(FACTOR).rotate_left(29);
+    let (groups, channels, depth, taps) = spec.sizes();
+    let mut digest = [groups, channels, depth, taps, usize::from(spec.depthwise)]
+        .iter()
+        .fold(FACTOR, |h, size| mix(h, *size as u64));
+    for part in [weight, bias] {
+        let (pairs, rest) = part.as_chunks::<2>();
+        for [a, b] in pairs {
+            digest = mix(
+                digest,
+                u64::from(a.to_bits()) << 32 | u64::from(b.to_bits()),
+            );
+        }
+        for a in rest {
+            digest = mix(digest, u64::from(a.to_bits()));
+        }
+        digest ^= digest >> 31;
+    }
+    digest
 }

@@ -155,7 +155,7 @@ impl Sweep {
 }
 
 /// A window sliding over a plane: what Conv and pooling share. Pairs are (vertical, horizontal).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window2d {
     pub kernel: (usize, usize),
     pub stride: (usize, usize),
