@@ -276,18 +276,25 @@ unsafe fn any_tile<L: Lanes>(
     shift: (usize, usize),
     vectors: usize,
 ) {
+    // Constant conditions, so that only tiles which fit the registers are compiled.
     macro_rules! by_rows {
         ($($rows:literal)*) => {
-            match (places.len(), vectors) {
-                $(
-                    ($rows, 1) if $rows <= L::ROWS => unsafe { tile::<L, $rows, 1>(job, places, shift) },
-                    ($rows, 2) if $rows <= L::ROWS && L::COLUMNS > 1 => unsafe { tile::<L, $rows, 2>(job, places, shift) },
-                )*
-                _ => unreachable!("tiles have 1..=ROWS pixels and 1..=COLUMNS vectors"),
-            }
+            $(
+                if const { $rows <= L::ROWS } {
+                    if places.len() == $rows && vectors == 1 {
+                        return unsafe { tile::<L, $rows, 1>(job, places, shift) };
+                    }
+                }
+                if const { $rows <= L::ROWS && L::COLUMNS > 1 } {
+                    if places.len() == $rows && vectors == 2 {
+                        return unsafe { tile::<L, $rows, 2>(job, places, shift) };
+                    }
+                }
+            )*
         };
     }
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+    unreachable!("a tile has 1 to ROWS rows and 1 to COLUMNS vectors");
 }
 
 #[inline(always)]

@@ -140,9 +140,8 @@ unsafe fn body<L: Lanes>(
                     let vectors = (channels - first)
                         .div_ceil(L::WIDTH)
                         .min(sums.isa.columns());
-                    // More rows where one column leaves registers free.
-                    let most = if vectors == 1 && L::COLUMNS > 1 {
-                        L::ROWS * 4 / 3
+                    let most = if vectors == 1 {
+                        most_rows::<L>()
                     } else {
                         L::ROWS
                     };
@@ -173,6 +172,15 @@ unsafe fn body<L: Lanes>(
     }
 }
 
+/// Rows of a tile of one column: more where that leaves registers free.
+const fn most_rows<L: Lanes>() -> usize {
+    if L::COLUMNS > 1 {
+        L::ROWS * 4 / 3
+    } else {
+        L::ROWS
+    }
+}
+
 struct Job<'a> {
     places: &'a [Place],
     /// From a pixel to the tile's first input channel, and to its first gradient channel.
@@ -185,18 +193,25 @@ struct Job<'a> {
 
 #[inline(always)]
 unsafe fn any_tile<L: Lanes>(job: &Job<'_>, rows: usize, vectors: usize) {
+    // Constant conditions, so that only tiles which fit the registers are compiled.
     macro_rules! by_rows {
         ($($rows:literal)*) => {
-            match (rows, vectors) {
-                $(
-                    ($rows, 1) if $rows <= L::ROWS * 4 / 3 => unsafe { tile::<L, $rows, 1>(job) },
-                    ($rows, 2) if $rows <= L::ROWS && L::COLUMNS > 1 => unsafe { tile::<L, $rows, 2>(job) },
-                )*
-                _ => unreachable!("tiles have 1..=ROWS input channels and 1..=COLUMNS vectors"),
-            }
+            $(
+                if const { $rows <= most_rows::<L>() } {
+                    if rows == $rows && vectors == 1 {
+                        return unsafe { tile::<L, $rows, 1>(job) };
+                    }
+                }
+                if const { $rows <= L::ROWS && L::COLUMNS > 1 } {
+                    if rows == $rows && vectors == 2 {
+                        return unsafe { tile::<L, $rows, 2>(job) };
+                    }
+                }
+            )*
         };
     }
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+    unreachable!("a tile has 1 to ROWS rows and 1 to COLUMNS vectors");
 }
 
 #[inline(always)]
