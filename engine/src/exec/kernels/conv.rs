@@ -1,17 +1,16 @@
-//! Convolution on slices: forward, and the gradients of input, weight and bias. Unfolded patches and a matrix product a
-//! group of an image; depthwise without either (see `depthwise`).
+//! Convolution on N×C×H×W slices: forward, and the gradients of input, weight and bias. Each image is set into a
+//! channels-last plane, where the kernels of [`super::planes`] do the work.
 
 use super::{
-    depthwise,
-    host::{Scratch, on_pool, sized, with_scratch},
-    matmul::{Matrix, matmul},
+    host::{on_pool, sized, with_scratch},
+    planes::{
+        self, Packed, Plane, Sweep, Tail, WeightGradient, Window2d, by_rows, from_nchw, isa,
+        pack_depthwise, to_nchw,
+    },
     simd,
-    window::{ConvShape, Planes, widen},
+    window::ConvShape,
 };
 use rayon::prelude::*;
-
-/// Floats of unfolded patches worked on at a time: stays within a core's L2 cache.
-const BLOCK: usize = 1 << 16;
 
 /// Partial weight gradients summed at the end, at most; part of what a sum's bits are.
 const PARTIALS: usize = 16;
@@ -19,216 +18,84 @@ const PARTIALS: usize = 16;
 /// Floats all partial weight gradients together may take (64 MB).
 const PARTIAL_FLOATS: usize = 1 << 24;
 
-/// How one group of one image is worked on.
-struct Plan {
-    shape: ConvShape,
-    planes: Planes,
-    /// Distance of output rows in the unfolded patches: the planes' pitch, or the output's width where that
-    /// would waste more than half of the product on dropped columns.
-    pitch: usize,
-    /// Output rows a block.
-    rows: usize,
+/// Weights as the kernels read them.
+enum Weights {
+    Dense(Packed),
+    Depthwise(Vec<f32>),
 }
 
-impl Plan {
-    fn new(shape: &ConvShape) -> Self {
-        let planes = Planes::new(shape);
-        let pitch = if planes.pitch * 2 > shape.wo * 3 {
-            shape.wo
-        } else {
-            planes.pitch
-        };
-        let rows = if planes.offsets.len() == 1 {
-            shape.ho
-        } else {
-            (BLOCK / (shape.depth() * pitch)).clamp(1, shape.ho)
-        };
-        Self {
-            shape: *shape,
-            planes,
-            pitch,
-            rows,
-        }
-    }
+/// Whether every channel is convolved by itself.
+fn is_depthwise(shape: &ConvShape) -> bool {
+    shape.cg == 1 && shape.og == 1 && shape.groups > 1
+}
 
-    /// Blocks of output rows: (first row, flat length).
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        (0..self.shape.ho).step_by(self.rows).map(|first| {
-            let count = self.rows.min(self.shape.ho - first);
-            (first, (count - 1) * self.pitch + self.shape.wo)
+fn sizes(shape: &ConvShape) -> (usize, usize, usize, usize) {
+    (shape.groups, shape.og, shape.cg, shape.kh * shape.kw)
+}
+
+impl Weights {
+    /// For the convolution, or with `back` for its input's gradient.
+    fn new(shape: &ConvShape, weight: &[f32], bias: Option<&[f32]>, back: bool) -> Self {
+        if is_depthwise(shape) {
+            return Self::Depthwise(pack_depthwise(weight, shape.groups));
+        }
+        let (groups, og, cg, taps) = sizes(shape);
+        let at =
+            |g: usize, o: usize, i: usize, t: usize| weight[((g * og + o) * cg + i) * taps + t];
+        Self::Dense(if back {
+            Packed::new(
+                isa(),
+                (groups, cg, og, taps),
+                |g, o, i, t| at(g, i, o, t),
+                None,
+            )
+        } else {
+            Packed::new(isa(), sizes(shape), at, bias)
         })
     }
 
-    /// Patches of a block as a matrix depth × length.
-    fn unfold<'a>(
-        &self,
-        planes: &'a [f32],
-        (first, length): (usize, usize),
-        columns: &'a mut Vec<f32>,
-    ) -> Matrix<'a> {
-        let start = first * self.planes.pitch;
-        if self.planes.offsets.len() == 1 {
-            return Matrix::rows(&planes[start..], self.planes.plane);
-        }
-        let columns = sized(columns, self.shape.depth() * length);
-        let mut lines = columns.chunks_exact_mut(length);
-        for plane in planes.chunks_exact(self.planes.plane) {
-            for (&offset, line) in self.planes.offsets.iter().zip(&mut lines) {
-                let source = &plane[offset + start..];
-                if self.pitch == self.planes.pitch {
-                    line.copy_from_slice(&source[..length]);
-                } else {
-                    for (to, from) in line
-                        .chunks_exact_mut(self.shape.wo)
-                        .zip(source.chunks(self.planes.pitch))
-                    {
-                        to.copy_from_slice(&from[..self.shape.wo]);
-                    }
-                }
-            }
-        }
-        Matrix::rows(columns, length)
-    }
-
-    /// Adds a block's patch gradients to the planes they were unfolded from.
-    fn fold(&self, columns: &[f32], (first, length): (usize, usize), planes: &mut [f32]) {
-        let start = first * self.planes.pitch;
-        let mut lines = columns.chunks_exact(length);
-        for plane in planes.chunks_exact_mut(self.planes.plane) {
-            for (&offset, line) in self.planes.offsets.iter().zip(&mut lines) {
-                let target = &mut plane[offset + start..];
-                if self.pitch == self.planes.pitch {
-                    simd::add_assign(&mut target[..length], line);
-                } else {
-                    for (to, from) in target
-                        .chunks_mut(self.planes.pitch)
-                        .zip(line.chunks_exact(self.shape.wo))
-                    {
-                        simd::add_assign(&mut to[..self.shape.wo], from);
-                    }
-                }
+    fn run(&self, sweep: &Sweep, channels: usize, bias: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
+        match self {
+            Self::Dense(packed) => planes::conv(sweep, packed, x, None, y, Tail::NONE),
+            Self::Depthwise(weight) => {
+                planes::depthwise(sweep, channels, weight, bias, x, None, y, Tail::NONE);
             }
         }
     }
+}
 
-    /// One group's (or some of its) output channels: `weight` and `output` hold just those.
-    fn forward(
-        &self,
-        input: &[f32],
-        weight: &[f32],
-        bias: Option<&[f32]>,
-        output: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let shape = &self.shape;
-        let area = shape.ho * shape.wo;
-        let channels = output.len() / area;
-        let planes = self.planes.of(input, &mut scratch.planes);
-        let weight = Matrix::rows(weight, shape.depth());
-        for block in self.blocks() {
-            let (first, length) = block;
-            let columns = self.unfold(planes, block, &mut scratch.columns);
-            let at = first * shape.wo;
-            let sizes = (channels, length, shape.depth());
-            if self.pitch == shape.wo {
-                matmul(sizes, weight, columns, &mut output[at..], area, false);
-            } else {
-                let wide = sized(&mut scratch.wide, channels * length);
-                matmul(sizes, weight, columns, wide, length, false);
-                let rows = (length - shape.wo) / self.pitch + 1;
-                for (channel, line) in wide.chunks_exact(length).enumerate() {
-                    let start = channel * area + at;
-                    simd::crop(
-                        &mut output[start..start + rows * shape.wo],
-                        shape.wo,
-                        line,
-                        self.pitch,
-                        bias.map_or(0.0, |b| b[channel]),
-                    );
-                }
-            }
-        }
-        if let (true, Some(bias)) = (self.pitch == shape.wo, bias) {
-            for (plane, bias) in output.chunks_exact_mut(area).zip(bias) {
-                simd::add_scalar(plane, *bias);
-            }
+/// The planes of one image: in and out.
+struct Places {
+    window: Window2d,
+    input: Plane,
+    output: Plane,
+}
+
+impl Places {
+    fn new(shape: &ConvShape) -> Self {
+        Self {
+            window: shape.window(),
+            input: Plane::new(shape.h, shape.w, shape.c),
+            output: Plane::new(shape.ho, shape.wo, shape.o),
         }
     }
+}
 
-    /// The output's gradient with rows at this plan's pitch.
-    fn widened<'a>(&self, gradient: &'a [f32], wide: &'a mut Vec<f32>) -> &'a [f32] {
-        if self.pitch == self.shape.wo {
-            return gradient;
-        }
-        let wide = sized(wide, self.shape.og * self.shape.ho * self.pitch);
-        widen(gradient, self.shape.wo, self.pitch, wide);
-        wide
-    }
-
-    /// Gradient of one group's input, which comes zeroed.
-    fn input_gradient(
-        &self,
-        gradient: &[f32],
-        weight: &[f32],
-        input: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let shape = &self.shape;
-        let gradient = self.widened(gradient, &mut scratch.wide);
-        let row = shape.ho * self.pitch;
-        let transposed = Matrix::rows(weight, shape.depth()).transposed();
-        let planes = if self.planes.identity {
-            &mut *input
-        } else {
-            let planes = sized(&mut scratch.planes, shape.cg * self.planes.plane);
-            planes.fill(0.0);
-            planes
-        };
-        for block in self.blocks() {
-            let (first, length) = block;
-            let part = Matrix::rows(&gradient[first * self.pitch..], row);
-            let sizes = (shape.depth(), length, shape.og);
-            if self.planes.offsets.len() == 1 {
-                matmul(sizes, transposed, part, planes, self.planes.plane, false);
-            } else {
-                let columns = sized(&mut scratch.columns, shape.depth() * length);
-                matmul(sizes, transposed, part, columns, length, false);
-                self.fold(columns, block, planes);
-            }
-        }
-        if !self.planes.identity {
-            let planes = sized(&mut scratch.planes, shape.cg * self.planes.plane);
-            self.planes.empty(planes, input);
-        }
-    }
-
-    /// Adds one image's share to the gradient of one group's weight.
-    fn weight_gradient(
-        &self,
-        input: &[f32],
-        gradient: &[f32],
-        weight: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let shape = &self.shape;
-        let planes = self.planes.of(input, &mut scratch.planes);
-        let gradient = self.widened(gradient, &mut scratch.wide);
-        let row = shape.ho * self.pitch;
-        for block in self.blocks() {
-            let (first, length) = block;
-            let columns = self.unfold(planes, block, &mut scratch.columns);
-            let part = Matrix::rows(&gradient[first * self.pitch..], row);
-            let sizes = (shape.og, shape.depth(), length);
-            matmul(
-                sizes,
-                part,
-                columns.transposed(),
-                weight,
-                shape.depth(),
-                true,
-            );
-        }
-    }
+/// Calls `work(image, its part of out, scratch for two planes)` for all images, in parallel.
+fn each_image(
+    out: &mut [f32],
+    size: usize,
+    planes: (usize, usize),
+    work: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]) + Sync,
+) {
+    on_pool(|| {
+        out.par_chunks_mut(size).enumerate().for_each(|(n, out)| {
+            with_scratch(|scratch| {
+                let first = sized(&mut scratch.planes, planes.0);
+                work(n, out, first, sized(&mut scratch.wide, planes.1));
+            });
+        });
+    });
 }
 
 /// N×O×H'×W' from N×C×H×W.
@@ -242,38 +109,24 @@ pub(super) fn forward(
     if output.is_empty() {
         return output;
     }
-    if depthwise::fits(shape) {
-        depthwise::forward(shape, input, weight, bias, &mut output);
-        return output;
-    }
-    let plan = Plan::new(shape);
-    // A few images alone would leave cores idle: share out their channels too. By the sizes only, so that bits don't
-    // depend on the threads.
-    let parts = if shape.groups == 1 && shape.n < 4 {
-        (4 / shape.n).min(shape.og.div_ceil(16)).max(1)
+    let mut p = Places::new(shape);
+    p.input.margin = p.window.margin(shape.h, shape.w);
+    let weights = Weights::new(shape, weight, bias, false);
+    let sweep = p.window.forward(1, &p.input, &p.output);
+    let parts = if shape.n == 1 {
+        2 * on_pool(rayon::current_num_threads)
     } else {
         1
     };
-    let channels = shape.og.div_ceil(parts);
-    let area = shape.ho * shape.wo;
-    on_pool(|| {
-        output
-            .par_chunks_mut(shape.group_out())
-            .zip(input.par_chunks(shape.group_in()))
-            .enumerate()
-            .for_each(|(index, (output, input))| {
-                let group = index % shape.groups;
-                output
-                    .par_chunks_mut(channels * area)
-                    .enumerate()
-                    .for_each(|(part, output)| {
-                        let first = group * shape.og + part * channels;
-                        let last = first + output.len() / area;
-                        let weight = &weight[first * shape.depth()..last * shape.depth()];
-                        let bias = bias.map(|b| &b[first..last]);
-                        with_scratch(|s| plan.forward(input, weight, bias, output, s));
-                    });
-            });
+    let size = p.output.elements();
+    each_image(&mut output, size, (p.input.size(), size), |n, out, x, y| {
+        p.input.clear_margin(x, 1);
+        from_nchw(1, &input[n * p.input.elements()..], (x, &p.input));
+        let x = &*x;
+        by_rows(&sweep, parts, y, |sweep, y| {
+            weights.run(sweep, shape.c, bias, x, y)
+        });
+        to_nchw(1, (y, &p.output), out);
     });
     output
 }
@@ -284,68 +137,72 @@ pub(super) fn input_gradient(shape: &ConvShape, gradient: &[f32], weight: &[f32]
     if input.is_empty() {
         return input;
     }
-    if depthwise::fits(shape) {
-        depthwise::input_gradient(shape, gradient, weight, &mut input);
-        return input;
-    }
-    let plan = Plan::new(shape);
-    on_pool(|| {
-        input
-            .par_chunks_mut(shape.group_in())
-            .zip(gradient.par_chunks(shape.group_out()))
-            .enumerate()
-            .for_each(|(index, (input, gradient))| {
-                let size = shape.group_weight();
-                let at = index % shape.groups * size;
-                with_scratch(|s| plan.input_gradient(gradient, &weight[at..at + size], input, s));
-            });
+    let mut p = Places::new(shape);
+    p.output.margin = p.window.gradient_margin(shape.h, shape.w);
+    let weights = Weights::new(shape, weight, None, true);
+    let sweeps = p.window.backward(1, &p.output, &p.input);
+    let size = p.input.elements();
+    each_image(&mut input, size, (p.output.size(), size), |n, out, g, x| {
+        p.output.clear_margin(g, 1);
+        from_nchw(1, &gradient[n * p.output.elements()..], (g, &p.output));
+        for sweep in &sweeps {
+            weights.run(sweep, shape.c, None, g, x);
+        }
+        to_nchw(1, (x, &p.input), out);
     });
     input
 }
 
 /// Gradient of the weight, summed over the batch in a fixed order.
 pub(super) fn weight_gradient(shape: &ConvShape, input: &[f32], gradient: &[f32]) -> Vec<f32> {
-    let size = shape.group_weight();
-    let mut weight = vec![0.0; shape.groups * size];
+    let size = shape.groups * shape.group_weight();
     if shape.n == 0 {
-        return weight;
+        return vec![0.0; size];
     }
-    if depthwise::fits(shape) {
-        depthwise::weight_gradient(shape, input, gradient, &mut weight);
-        return weight;
-    }
-    let plan = Plan::new(shape);
-    let add = |group: usize, image: usize, weight: &mut [f32]| {
-        let at = image * shape.groups + group;
-        let input = &input[at * shape.group_in()..][..shape.group_in()];
-        let gradient = &gradient[at * shape.group_out()..][..shape.group_out()];
-        with_scratch(|s| plan.weight_gradient(input, gradient, weight, s));
-    };
-    if shape.groups >= 8 {
-        on_pool(|| {
-            weight
-                .par_chunks_mut(size)
-                .enumerate()
-                .for_each(|(group, weight)| (0..shape.n).for_each(|n| add(group, n, weight)));
-        });
-        return weight;
-    }
-    let most = (PARTIAL_FLOATS / weight.len()).clamp(1, PARTIALS);
+    let mut p = Places::new(shape);
+    p.input.margin = p.window.margin(shape.h, shape.w);
+    let sweep = p.window.forward(1, &p.input, &p.output);
+    let depthwise = is_depthwise(shape);
+    let taps = shape.kh * shape.kw;
+    let most = (PARTIAL_FLOATS / size.max(1)).clamp(1, PARTIALS);
     let images = shape.n.div_ceil(most);
-    let mut partials = vec![0.0; shape.n.div_ceil(images) * weight.len()];
-    on_pool(|| {
-        partials
-            .par_chunks_mut(weight.len())
-            .enumerate()
-            .for_each(|(part, partial)| {
-                for n in part * images..shape.n.min((part + 1) * images) {
-                    for (group, partial) in partial.chunks_exact_mut(size).enumerate() {
-                        add(group, n, partial);
-                    }
+    let starts: Vec<usize> = (0..shape.n).step_by(images).collect();
+    let partials: Vec<Vec<f32>> = on_pool(|| {
+        starts
+            .into_par_iter()
+            .map(|start| {
+                let mut dense = (!depthwise).then(|| WeightGradient::new(isa(), sizes(shape)));
+                let mut by_tap = vec![0.0; if depthwise { size } else { 0 }];
+                for n in start..shape.n.min(start + images) {
+                    with_scratch(|scratch| {
+                        let x = sized(&mut scratch.planes, p.input.size());
+                        p.input.clear_margin(x, 1);
+                        from_nchw(1, &input[n * p.input.elements()..], (x, &p.input));
+                        let g = sized(&mut scratch.wide, p.output.size());
+                        from_nchw(1, &gradient[n * p.output.elements()..], (g, &p.output));
+                        match &mut dense {
+                            Some(sums) => planes::weight_gradient(&sweep, x, g, sums),
+                            None => planes::depthwise_weight_gradient(
+                                &sweep,
+                                shape.c,
+                                x,
+                                g,
+                                &mut by_tap,
+                            ),
+                        }
+                    });
                 }
-            });
+                match dense {
+                    Some(sums) => sums.to_weight(),
+                    None => (0..size)
+                        .map(|i| by_tap[i % taps * shape.c + i / taps])
+                        .collect(),
+                }
+            })
+            .collect()
     });
-    for partial in partials.chunks_exact(weight.len()) {
+    let mut weight = vec![0.0; size];
+    for partial in &partials {
         simd::add_assign(&mut weight, partial);
     }
     weight

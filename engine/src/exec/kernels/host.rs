@@ -101,11 +101,8 @@ pub(super) fn checked_count(op: &str, dims: &[usize]) -> Result<usize> {
 /// Buffers that a thread keeps from one task to the next, so that kernels don't allocate in their loops.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Zero-padded input planes, split into phases.
+    /// Channels-last planes, in and out.
     pub planes: Vec<f32>,
-    /// Unfolded patches (im2col), or their gradient.
-    pub columns: Vec<f32>,
-    /// Output rows at the pitch of the planes.
     pub wide: Vec<f32>,
 }
 
@@ -120,7 +117,7 @@ const KEEP: usize = 1 << 24;
 pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     let mut scratch = SCRATCH.take();
     let result = work(&mut scratch);
-    for buffer in [&mut scratch.planes, &mut scratch.columns, &mut scratch.wide] {
+    for buffer in [&mut scratch.planes, &mut scratch.wide] {
         if buffer.capacity() > KEEP {
             *buffer = Vec::new();
         }

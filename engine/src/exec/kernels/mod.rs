@@ -3,11 +3,9 @@
 
 mod conv;
 mod conv_ops;
-mod depthwise;
 mod elementwise;
 mod fake_quant;
 mod host;
-mod matmul;
 mod norm;
 pub mod planes;
 mod pool;

@@ -26,47 +26,6 @@ macro_rules! dispatched {
 }
 
 dispatched!(
-    /// `dst[p] = Σ weights[t] · src[offsets[t] + p]`: a convolution whose taps are shifts of one flat plane.
-    taps => taps_body, taps_wide, (dst: &mut [f32], src: &[f32], offsets: &[usize], weights: &[f32])
-);
-
-#[inline(always)]
-fn taps_body(dst: &mut [f32], src: &[f32], offsets: &[usize], weights: &[f32]) {
-    let (blocks, tail) = dst.as_chunks_mut::<LANES>();
-    let done = blocks.len() * LANES;
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let mut sums = [0f32; LANES];
-        for (&offset, &weight) in offsets.iter().zip(weights) {
-            let from = offset + index * LANES;
-            for (sum, value) in sums.iter_mut().zip(&src[from..from + LANES]) {
-                *sum += weight * value;
-            }
-        }
-        *block = sums;
-    }
-    let (blocks, rest) = tail.as_chunks_mut::<8>();
-    let finished = done + blocks.len() * 8;
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let mut sums = [0f32; 8];
-        for (&offset, &weight) in offsets.iter().zip(weights) {
-            let from = offset + done + index * 8;
-            for (sum, value) in sums.iter_mut().zip(&src[from..from + 8]) {
-                *sum += weight * value;
-            }
-        }
-        *block = sums;
-    }
-    for (index, value) in rest.iter_mut().enumerate() {
-        *value = offsets
-            .iter()
-            .zip(weights)
-            .fold(0.0, |sum, (&offset, &weight)| {
-                sum + weight * src[offset + finished + index]
-            });
-    }
-}
-
-dispatched!(
     /// Scalar product, summed in lanes.
     dot => dot_body, dot_wide, (a: &[f32], b: &[f32]) -> f32
 );
@@ -124,20 +83,6 @@ dispatched!(
 fn add_assign_body(dst: &mut [f32], src: &[f32]) {
     for (d, s) in dst.iter_mut().zip(src) {
         *d += s;
-    }
-}
-
-dispatched!(
-    /// Keeps the first `width` elements of every `pitch`, adding a constant.
-    crop => crop_body, crop_wide, (dst: &mut [f32], width: usize, src: &[f32], pitch: usize, constant: f32)
-);
-
-#[inline(always)]
-fn crop_body(dst: &mut [f32], width: usize, src: &[f32], pitch: usize, constant: f32) {
-    for (row, wide) in dst.chunks_exact_mut(width).zip(src.chunks(pitch)) {
-        for (d, s) in row.iter_mut().zip(wide) {
-            *d = s + constant;
-        }
     }
 }
 

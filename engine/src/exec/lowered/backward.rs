@@ -247,17 +247,7 @@ impl Lowered {
     fn seed(&self, value: Id, flat: &[f32], n: usize, plane: &Plane, gradients: &mut Workspace) {
         let mut buffer = gradients.take(n * plane.size());
         plane.clear_margin(&mut buffer, n);
-        let area = plane.h * plane.w;
-        for i in 0..n {
-            for y in 0..plane.h {
-                for x in 0..plane.w {
-                    let at = i * plane.size() + plane.origin() + y * plane.row() + x * plane.c;
-                    for c in 0..plane.c {
-                        buffer[at + c] = flat[i * plane.elements() + c * area + y * plane.w + x];
-                    }
-                }
-            }
-        }
+        planes::from_nchw(n, flat, (&mut buffer, plane));
         gradients.values[value] = buffer;
     }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Grid, Plane, Sweep, Tail, Window2d},
+    kernels::planes::{self, Plane, Tail, Window2d},
     scalar::Float,
 };
 use candle_core::{Device, Tensor};
@@ -139,32 +139,19 @@ impl Lowered {
 
     /// A value as N×C×H×W.
     pub(super) fn export(&self, buffer: &[f32], value: Id, images: usize) -> Vec<f32> {
-        export(buffer, &self.planes[value], images)
+        let plane = &self.planes[value];
+        let mut out = vec![0.0; images * plane.elements()];
+        planes::to_nchw(images, (buffer, plane), &mut out);
+        out
     }
 
     fn import(&self, input: &[f32], images: usize, buffer: &mut [f32]) {
         let plane = &self.planes[self.input];
-        if self.input_last || plane.h * plane.w == 1 || plane.c == 1 {
+        if self.input_last {
             let bare = Plane::new(plane.h, plane.w, plane.c);
             planes::copy(images, (input, &bare), (buffer, plane));
-            return;
-        }
-        let area = plane.h * plane.w;
-        for n in 0..images {
-            for y in 0..plane.h {
-                let start = n * plane.size() + plane.origin() + y * plane.row();
-                let row = &mut buffer[start..start + plane.w * plane.c];
-                for c in 0..plane.c {
-                    let from = n * plane.elements() + c * area + y * plane.w;
-                    for (to, x) in row[c..]
-                        .iter_mut()
-                        .step_by(plane.c)
-                        .zip(&input[from..from + plane.w])
-                    {
-                        *to = *x;
-                    }
-                }
-            }
+        } else {
+            planes::from_nchw(images, input, (buffer, plane));
         }
     }
 
@@ -261,7 +248,7 @@ impl Lowered {
                 } else {
                     1
                 };
-                by_rows(&sweep, parts, out, |sweep, out| {
+                planes::by_rows(&sweep, parts, out, |sweep, out| {
                     match &*weights.ready[*weight] {
                         Ready::Dense(packed) => planes::conv(sweep, packed, x, added, out, *tail),
                         Ready::Depthwise { weight, bias } => planes::depthwise(
@@ -344,7 +331,8 @@ impl Lowered {
             }
             Kind::Flatten { input } => {
                 let (x, from) = of(*input);
-                let flat = export(x, from, images);
+                let mut flat = vec![0.0; images * from.elements()];
+                planes::to_nchw(images, (x, from), &mut flat);
                 let bare = Plane::new(1, 1, plane.c);
                 planes::copy(images, (&flat, &bare), (out, plane));
             }
@@ -365,27 +353,6 @@ impl Lowered {
     }
 }
 
-/// A value as N×C×H×W.
-fn export(buffer: &[f32], plane: &Plane, images: usize) -> Vec<f32> {
-    let mut out = vec![0.0; images * plane.elements()];
-    let area = plane.h * plane.w;
-    for n in 0..images {
-        for y in 0..plane.h {
-            let start = n * plane.size() + plane.origin() + y * plane.row();
-            let to = n * plane.elements() + y * plane.w;
-            for (x, pixel) in buffer[start..start + plane.w * plane.c]
-                .chunks_exact(plane.c)
-                .enumerate()
-            {
-                for (c, v) in pixel.iter().enumerate() {
-                    out[to + c * area + x] = *v;
-                }
-            }
-        }
-    }
-    out
-}
-
 /// Calls `f(row of out, row of x)` for all rows of image `n`.
 fn each_row(
     n: usize,
@@ -403,38 +370,6 @@ fn each_row(
             &x[at..at + from.w * from.c],
         );
     }
-}
-
-/// Runs `work` on parts of a sweep, by whole rows of one image, in parallel.
-fn by_rows(sweep: &Sweep, parts: usize, out: &mut [f32], work: impl Fn(&Sweep, &mut [f32]) + Sync) {
-    if parts < 2 || sweep.images != 1 || sweep.h < 2 {
-        return work(sweep, out);
-    }
-    let mut rest = out;
-    let mut gone = 0;
-    let mut tasks = Vec::with_capacity(parts);
-    let split = sweep.split(parts);
-    for (i, part) in split.iter().enumerate() {
-        // A part's floats end where the next one's begin.
-        let end = match split.get(i + 1) {
-            Some(next) => next.output.start as usize - gone,
-            None => rest.len(),
-        };
-        let (own, later) = rest.split_at_mut(end);
-        let part = Sweep {
-            output: Grid {
-                start: part.output.start - gone as isize,
-                ..part.output
-            },
-            ..part.clone()
-        };
-        tasks.push((part, own));
-        gone += end;
-        rest = later;
-    }
-    tasks
-        .into_par_iter()
-        .for_each(|(part, own)| work(&part, own));
 }
 
 fn clip(images: usize, x: (&[f32], &Plane), out: (&mut [f32], &Plane), (low, high): Limits) {

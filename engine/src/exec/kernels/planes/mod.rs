@@ -17,7 +17,8 @@ pub use conv::{Packed, Quant, Tail, conv};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use lanes::{Isa, isa};
 pub use pointwise::{
-    add, bias_gradient, copy, fake_quant, fake_quant_gradient, gate, max_pool, sum_windows,
+    add, bias_gradient, copy, fake_quant, fake_quant_gradient, from_nchw, gate, max_pool,
+    sum_windows, to_nchw,
 };
-pub use sweep::{Grid, Plane, Sweep, Tap, Window2d};
+pub use sweep::{Grid, Plane, Sweep, Tap, Window2d, by_rows};
 pub use weight_gradient::{WeightGradient, weight_gradient};

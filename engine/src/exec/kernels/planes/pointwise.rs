@@ -35,6 +35,38 @@ pub fn copy(images: usize, from: (&[f32], &Plane), to: (&mut [f32], &Plane)) {
     });
 }
 
+/// From N×C×H×W to pixels in a plane.
+pub fn from_nchw(images: usize, from: &[f32], to: (&mut [f32], &Plane)) {
+    let (target, plane) = to;
+    let area = plane.h * plane.w;
+    rows(images, plane.h, |n, y| {
+        let row = row_mut(target, plane, n, y);
+        for c in 0..plane.c {
+            let start = n * plane.elements() + c * area + y * plane.w;
+            let line = &from[start..start + plane.w];
+            for (to, x) in row[c..].iter_mut().step_by(plane.c).zip(line) {
+                *to = *x;
+            }
+        }
+    });
+}
+
+/// From pixels in a plane to N×C×H×W.
+pub fn to_nchw(images: usize, from: (&[f32], &Plane), to: &mut [f32]) {
+    let plane = from.1;
+    let area = plane.h * plane.w;
+    rows(images, plane.h, |n, y| {
+        let row = row(from.0, plane, n, y);
+        for c in 0..plane.c {
+            let start = n * plane.elements() + c * area + y * plane.w;
+            let line = &mut to[start..start + plane.w];
+            for (to, x) in line.iter_mut().zip(row[c..].iter().step_by(plane.c)) {
+                *to = *x;
+            }
+        }
+    });
+}
+
 /// `out = clip(a + b, low, high)`; `b` is `out` itself where it is `None`.
 pub fn add(
     images: usize,

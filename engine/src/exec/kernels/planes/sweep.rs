@@ -1,5 +1,7 @@
 //! Where pixels lie, and which of them a window joins.
 
+use rayon::prelude::*;
+
 /// The place of an image in a channels-last buffer: `h`×`w` pixels of `c` channels inside a margin of zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
@@ -317,4 +319,41 @@ impl Window2d {
 fn phase(a: usize, stride: usize, before: usize, extent: usize) -> Option<(usize, usize)> {
     let first = (a + stride - before % stride) % stride;
     (first < extent).then(|| (first, (extent - first).div_ceil(stride)))
+}
+
+/// Runs `work` on parts of a sweep, by whole rows of one image, in parallel.
+pub fn by_rows(
+    sweep: &Sweep,
+    parts: usize,
+    out: &mut [f32],
+    work: impl Fn(&Sweep, &mut [f32]) + Sync,
+) {
+    if parts < 2 || sweep.images != 1 || sweep.h < 2 {
+        return work(sweep, out);
+    }
+    let mut rest = out;
+    let mut gone = 0;
+    let mut tasks = Vec::with_capacity(parts);
+    let split = sweep.split(parts);
+    for (i, part) in split.iter().enumerate() {
+        // A part's floats end where the next one's begin.
+        let end = match split.get(i + 1) {
+            Some(next) => next.output.start as usize - gone,
+            None => rest.len(),
+        };
+        let (own, later) = rest.split_at_mut(end);
+        let part = Sweep {
+            output: Grid {
+                start: part.output.start - gone as isize,
+                ..part.output
+            },
+            ..part.clone()
+        };
+        tasks.push((part, own));
+        gone += end;
+        rest = later;
+    }
+    tasks
+        .into_par_iter()
+        .for_each(|(part, own)| work(&part, own));
 }
