@@ -384,7 +384,9 @@ impl<'a> Work<'a> {
                         ranges: None,
                     };
                     if needs_ranges(scheme, layers) {
-                        let data = session.runnable()?;
+                        let data = session.runnable_to(
+                            "calibrate activations on, or quantise weights only (`activations: float` in the scheme)",
+                        )?;
                         let before = steps.get(..index).unwrap_or_default();
                         let key = sha256(
                             to_ron(&(
@@ -405,7 +407,7 @@ impl<'a> Work<'a> {
                     self.advance(cost, "quantised")?;
                 }
                 ResolvedStep::Distil(settings) => {
-                    let data = session.runnable()?;
+                    let data = session.runnable_to("distil on")?;
                     if let Some((split, limit, baseline, started)) = judged
                         && !trained
                         && self.observer.wants_before_training()
