@@ -44,6 +44,39 @@ pub fn draw_elided(
     cut
 }
 
+/// As [`draw_elided`] from the left edge, but cut in the middle: names often differ at their ends.
+pub fn draw_elided_middle(
+    painter: &Painter,
+    rect: Rect,
+    text: &str,
+    font: FontId,
+    colour: Color32,
+) -> bool {
+    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
+    if fits(text) {
+        return draw_elided(painter, rect, Align::Min, text, font, colour);
+    }
+    let chars: Vec<char> = text.chars().collect();
+    // Of `keep` letters a third stands before the gap.
+    let cut = |keep: usize| -> String {
+        let head = keep / 3;
+        let tail = chars.len() - (keep - head);
+        let (head, tail) = (chars.iter().take(head), chars.iter().skip(tail));
+        head.chain(['…'].iter()).chain(tail).collect()
+    };
+    let (mut low, mut high) = (0, chars.len().saturating_sub(1));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(&cut(middle)) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    draw_elided(painter, rect, Align::Min, &cut(low), font, colour);
+    true
+}
+
 /// Width of one line of `text`.
 pub fn text_width(painter: &Painter, text: &str, font: FontId) -> f32 {
     painter
