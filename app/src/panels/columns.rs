@@ -3,7 +3,7 @@
 use super::{Commands, words};
 use crate::{
     commands::Command,
-    state::{SortKey, State},
+    state::{Sort, SortKey, State},
     theme, widgets,
 };
 use egui::{Align, Id, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2};
@@ -94,9 +94,9 @@ fn heads(columns: &Columns) -> Vec<Head> {
         head(
             columns.name,
             "Layer",
-            SortKey::Name,
+            SortKey::Graph,
             left,
-            "Name of the layer",
+            "Name of the layer; its own order is the model's",
         ),
         head(
             columns.params,
@@ -167,7 +167,8 @@ pub(super) fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, o
             why,
         } = head;
         let rect = span(column, y);
-        let sorted = state.view.sort.key == key;
+        // The model's own order is no sorting.
+        let sorted = state.view.sort.key == key && state.view.sort != Sort::default();
         let response = ui.interact(rect, Id::unique(("layers-header", text)), Sense::click());
         response.widget_info(|| {
             WidgetInfo::labeled(Role::ColumnHeader, true, format!("Sort by {text}"))
