@@ -229,7 +229,7 @@ fn row(
 
     let painter = ui.painter().clone();
     let name_rect = span(columns.name, y).with_max_x(columns.name.1 - 8.0);
-    let cut = widgets::draw_elided_middle(&painter, name_rect, name, theme::sans(), t.text);
+    let cut = widgets::draw_name(&painter, name_rect, name, theme::sans(), t.text);
     if cut && response.hovered() {
         response.clone().on_hover_text(name);
     }

@@ -168,8 +168,9 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
 /// Epochs the whole run has, so that the curve grows into a still frame.
 fn epochs(curves: &Curves) -> f64 {
     curves.points.last().map_or(1.0, |p| {
+        // A whole number but for rounding.
         (p.epoch * p.steps as f64 / p.step.max(1) as f64)
-            .ceil()
+            .round()
             .max(1.0)
     })
 }
@@ -265,8 +266,15 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
             4.0,
             4.0,
         ));
+        // Over the line, at the plot's upper edge under it.
+        let (anchor, y) = if y - 18.0 > area.top() {
+            (Align2::LEFT_BOTTOM, y - 2.0)
+        } else {
+            (Align2::LEFT_TOP, y + 2.0)
+        };
         original_label = Some((
-            pos2(area.left() + 6.0, y - 2.0),
+            anchor,
+            pos2(area.left() + 6.0, y),
             format!("original {original:.2}, n {}", number::grouped(n)),
         ));
     }
@@ -295,8 +303,8 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         };
         on_ground(&painter, at, anchor, text, t.text, t);
     }
-    if let Some((at, text)) = original_label {
-        on_ground(&painter, at, Align2::LEFT_BOTTOM, text, t.muted, t);
+    if let Some((anchor, at, text)) = original_label {
+        on_ground(&painter, at, anchor, text, t.muted, t);
     }
 }
 
@@ -321,7 +329,28 @@ fn on_ground(
 
 #[cfg(test)]
 mod tests {
-    use super::binned;
+    use super::*;
+
+    #[test]
+    fn the_epochs_of_a_run_are_a_whole_number_from_its_first_point_on() {
+        let point = |step: u64, steps: u64, epochs: f64| limbeck_engine::train::TrainPoint {
+            step,
+            steps,
+            epoch: step as f64 / (steps as f64 / epochs),
+            loss: 0.1,
+            rate: 1e-3,
+            samples_per_second: 80.0,
+            accuracy: None,
+        };
+        for step in 1..=188 {
+            let curves = Curves {
+                job: limbeck_engine::jobs::JobId(1),
+                title: String::new(),
+                points: vec![point(step, 188, 4.0)],
+            };
+            assert_eq!(epochs(&curves), 4.0, "{step}");
+        }
+    }
 
     #[test]
     fn binning_keeps_peaks_and_order() {

@@ -19,4 +19,6 @@ pub use cell::{CellLook, hatch_texture, heat_cell};
 pub use histogram::{Histogram, channel_ranges};
 pub use segmented::{SegmentStyle, segmented, segmented_at};
 pub use slider::{SliderEvent, ratio_slider};
-pub use text::{draw, draw_elided, draw_elided_middle, mono_label, muted_label, text_width};
+pub use text::{
+    draw, draw_elided, draw_elided_middle, draw_name, mono_label, muted_label, text_width,
+};

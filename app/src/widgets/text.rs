@@ -77,6 +77,31 @@ pub fn draw_elided_middle(
     true
 }
 
+/// Draws a layer's name: where it does not fit, its words are shortened so that the numbers that tell layers apart stay; cut in
+/// the middle where that is not enough. True: it is not the whole name.
+pub fn draw_name(painter: &Painter, rect: Rect, name: &str, font: FontId, colour: Color32) -> bool {
+    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
+    if fits(name) {
+        return draw_elided(painter, rect, Align::Min, name, font, colour);
+    }
+    let short = (2..=8).rev().map(|letters| short_words(name, letters));
+    let short = short.into_iter().find(|text| fits(text));
+    let text = short.unwrap_or_else(|| short_words(name, 2));
+    draw_elided_middle(painter, rect, &text, font, colour);
+    true
+}
+
+/// The first `letters` of every word; digits and signs stay.
+fn short_words(name: &str, letters: usize) -> String {
+    let mut run = 0;
+    name.chars()
+        .filter(|c| {
+            run = if c.is_alphabetic() { run + 1 } else { 0 };
+            run <= letters
+        })
+        .collect()
+}
+
 /// Width of one line of `text`.
 pub fn text_width(painter: &Painter, text: &str, font: FontId) -> f32 {
     painter
@@ -94,4 +119,17 @@ pub fn muted_label(ui: &mut Ui, text: impl Into<String>) -> Response {
 /// A label for numbers.
 pub fn mono_label(ui: &mut Ui, text: impl Into<String>, colour: Color32) -> Response {
     ui.label(RichText::new(text).font(theme::mono()).color(colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_words;
+
+    #[test]
+    fn short_names_keep_their_numbers() {
+        let short = |block: u32| short_words(&format!("/_blocks.{block}/_depthwise_conv/Conv"), 2);
+        assert_eq!(short(10), "/_bl.10/_de_co/Co");
+        assert_ne!(short(10), short(11));
+        assert_eq!(short_words("layer3.2.conv2", 8), "layer3.2.conv2");
+    }
 }

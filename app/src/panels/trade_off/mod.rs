@@ -76,7 +76,7 @@ fn missing(ui: &mut Ui, state: &State, out: &mut Commands) {
     let Some(model) = state.model() else { return };
     if model.data.is_none() {
         let mut body = "Layers are coloured by a proxy from the weights alone. Accuracy, the measured map and distillation need \
-                        labelled data: a task.ron that names images and labels."
+                        labelled data: a task.ron that names images and labels (one beside the model is found by itself)."
             .to_owned();
         for warning in &model.warnings {
             body += "\n";
