@@ -2,7 +2,7 @@
 
 use super::{
     GoalVerdict, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step, files::sha256, judge,
-    resolve, to_ron,
+    resolve, to_ron, verdict::grouped,
 };
 use crate::{
     compress::{
@@ -623,7 +623,7 @@ impl<'w> Watch<'w> {
 
 impl Observer for Watch<'_> {
     fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError> {
-        let detail = format!("{}: {done} of {total}", self.detail);
+        let detail = format!("{}: {} of {}", self.detail, grouped(done), grouped(total));
         self.observer
             .progress(self.before + done, self.total, &detail);
         stop(self.cancel)

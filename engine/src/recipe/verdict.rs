@@ -60,7 +60,7 @@ pub fn overall(verdicts: &[GoalVerdict]) -> Option<Verdict> {
 const SETTLES_WITHIN: u64 = 100;
 
 /// 1234567 → "1,234,567".
-fn grouped(value: u64) -> String {
+pub(super) fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

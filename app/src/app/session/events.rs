@@ -143,7 +143,8 @@ impl Session {
             number::grouped(metrics.top1.n),
             number::kilobytes(point.sizes.stored.0)
         );
-        if point.partial {
+        // What a cancelled training left is partial as well, and its name says so.
+        if point.partial && !point.recipe.is_partial() {
             line += ", before distilling";
         }
         self.state.mirror.log(false, line);
