@@ -10,6 +10,8 @@ use egui::{Align, Id, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2};
 use limbeck_engine::sensitivity::Candidate;
 
 pub(super) const HEADER: f32 = 29.0;
+/// Letters of a name that a column with no room to spare holds.
+pub(super) const LONG_NAME: usize = 20;
 
 /// Left and right edge of every column, for one width of the table.
 pub(super) struct Columns {
@@ -25,10 +27,12 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Where there is little room, shape and operator go first (both stand in the inspector), then cells and sliders narrow.
-    pub(super) fn new(left: f32, width: f32) -> Self {
+    /// Where there is little room, shape and operator go first (both stand in the inspector), earlier for the sake of long
+    /// names; then cells and sliders narrow.
+    pub(super) fn new(left: f32, width: f32, long_names: bool) -> Self {
+        let width_for_shape = if long_names { 900.0 } else { 700.0 };
         let op = if width >= 800.0 { 56.0 } else { 0.0 };
-        let shape = if width >= 700.0 { 88.0 } else { 0.0 };
+        let shape = if width >= width_for_shape { 88.0 } else { 0.0 };
         let fixed = 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
         // Names, cells and sliders share what is left.
         let room = (width - fixed).max(0.0);

@@ -82,7 +82,14 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
         let width =
             widgets::text_width(ui.painter(), name, theme::strong()).min(rect.width() * 0.6);
         let name_rect = rect.with_max_x(rect.left() + width + 2.0);
-        widgets::draw_name(ui.painter(), name_rect, name, theme::strong(), t.text);
+        widgets::draw_name(
+            ui.painter(),
+            name_rect,
+            name,
+            &layer.op,
+            theme::strong(),
+            t.text,
+        );
         let rest = format!(
             "{} · {} params",
             words::layer_kind(layer),

@@ -77,18 +77,36 @@ pub fn draw_elided_middle(
     true
 }
 
-/// Draws a layer's name: where it does not fit, its words are shortened so that the numbers that tell layers apart stay; cut in
-/// the middle where that is not enough. True: it is not the whole name.
-pub fn draw_name(painter: &Painter, rect: Rect, name: &str, font: FontId, colour: Color32) -> bool {
+/// Draws a name of parts that ends in `/kind` or not: where it does not fit, the kind goes, then words are shortened so that the
+/// numbers that tell names apart stay; cut in the middle where that is not enough. True: it is not the whole name.
+pub fn draw_name(
+    painter: &Painter,
+    rect: Rect,
+    name: &str,
+    kind: &str,
+    font: FontId,
+    colour: Color32,
+) -> bool {
     let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
     if fits(name) {
         return draw_elided(painter, rect, Align::Min, name, font, colour);
     }
-    let short = (2..=8).rev().map(|letters| short_words(name, letters));
-    let short = short.into_iter().find(|text| fits(text));
-    let text = short.unwrap_or_else(|| short_words(name, 2));
+    let bare = without_kind(name, kind);
+    let mut shorter = std::iter::once(bare.to_owned())
+        .chain((1..=8).rev().map(|letters| short_words(bare, letters)));
+    let text = shorter.find(|text| fits(text));
+    let text = text.unwrap_or_else(|| short_words(bare, 1));
     draw_elided_middle(painter, rect, &text, font, colour);
     true
+}
+
+/// `/block.3/conv/Conv` of kind `Conv` without what says nothing: `block.3/conv`.
+fn without_kind<'a>(name: &'a str, kind: &str) -> &'a str {
+    let bare = name
+        .strip_suffix(kind)
+        .and_then(|rest| rest.strip_suffix('/'));
+    let bare = bare.unwrap_or(name).trim_start_matches('/');
+    if bare.is_empty() { name } else { bare }
 }
 
 /// The first `letters` of every word; digits and signs stay.
@@ -123,13 +141,16 @@ pub fn mono_label(ui: &mut Ui, text: impl Into<String>, colour: Color32) -> Resp
 
 #[cfg(test)]
 mod tests {
-    use super::short_words;
+    use super::{short_words, without_kind};
 
     #[test]
     fn short_names_keep_their_numbers() {
         let short = |block: u32| short_words(&format!("/_blocks.{block}/_depthwise_conv/Conv"), 2);
         assert_eq!(short(10), "/_bl.10/_de_co/Co");
         assert_ne!(short(10), short(11));
+        assert_eq!(without_kind("/block.3/conv/Conv", "Conv"), "block.3/conv");
+        assert_eq!(without_kind("Conv", "Conv"), "Conv");
+        assert_eq!(without_kind("/Conv", "Conv"), "/Conv");
         assert_eq!(short_words("layer3.2.conv2", 8), "layer3.2.conv2");
     }
 }
