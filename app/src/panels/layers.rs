@@ -258,7 +258,7 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
         runs.push((format!("{after} kB"), theme::medium_mono(), t.accent_text));
     }
     if room > 330.0 {
-        runs.push((format!(" {origin}"), theme::small(), t.muted));
+        runs.push((origin.to_owned(), theme::small(), t.muted));
     }
     let size_alone = runs.len();
     runs.push(("   ".into(), theme::mono(), t.text));
@@ -290,7 +290,9 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
             valign: Align::Center,
             ..egui::TextFormat::simple(font, colour)
         };
-        job.append(&text, 0.0, format);
+        // A space at the start of another font's run would have no width.
+        let gap = if text == origin { 7.0 } else { 0.0 };
+        job.append(&text, gap, format);
     }
     job.wrap = egui::text::TextWrapping::no_max_width();
     let galley = ui.painter().layout_job(job);
