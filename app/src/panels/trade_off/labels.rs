@@ -28,7 +28,9 @@ const SIDES: [(Align2, [f32; 2]); 4] = [
     (Align2::RIGHT_TOP, [-8.0, 1.0]),
 ];
 /// Distances above or below it.
-const STEPS: [f32; 6] = [4.0, 20.0, 36.0, 52.0, 72.0, 96.0];
+const STEPS: [f32; 4] = [4.0, 20.0, 36.0, 52.0];
+/// Covered square points that a point of distance is worth: a label far from its mark is taken for another's.
+const FAR: f32 = 0.6;
 
 impl Labels {
     pub(super) fn new(frame: Rect) -> Self {
@@ -83,14 +85,20 @@ impl Labels {
                 .map(|both| both.area())
                 .sum()
         };
+        let cost = |rect: &Rect, cover: f32| cover + FAR * rect.distance_to_pos(place);
         let best = candidates
             .iter()
             .map(|rect| (covered(rect), rect))
-            .min_by(|a, b| a.0.total_cmp(&b.0));
-        let rect = match best {
-            Some((cover, rect)) if must || cover == 0.0 => *rect,
-            _ => return,
+            .filter(|(cover, _)| must || *cover == 0.0)
+            .min_by(|a, b| cost(a.1, a.0).total_cmp(&cost(b.1, b.0)));
+        let Some((cover, rect)) = best.map(|(cover, rect)| (cover, *rect)) else {
+            return;
         };
+        if cover > 0.0 {
+            let dark = painter.ctx().theme() == egui::Theme::Dark;
+            let ground = theme::tokens(dark).panel.gamma_multiply(0.8);
+            painter.rect_filled(rect.expand2(vec2(2.0, 0.0)), 2.0, ground);
+        }
         painter.galley(rect.min, galley, colour);
         self.taken.push(rect.expand2(vec2(8.0, 1.0)));
     }
