@@ -65,6 +65,8 @@ pub enum Command {
     CloseDialog,
     /// The system's file picker for the open dialog; its answer comes back as a path in the dialog.
     Browse,
+    /// The system's file picker for labelled data, where the open dialog has a second field for it.
+    BrowseData,
     /// Whatever it is by its name: model, `task.ron`, project (`.limbeck.ron`) or recipe.
     Open(PathBuf),
     OpenModel {
@@ -127,7 +129,7 @@ pub enum Command {
         extend: bool,
     },
     SelectPoint(Option<PointId>),
-    /// The same key again turns the order round; graph order after that.
+    /// The same key again turns the order round; the model's order after that.
     SetSort(SortKey),
     SetFilter(String),
     SetColourBy(ColourBy),
@@ -172,7 +174,7 @@ impl Command {
             Self::Show(Dialog::About) => "About Limbeck…".into(),
             Self::Show(Dialog::Unsaved(_)) => "Unsaved changes…".into(),
             Self::CloseDialog => "Close dialog".into(),
-            Self::Browse => "Browse…".into(),
+            Self::Browse | Self::BrowseData => "Browse…".into(),
             Self::Open(path)
             | Self::OpenModel { model: path, .. }
             | Self::OpenTask(path)
@@ -282,7 +284,13 @@ impl Command {
                     Some(model) if !model.runnable => {
                         Err("This model has operators that can't run; the log names them".into())
                     }
-                    _ => Ok(()),
+                    _ => match self {
+                        Self::ExportModel {
+                            format: ExportFormat::Plan,
+                            ..
+                        } => Ok(state.buildable()?),
+                        _ => Ok(()),
+                    },
                 }
             }
             Self::Show(Dialog::ExportRecipe) | Self::ExportRecipe(_) => {
@@ -437,7 +445,7 @@ pub fn split_label(split: SplitName) -> &'static str {
 fn sort_label(key: SortKey) -> String {
     use limbeck_engine::sensitivity::Candidate;
     match key {
-        SortKey::Graph => "graph order".into(),
+        SortKey::Graph => "the model's order".into(),
         SortKey::Name => "name".into(),
         SortKey::Op => "operator".into(),
         SortKey::Shape => "shape".into(),

@@ -250,7 +250,10 @@ fn exports_need_data_only_where_activations_are_quantised() {
     let bytes = |v: &Value| v["exported"]["bytes"].as_u64().expect("bytes");
     assert!(bytes(&fp16) < bytes(&float) * 6 / 10);
     let said = refused(&["export", &alone, "--format", "int8", "--out", &out]);
-    assert!(said.contains("task.ron"), "{said}");
+    assert!(
+        said.contains("task.ron to calibrate activations on"),
+        "{said}"
+    );
     let int8 = good(&[
         "export",
         &alone,

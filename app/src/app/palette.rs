@@ -2,7 +2,8 @@
 
 use crate::{commands::Command, state::State, theme};
 use egui::{
-    Align, Button, Context, Id, Key, Layout, Modal, Modifiers, RichText, ScrollArea, TextEdit, vec2,
+    Align, Button, Context, Event, Id, Key, Layout, Modal, Modifiers, RichText, ScrollArea,
+    TextEdit, vec2,
 };
 
 /// What is typed and chosen.
@@ -11,6 +12,37 @@ pub struct Palette {
     query: String,
     chosen: usize,
     open: bool,
+    early: Early,
+}
+
+/// What is typed behind the shortcut that opens the palette, before it is there.
+#[derive(Debug, Default)]
+struct Early {
+    text: String,
+    enter: bool,
+}
+
+impl Early {
+    /// Keeps the frame's letters where the palette is about to open and no text field has them.
+    fn take(&mut self, ctx: &Context, out: &[Command]) {
+        *self = Self::default();
+        if !out.contains(&Command::OpenPalette) || ctx.text_edit_focused() {
+            return;
+        }
+        ctx.input(|input| {
+            for event in &input.events {
+                match event {
+                    Event::Text(text) if !self.enter => self.text += text,
+                    Event::Key {
+                        key: Key::Enter,
+                        pressed: true,
+                        ..
+                    } => self.enter = true,
+                    _ => {}
+                }
+            }
+        });
+    }
 }
 
 impl Palette {
@@ -18,32 +50,28 @@ impl Palette {
     pub fn show(&mut self, ctx: &Context, state: &State, out: &mut Vec<Command>) {
         if !state.view.palette_open {
             self.open = false;
+            self.early.take(ctx, out);
             return;
         }
+        let field_id = Id::unique("palette-field");
+        let mut enter = false;
         if !std::mem::replace(&mut self.open, true) {
-            self.query.clear();
+            // What was typed in the very frame that opened it counts.
+            let early = std::mem::take(&mut self.early);
+            self.query = early.text;
+            enter = early.enter;
             self.chosen = 0;
+            ctx.memory_mut(|memory| memory.request_focus(field_id));
         }
-        let found = find(state, &self.query);
-        self.chosen = self.chosen.min(found.len().saturating_sub(1));
-        let (up, down, enter) = ctx.input_mut(|input| {
+        let (up, down, pressed) = ctx.input_mut(|input| {
             (
                 input.consume_key(Modifiers::NONE, Key::ArrowUp),
                 input.consume_key(Modifiers::NONE, Key::ArrowDown),
                 input.consume_key(Modifiers::NONE, Key::Enter),
             )
         });
-        let last = found.len().saturating_sub(1);
-        if down {
-            self.chosen = (self.chosen + 1).min(last);
-        }
-        if up {
-            self.chosen = self.chosen.saturating_sub(1);
-        }
-        let mut run = enter
-            .then(|| found.get(self.chosen).cloned())
-            .flatten()
-            .filter(|command| command.enabled(state).is_ok());
+        enter |= pressed;
+        let mut run = None;
         let modal = Modal::new(Id::unique("palette"))
             .area(
                 Modal::default_area(Id::unique("palette"))
@@ -53,6 +81,7 @@ impl Palette {
                 ui.set_width(520.0);
                 let field = ui.add(
                     TextEdit::singleline(&mut self.query)
+                        .id(field_id)
                         .hint_text("Search commands")
                         .desired_width(f32::INFINITY)
                         .margin(vec2(10.0, 7.0)),
@@ -68,6 +97,22 @@ impl Palette {
                     self.chosen = 0;
                 }
                 field.request_focus();
+                // Only now, with this frame's letters in: Enter acts on the list that belongs to them.
+                let found = find(state, &self.query);
+                let last = found.len().saturating_sub(1);
+                if down {
+                    self.chosen += 1;
+                }
+                if up {
+                    self.chosen = self.chosen.saturating_sub(1);
+                }
+                self.chosen = self.chosen.min(last);
+                if enter {
+                    run = found
+                        .get(self.chosen)
+                        .filter(|command| command.enabled(state).is_ok())
+                        .cloned();
+                }
                 ui.add_space(6.0);
                 ScrollArea::vertical().max_height(380.0).show(ui, |ui| {
                     ui.with_layout(Layout::top_down_justified(Align::LEFT), |ui| {

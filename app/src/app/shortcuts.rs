@@ -4,7 +4,7 @@ use crate::{
     commands::Command,
     state::{Dialog, State},
 };
-use egui::{Context, Key, KeyboardShortcut, Modifiers};
+use egui::{Context, Key, KeyboardShortcut, Modifiers, Popup};
 use limbeck_engine::data::SplitName;
 
 /// All commands with a shortcut, those with more modifiers first (Ctrl+Shift+Z must not be taken for Ctrl+Z).
@@ -67,7 +67,9 @@ pub fn read(ctx: &Context, state: &State, out: &mut Vec<Command>) {
             }
         }
     }
+    // An open menu has Escape for itself.
     if !state.view.selection.is_empty()
+        && !Popup::is_any_open(ctx)
         && ctx.input_mut(|input| input.consume_key(Modifiers::NONE, Key::Escape))
     {
         out.push(Command::ClearSelection);

@@ -23,8 +23,8 @@ pub const APP_ID: &str = "limbeck-workbench";
 /// Wake-ups by the engine are gathered to about so many a second.
 const WAKE_EVERY: Duration = Duration::from_millis(66);
 
-/// How long information stays on the window.
-const NOTICE_STAYS: Duration = Duration::from_secs(6);
+/// How long information and warnings stay on the window (the log keeps them).
+const NOTICE_STAYS: Duration = Duration::from_secs(8);
 
 /// What to open at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -208,10 +208,10 @@ fn title(state: &State) -> String {
     }
 }
 
-/// Information leaves by itself; errors and warnings stay until they are dismissed.
+/// Information and warnings leave by themselves; errors stay until they are dismissed.
 fn fade(ctx: &Context, state: &State, out: &mut Vec<Command>) {
     for notice in &state.notices {
-        if notice.kind == NoticeKind::Info {
+        if notice.kind != NoticeKind::Error {
             let age = notice.since.elapsed();
             if age >= NOTICE_STAYS {
                 out.push(Command::DismissNotice(notice.id));

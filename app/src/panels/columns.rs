@@ -3,13 +3,15 @@
 use super::{Commands, words};
 use crate::{
     commands::Command,
-    state::{SortKey, State},
+    state::{Sort, SortKey, State},
     theme, widgets,
 };
 use egui::{Align, Id, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2};
 use limbeck_engine::sensitivity::Candidate;
 
 pub(super) const HEADER: f32 = 29.0;
+/// Letters of a name that a column with no room to spare holds.
+pub(super) const LONG_NAME: usize = 20;
 
 /// Left and right edge of every column, for one width of the table.
 pub(super) struct Columns {
@@ -25,10 +27,12 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Where there is little room, shape and operator go first (both stand in the inspector), then cells and sliders narrow.
-    pub(super) fn new(left: f32, width: f32) -> Self {
+    /// Where there is little room, shape and operator go first (both stand in the inspector), earlier for the sake of long
+    /// names; then cells and sliders narrow.
+    pub(super) fn new(left: f32, width: f32, long_names: bool) -> Self {
+        let width_for_shape = if long_names { 900.0 } else { 700.0 };
         let op = if width >= 800.0 { 56.0 } else { 0.0 };
-        let shape = if width >= 700.0 { 88.0 } else { 0.0 };
+        let shape = if width >= width_for_shape { 88.0 } else { 0.0 };
         let fixed = 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
         // Names, cells and sliders share what is left.
         let room = (width - fixed).max(0.0);
@@ -94,9 +98,9 @@ fn heads(columns: &Columns) -> Vec<Head> {
         head(
             columns.name,
             "Layer",
-            SortKey::Name,
+            SortKey::Graph,
             left,
-            "Name of the layer",
+            "Name of the layer; its own order is the model's",
         ),
         head(
             columns.params,
@@ -167,7 +171,8 @@ pub(super) fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, o
             why,
         } = head;
         let rect = span(column, y);
-        let sorted = state.view.sort.key == key;
+        // The model's own order is no sorting.
+        let sorted = state.view.sort.key == key && state.view.sort != Sort::default();
         let response = ui.interact(rect, Id::unique(("layers-header", text)), Sense::click());
         response.widget_info(|| {
             WidgetInfo::labeled(Role::ColumnHeader, true, format!("Sort by {text}"))

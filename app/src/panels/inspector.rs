@@ -82,11 +82,11 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
         let width =
             widgets::text_width(ui.painter(), name, theme::strong()).min(rect.width() * 0.6);
         let name_rect = rect.with_max_x(rect.left() + width + 2.0);
-        widgets::draw_elided(
+        widgets::draw_name(
             ui.painter(),
             name_rect,
-            Align::Min,
             name,
+            &layer.op,
             theme::strong(),
             t.text,
         );
@@ -290,9 +290,9 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
         (rect, response)
     };
     let columns = |rect: Rect| {
-        let from = rect.with_min_x(rect.right() - 64.0);
+        let from = rect.with_min_x(rect.right() - 84.0);
         let value = Rect::from_min_max(
-            pos2(rect.left() + 50.0, rect.top()),
+            pos2(rect.left() + 40.0, rect.top()),
             pos2(from.left(), rect.bottom()),
         );
         (rect.with_max_x(value.left()), value, from)
@@ -305,7 +305,7 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
         (c, Align::Max, "From"),
     ] {
         let rect = if align == Align::Min {
-            rect.with_max_x(rect.right() + 20.0)
+            rect.with_max_x(rect.right() + 24.0)
         } else {
             rect
         };
@@ -344,7 +344,7 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
                 );
             }
             Some(_) => {
-                hover += ": squared error of the weights relative to their energy; says little of accuracy"
+                hover += ": no drop is measured yet. Noise to signal of the weights alone; it says little of accuracy"
             }
             None => hover += ": not known yet",
         }

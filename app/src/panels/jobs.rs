@@ -5,7 +5,7 @@ use crate::{
     commands::Command,
     state::{JobKind, JobState, State},
     theme,
-    widgets::{self, Button},
+    widgets::{self, Button, number::grouped},
 };
 use egui::{Align, Layout, Rect, Sense, Ui, UiBuilder, pos2, vec2};
 
@@ -78,10 +78,16 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
     if active == 0 {
         let (measured, all) = state.map_progress();
         if state.model().is_some() {
-            let text = if all > 0 && measured == all {
-                format!("Map measured: {all} cells")
+            let text = if state.measurable().is_err() {
+                "Map: weight noise only".to_owned()
+            } else if all > 0 && measured == all {
+                format!("Map measured: {} cells", grouped(all as u64))
             } else {
-                format!("Map: {measured} of {all} cells measured")
+                format!(
+                    "Map: {} of {} cells measured",
+                    grouped(measured as u64),
+                    grouped(all as u64)
+                )
             };
             widgets::muted_label(ui, text);
             if measured < all

@@ -3,7 +3,7 @@
 use super::{Commands, command_button, menu, rows, switch};
 use crate::{
     commands::{Command, precision_label},
-    state::{ColourBy, State},
+    state::{ColourBy, HeatKind, Legend, State},
     theme,
     widgets::{self, Button, number},
 };
@@ -64,26 +64,61 @@ fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
     if let Some(by) = switch(ui, "colour", &choices, state.view.colour_by, "Colour by") {
         out.push(Command::SetColourBy(by));
     }
-    let (low, high) = state.heat_legend();
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-        let name = format!("Colour scale from {low} to {high}");
-        let room = ui.available_width();
-        if room > 96.0 {
-            widgets::legend(ui, &low, &high, (room - 96.0).clamp(32.0, 96.0), &name).on_hover_text(
-                match state.view.colour_by {
+        scales(ui, state);
+    });
+}
+
+/// The scales that the cells' colours are on, as many as there is room for.
+fn scales(ui: &mut Ui, state: &State) {
+    let scales = state.heat_legend();
+    let texts = |scale: &Legend| {
+        let width = |text| widgets::text_width(ui.painter(), text, theme::mono_small());
+        width(&scale.low) + width(&scale.high) + 20.0
+    };
+    let widths: Vec<f32> = scales.iter().map(texts).collect();
+    let gap = 14.0;
+    let room = ui.available_width() - 8.0;
+    let mut fit = scales.len();
+    let bars = |fit: usize| {
+        let text: f32 = widths.iter().take(fit).sum();
+        (room - text - gap * fit.saturating_sub(1) as f32) / fit.max(1) as f32
+    };
+    while fit > 0 && bars(fit) < 28.0 {
+        fit -= 1;
+    }
+    ui.spacing_mut().item_spacing.x = gap;
+    for scale in scales.iter().take(fit).rev() {
+        let (name, hover) = match (scale.kind, state.view.colour_by) {
+            (HeatKind::Proxy, _) => (
+                format!("Hatched cells: weight {}, up to {}", scale.low, scale.high),
+                "Hatched: not measured yet. Noise to signal of the weights alone, 0.01 % to 30 %, on a logarithmic scale. It is \
+                 there at once and says little of accuracy.",
+            ),
+            (_, by) => (
+                format!("Colour scale from {} to {}", scale.low, scale.high),
+                match by {
                     ColourBy::Sensitivity => {
-                        "Top-1 lost when this layer alone is changed.\nSolid: measured. Hatched: proxy from the weights alone. \
-                         Outline: not known."
+                        "Solid: measured. Top-1 lost when this layer alone is changed, in points.\nOutline: not known."
                     }
-                    ColourBy::Size => "Bytes of the layer's weights, against the largest layer at fp32",
+                    ColourBy::Size => {
+                        "Bytes of the layer's weights, against the largest layer at fp32"
+                    }
                     ColourBy::Macs => "Multiply–accumulates, against the largest layer",
                     ColourBy::Error => {
                         "Squared error of the weights, relative to their energy (square-root scale)"
                     }
                 },
-            );
-        }
-    });
+            ),
+        };
+        let look = widgets::Scale {
+            low: &scale.low,
+            high: &scale.high,
+            range: scale.range,
+            hatched: scale.kind == HeatKind::Proxy,
+        };
+        widgets::legend(ui, &look, bars(fit).min(96.0), &name).on_hover_text(hover);
+    }
 }
 
 fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
@@ -129,7 +164,7 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
 
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
         ui.spacing_mut().item_spacing.x = 0.0;
-        totals(ui, state, ui.available_width() > 330.0);
+        totals(ui, state, ui.available_width());
     });
 }
 
@@ -144,6 +179,7 @@ fn precision_menu(
         .hint("Of every selected layer; pinned ones are skipped")
         .response(ui);
     Popup::menu(&anchor).show(|ui| {
+        ui.set_width(96.0);
         ui.spacing_mut().item_spacing.y = 2.0;
         for precision in [
             Precision::Fp32,
@@ -176,6 +212,7 @@ fn ratio_menu(
     Popup::menu(&anchor)
         .close_behavior(PopupCloseBehavior::CloseOnClick)
         .show(|ui| {
+            ui.set_width(96.0);
             ui.spacing_mut().item_spacing.y = 2.0;
             for percent in [0_u8, 10, 25, 38, 50, 60, 75, 90] {
                 let label = if percent == 0 {
@@ -195,25 +232,35 @@ fn ratio_menu(
         });
 }
 
-/// "1,089 → 118 KB predicted   31.0 M MACs", at the right edge, in one line of several colours.
-fn totals(ui: &mut Ui, state: &State, wide: bool) {
+/// "1,089 → 118 kB predicted   31.0 M MACs", at the right edge, in one line of several colours; less where there is less room.
+fn totals(ui: &mut Ui, state: &State, room: f32) {
     let t = theme::of(ui);
     let (Some(model), Some(prediction)) = (state.model(), state.prediction()) else {
         return;
     };
-    let (stored, origin) = match state.plan_point(state.view.split) {
+    // A distillation changes values, not sizes.
+    let split = state.view.split;
+    let known = state
+        .plan_point(split)
+        .or_else(|| state.undistilled_point(split));
+    let (stored, origin) = match known {
+        _ if state.plan_is_empty() => (model.sizes.stored, "as opened"),
         Some(point) => (point.point.sizes.stored, "measured"),
         None => (prediction.stored, "predicted"),
     };
     let before = number::kilobytes(model.sizes.stored.0);
     let after = number::kilobytes(stored.0);
-    let mut runs = vec![
-        (format!("{before} → "), theme::mono(), t.text),
-        (format!("{after} KB"), theme::medium_mono(), t.accent_text),
-    ];
-    if wide {
-        runs.push((format!(" {origin}"), theme::small(), t.muted));
+    let mut runs = Vec::new();
+    if state.plan_is_empty() {
+        runs.push((format!("{after} kB"), theme::medium_mono(), t.text));
+    } else {
+        runs.push((format!("{before} → "), theme::mono(), t.text));
+        runs.push((format!("{after} kB"), theme::medium_mono(), t.accent_text));
     }
+    if room > 330.0 {
+        runs.push((origin.to_owned(), theme::small(), t.muted));
+    }
+    let size_alone = runs.len();
     runs.push(("   ".into(), theme::mono(), t.text));
     match (prediction.macs.or(model.sizes.macs), model.sizes.macs) {
         (Some(now), Some(was)) if now != was => {
@@ -229,22 +276,32 @@ fn totals(ui: &mut Ui, state: &State, wide: bool) {
         }
         (None, _) => runs.push(("MACs unknown".into(), theme::mono(), t.muted)),
     }
+    let wide: f32 = runs
+        .iter()
+        .map(|(text, font, _)| widgets::text_width(ui.painter(), text, font.clone()))
+        .sum();
+    // Neither precision nor masks change the MACs: where there is no room they go.
+    if wide + 12.0 > room {
+        runs.truncate(size_alone);
+    }
     let mut job = egui::text::LayoutJob::default();
     for (text, font, colour) in runs {
         let format = egui::TextFormat {
             valign: Align::Center,
             ..egui::TextFormat::simple(font, colour)
         };
-        job.append(&text, 0.0, format);
+        // A space at the start of another font's run would have no width.
+        let gap = if text == origin { 7.0 } else { 0.0 };
+        job.append(&text, gap, format);
     }
     job.wrap = egui::text::TextWrapping::no_max_width();
     let galley = ui.painter().layout_job(job);
     let (rect, response) = ui.allocate_exact_size(galley.size(), egui::Sense::hover());
-    let name = format!("Plan: {after} KB stored, {origin}");
+    let name = format!("Plan: {after} kB stored, {origin}");
     response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &name));
     ui.painter().galley(rect.min, galley, t.text);
     response.on_hover_text(format!(
-            "Stored size of the exported file: {before} KB as opened, {after} KB with this plan ({origin}).\n\
+            "Stored size of the exported file: {before} kB as opened, {after} kB with this plan ({origin}).\n\
              Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs."
         ));
 }

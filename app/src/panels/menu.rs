@@ -7,7 +7,8 @@ use crate::{
     theme,
 };
 use egui::{
-    Align2, Popup, PopupCloseBehavior, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2,
+    Align2, Popup, PopupCloseBehavior, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2,
+    vec2,
 };
 
 /// What hovering a button that sends `command` says: its name and shortcut.
@@ -23,7 +24,12 @@ pub fn popup(anchor: &Response, commands: &[Option<Command>], state: &State, out
     Popup::menu(anchor)
         .close_behavior(PopupCloseBehavior::CloseOnClick)
         .show(|ui| {
-            ui.set_min_width(240.0);
+            let wide = commands
+                .iter()
+                .flatten()
+                .map(|command| natural_width(ui, command))
+                .fold(160.0, f32::max);
+            ui.set_width(wide.min(MENU));
             ui.spacing_mut().item_spacing.y = 0.0;
             for entry in commands {
                 match entry {
@@ -43,6 +49,19 @@ pub fn popup(anchor: &Response, commands: &[Option<Command>], state: &State, out
         });
 }
 
+/// Widest a menu gets; longer entries (paths) are cut in the middle.
+const MENU: f32 = 420.0;
+
+fn natural_width(ui: &Ui, command: &Command) -> f32 {
+    let keys = command
+        .shortcut()
+        .map(|keys| ui.ctx().format_shortcut(&keys))
+        .unwrap_or_default();
+    crate::widgets::text_width(ui.painter(), &command.label(), theme::sans())
+        + crate::widgets::text_width(ui.painter(), &keys, theme::mono_small())
+        + 44.0
+}
+
 fn item(ui: &mut Ui, command: &Command, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let why = command.enabled(state).err();
@@ -52,30 +71,18 @@ fn item(ui: &mut Ui, command: &Command, state: &State, out: &mut Commands) {
         .map(|keys| ui.ctx().format_shortcut(&keys))
         .unwrap_or_default();
     let painter = ui.painter().clone();
-    let width = crate::widgets::text_width(&painter, &label, theme::sans())
-        + crate::widgets::text_width(&painter, &keys, theme::mono_small())
-        + 44.0;
     let sense = if why.is_none() {
         Sense::click()
     } else {
         Sense::hover()
     };
-    let (rect, response) =
-        ui.allocate_exact_size(vec2(width.max(ui.available_width()), 26.0), sense);
+    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 26.0), sense);
     response.widget_info(|| WidgetInfo::labeled(Role::MenuItem, why.is_none(), &label));
     if why.is_none() && (response.hovered() || response.has_focus()) {
         painter.rect_filled(rect, 4.0, t.selected);
     }
     let colour = if why.is_none() { t.text } else { t.faint };
-    crate::widgets::draw(
-        &painter,
-        pos2(rect.left() + 10.0, rect.center().y),
-        Align2::LEFT_CENTER,
-        label.as_str(),
-        theme::sans(),
-        colour,
-    );
-    crate::widgets::draw(
+    let right = crate::widgets::draw(
         &painter,
         pos2(rect.right() - 10.0, rect.center().y),
         Align2::RIGHT_CENTER,
@@ -83,6 +90,11 @@ fn item(ui: &mut Ui, command: &Command, state: &State, out: &mut Commands) {
         theme::mono_small(),
         t.muted,
     );
+    let text = Rect::from_min_max(
+        pos2(rect.left() + 10.0, rect.top()),
+        pos2(right.left(), rect.bottom()),
+    );
+    crate::widgets::draw_elided_middle(&painter, text, &label, theme::sans(), colour);
     if response.clicked() {
         out.push(command.clone());
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Commands,
-    columns::{Columns, HEADER, header, span},
+    columns::{self, Columns, HEADER, header, span},
     words,
 };
 use crate::{
@@ -39,7 +39,8 @@ struct Largest {
 
 pub fn table(ui: &mut Ui, state: &State, out: &mut Commands) {
     let all = ui.max_rect();
-    let columns = Columns::new(all.left(), all.width());
+    let long = |layer: &LayerFacts| layer.id.0.len() > columns::LONG_NAME;
+    let columns = Columns::new(all.left(), all.width(), state.layers().iter().any(long));
     header(ui, all, &columns, state, out);
 
     let body = Rect::from_min_max(pos2(all.left(), all.top() + HEADER), all.max);
@@ -229,7 +230,7 @@ fn row(
 
     let painter = ui.painter().clone();
     let name_rect = span(columns.name, y).with_max_x(columns.name.1 - 8.0);
-    let cut = widgets::draw_elided(&painter, name_rect, Align::Min, name, theme::sans(), t.text);
+    let cut = widgets::draw_name(&painter, name_rect, name, &layer.op, theme::sans(), t.text);
     if cut && response.hovered() {
         response.clone().on_hover_text(name);
     }

@@ -63,6 +63,13 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
             ui.set_clip_rect(ui.clip_rect().intersect(left));
             mark(ui, state, out);
             if state.model().is_some() {
+                command_button(
+                    ui,
+                    Button::new("Open…"),
+                    Command::Show(Dialog::Open),
+                    state,
+                    out,
+                );
                 ui.spacing_mut().item_spacing.x = 12.0;
                 identity(ui, state, narrow);
                 ui.spacing_mut().item_spacing.x = 8.0;
@@ -133,7 +140,7 @@ fn identity(ui: &mut Ui, state: &State, narrow: bool) {
             }
         }
         None => {
-            widgets::muted_label(ui, "no data · weights only");
+            widgets::muted_label(ui, "no data");
         }
     }
     ui.add_space(if narrow { 8.0 } else { 20.0 });
@@ -189,14 +196,21 @@ fn goals(ui: &mut Ui, state: &State, narrow: bool, out: &mut Commands) {
             Some(Verdict::Inconclusive) => t.warning,
             None => t.muted,
         };
-        let text = verdict.text.as_str();
+        let text = if narrow {
+            verdict.short.as_str()
+        } else {
+            verdict.text.as_str()
+        };
         let runs: Vec<(&str, FontId, Color32)> = match text.find("drop ") {
             Some(at) => {
                 // The space leads: one at a run's end has no width.
-                let (word, figure) = text.split_at(at + "drop".len());
+                let (word, rest) = text.split_at(at + "drop".len());
+                let unit = rest.find(" pt").unwrap_or(rest.len());
+                let (figure, rest) = rest.split_at(unit);
                 vec![
                     (word, theme::sans(), colour),
                     (figure, theme::medium_mono(), colour),
+                    (rest, theme::sans(), colour),
                 ]
             }
             None => vec![(text, theme::sans(), colour)],
@@ -214,8 +228,8 @@ fn describe(goal: &Goal) -> &'static str {
     match goal {
         Goal::DropPoints(_) => "Top-1 lost against the original, absolute points",
         Goal::DropRelativePercent(_) => "Top-1 lost, in percent of the original's top-1",
-        Goal::StoredKilobytes(_) => "Bytes of the exported file, KB of 1,000 bytes",
-        Goal::RuntimeKilobytes(_) => "Bytes of weights in memory while running, KB of 1,000 bytes",
+        Goal::StoredKilobytes(_) => "Bytes of the exported file, kB of 1,000 bytes",
+        Goal::RuntimeKilobytes(_) => "Bytes of weights in memory while running, kB of 1,000 bytes",
     }
 }
 

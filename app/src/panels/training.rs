@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     commands::Command,
-    state::{Curves, Dialog, State},
+    state::{Curves, Dialog, JobKind, JobState, NamedPoint, State},
     theme,
     widgets::{self, Button, number},
 };
@@ -27,7 +27,22 @@ pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
 }
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
-    let Some(curves) = state.curves().filter(|c| !c.points.is_empty()) else {
+    let running = state.active_jobs().find(|job| job.kind == JobKind::Distil);
+    let curves = state.curves().filter(|c| !c.points.is_empty());
+    if let Some(job) = running.filter(|job| curves.is_none_or(|c| c.job != job.id)) {
+        let (title, body) = if job.state == JobState::Queued {
+            (format!("{} waits", job.title), "Other work goes first.")
+        } else {
+            (
+                format!("{} is under way", job.title),
+                "The compressed network is being made.",
+            )
+        };
+        let body = format!("{body} Loss and accuracy are drawn here as soon as training starts.");
+        widgets::empty_state(ui, &title, &body, &[]);
+        return;
+    }
+    let Some(curves) = curves else {
         let body = "Distillation trains the compressed network against the original as its teacher. Its loss and accuracy are drawn \
                     here while it runs; the window stays free.";
         let blocked = Command::Show(Dialog::Distil).enabled(state).err();
@@ -105,6 +120,9 @@ fn summary(ui: &mut Ui, state: &State, curves: &Curves) {
     }
 }
 
+/// Room left of both plots, whatever their numbers, so that their frames stand under each other.
+const EDGE: f32 = 60.0;
+
 fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
     let t = theme::of(ui);
     let caption = |text: &str| RichText::new(text).font(theme::mono_small()).color(t.muted);
@@ -122,7 +140,7 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
     };
     (
         dress(hints_x),
-        dress(AxisHints::new_y().label(caption(y)).min_thickness(44.0)),
+        dress(AxisHints::new_y().label(caption(y)).min_thickness(EDGE)),
     )
 }
 
@@ -150,8 +168,9 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
 /// Epochs the whole run has, so that the curve grows into a still frame.
 fn epochs(curves: &Curves) -> f64 {
     curves.points.last().map_or(1.0, |p| {
+        // A whole number but for rounding.
         (p.epoch * p.steps as f64 / p.step.max(1) as f64)
-            .ceil()
+            .round()
             .max(1.0)
     })
 }
@@ -205,7 +224,11 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         .iter()
         .filter_map(|p| Some((p.epoch, p.accuracy?)))
         .collect();
-    let original = state.baseline(SplitName::Search).map(|p| p.top1_percent());
+    // The original on the very samples that the epochs are judged on, or none.
+    let n = measured.last().map_or(0, |(_, e)| e.n);
+    let original = state
+        .original(SplitName::Search, n)
+        .map(NamedPoint::top1_percent);
     let mut plot = frame(
         ui,
         "accuracy",
@@ -233,6 +256,7 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
             .transform
             .position_from_point(&PlotPoint::new(x, y))
     };
+    let mut original_label = None;
     if let Some(original) = original {
         let y = at(0.0, original).y;
         let line = [pos2(area.left(), y), pos2(area.right(), y)];
@@ -242,14 +266,17 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
             4.0,
             4.0,
         ));
-        widgets::draw(
-            &painter,
-            pos2(area.left() + 6.0, y - 2.0),
-            Align2::LEFT_BOTTOM,
-            format!("original {original:.2}"),
-            theme::mono_small(),
-            t.muted,
-        );
+        // Over the line, at the plot's upper edge under it.
+        let (anchor, y) = if y - 18.0 > area.top() {
+            (Align2::LEFT_BOTTOM, y - 2.0)
+        } else {
+            (Align2::LEFT_TOP, y + 2.0)
+        };
+        original_label = Some((
+            anchor,
+            pos2(area.left() + 6.0, y),
+            format!("original {original:.2}, n {}", number::grouped(n)),
+        ));
     }
     let places: Vec<egui::Pos2> = measured
         .iter()
@@ -274,13 +301,56 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         } else {
             (Align2::RIGHT_TOP, *place + vec2(-8.0, 8.0))
         };
-        widgets::draw(&painter, at, anchor, text, theme::mono_small(), t.text);
+        on_ground(&painter, at, anchor, text, t.text, t);
     }
+    if let Some((anchor, at, text)) = original_label {
+        on_ground(&painter, at, anchor, text, t.muted, t);
+    }
+}
+
+/// A label that can be read over curves and whiskers.
+fn on_ground(
+    painter: &egui::Painter,
+    at: egui::Pos2,
+    anchor: Align2,
+    text: String,
+    colour: egui::Color32,
+    t: &theme::Tokens,
+) {
+    let galley = painter.layout_no_wrap(text, theme::mono_small(), colour);
+    let rect = anchor.anchor_size(at, galley.size());
+    painter.rect_filled(
+        rect.expand2(vec2(3.0, 0.0)),
+        3.0,
+        t.panel.gamma_multiply(0.9),
+    );
+    painter.galley(rect.min, galley, colour);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::binned;
+    use super::*;
+
+    #[test]
+    fn the_epochs_of_a_run_are_a_whole_number_from_its_first_point_on() {
+        let point = |step: u64, steps: u64, epochs: f64| limbeck_engine::train::TrainPoint {
+            step,
+            steps,
+            epoch: step as f64 / (steps as f64 / epochs),
+            loss: 0.1,
+            rate: 1e-3,
+            samples_per_second: 80.0,
+            accuracy: None,
+        };
+        for step in 1..=188 {
+            let curves = Curves {
+                job: limbeck_engine::jobs::JobId(1),
+                title: String::new(),
+                points: vec![point(step, 188, 4.0)],
+            };
+            assert_eq!(epochs(&curves), 4.0, "{step}");
+        }
+    }
 
     #[test]
     fn binning_keeps_peaks_and_order() {

@@ -35,10 +35,10 @@ pub fn candidate_long(c: Candidate) -> &'static str {
     }
 }
 
-/// Drop of a cell as the tables show it: "0.31 ± 0.12", for a proxy "err 2.1 %" of the weights.
+/// Drop of a cell as the tables show it: "0.31 ± 0.12"; a proxy knows of none.
 pub fn cell_value(cell: &Cell) -> String {
     match (cell.tier, cell.ci) {
-        (Tier::Proxy, _) => format!("err {} %", percent_of_error(cell.value)),
+        (Tier::Proxy, _) => "–".into(),
         (Tier::Measured, Some(ci)) => number::points_with_interval(cell.value, ci),
         (Tier::Measured, None) => number::percent(cell.value, 2),
     }
@@ -53,10 +53,10 @@ fn percent_of_error(value: f64) -> String {
     }
 }
 
-/// Where a cell's number comes from: "n 1,000" or "proxy".
+/// Where a cell's number comes from: "n 1,000", or what is known instead: "noise 2.1 %" of the weights.
 pub fn cell_origin(cell: &Cell) -> String {
     match cell.tier {
-        Tier::Proxy => "proxy".into(),
+        Tier::Proxy => format!("noise {} %", percent_of_error(cell.value)),
         Tier::Measured => format!("n {}", number::grouped(cell.n)),
     }
 }
@@ -76,7 +76,7 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
                 _ => (32, " (masked zeros save no bytes)"),
             };
             let bytes = layer.params * bits / 8;
-            text += &format!("{} KB of weights{note}, exact", number::kilobytes(bytes));
+            text += &format!("{} kB of weights{note}, exact", number::kilobytes(bytes));
         }
         ColourBy::Macs => match layer.macs {
             Some(macs) => {
@@ -105,7 +105,7 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
             Some(cell) => match cell.tier {
                 Tier::Proxy => {
                     text += &format!(
-                        "proxy, weight error {} % (weights only, n 0)",
+                        "proxy, weight noise {} % of the signal (weights only, n 0)",
                         percent_of_error(cell.value)
                     );
                 }
@@ -196,7 +196,7 @@ pub fn point_hover(point: &NamedPoint) -> String {
         );
     }
     text += &format!(
-        "\nstored {} KB · theoretical {} KB · runtime {} KB",
+        "\nstored {} kB · theoretical {} kB · runtime {} kB",
         number::kilobytes(p.sizes.stored.0),
         number::kilobytes(p.sizes.theoretical.0),
         number::kilobytes(p.sizes.runtime.0)
@@ -247,6 +247,17 @@ pub fn steps(steps: &[Step]) -> String {
 pub fn eta(left: Option<Duration>) -> String {
     left.map_or_else(String::new, |left| {
         format!("{} left", number::clock(left.as_secs()))
+    })
+}
+
+/// How many samples the points of a split were judged on: "1,000", "1,000–2,000" where they differ.
+pub fn judged_samples(state: &State, split: SplitName) -> Option<String> {
+    let (low, high) = state.judged_samples(split)?;
+    let (few, many) = (number::grouped(low), number::grouped(high));
+    Some(if low == high {
+        many
+    } else {
+        format!("{few}–{many}")
     })
 }
 

@@ -2,6 +2,7 @@
 //! changed, kept until the next change.
 
 use super::{ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, verdict};
+use crate::widgets::number;
 use limbeck_engine::{
     compress::{LayerSetting, Precision, QuantScheme},
     data::SplitName,
@@ -31,10 +32,21 @@ pub struct Heat {
     pub kind: HeatKind,
 }
 
+/// A scale that cells are coloured on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Legend {
+    pub low: String,
+    pub high: String,
+    /// The part of the heat scale in use.
+    pub range: [f32; 2],
+    /// The look of the cells it is for.
+    pub kind: HeatKind,
+}
+
 /// The predicted place of the present plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PredictedPoint {
-    /// KB or million MACs, by the chosen axis.
+    /// kB or million MACs, by the chosen axis.
     pub x: f64,
     /// Top-1 in percent on the split shown; `None` while a layer's drop is not known.
     pub top1: Option<f64>,
@@ -46,6 +58,10 @@ pub struct PredictedPoint {
 const HOT_DROP: f64 = 0.02;
 /// Relative squared weight error at the hot end of the scale.
 const HOT_ERROR: f64 = 0.3;
+/// Weight noise (noise to signal) at the cold end of the proxies' own scale, which is logarithmic; its hot end is [`HOT_ERROR`].
+const COLD_NOISE: f64 = 1e-4;
+/// Proxies take the lower, paler part of the colours: noise in weights says little of accuracy.
+const NOISE_SHARE: f64 = 0.5;
 
 #[derive(Debug, Default)]
 pub struct Derived {
@@ -83,6 +99,8 @@ struct Largest {
 struct RowsKey {
     filter: String,
     sort: Sort,
+    /// Candidate columns sort by what colours them.
+    colour_by: Option<ColourBy>,
     /// Only where the sort looks at them.
     cells: u64,
     plan: u64,
@@ -156,6 +174,7 @@ pub fn refresh(state: &mut State) {
     let key = RowsKey {
         filter: state.view.filter.clone(),
         sort: state.view.sort,
+        colour_by: matches!(state.view.sort.key, SortKey::Cell(_)).then_some(state.view.colour_by),
         cells: match state.view.sort.key {
             SortKey::Cell(_) => mirror.cells_version,
             _ => 0,
@@ -221,12 +240,7 @@ fn rows(state: &State, key: &RowsKey) -> Vec<usize> {
         SortKey::Params => rows.sort_by_key(|row| layers[*row].params),
         SortKey::Macs => rows.sort_by_key(|row| layers[*row].macs),
         SortKey::Cell(candidate) => rows.sort_by(|a, b| {
-            let value = |row: usize| match state.cell(row, candidate) {
-                None => (0, 0.0),
-                Some(cell) if cell.tier == Tier::Proxy => (1, cell.value),
-                Some(cell) => (2, cell.value),
-            };
-            let (a, b) = (value(*a), value(*b));
+            let (a, b) = (shown(state, *a, candidate), shown(state, *b, candidate));
             a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
         }),
         SortKey::Precision => rows.sort_by_key(|row| setting(*row).precision),
@@ -238,6 +252,30 @@ fn rows(state: &State, key: &RowsKey) -> Vec<usize> {
         rows.reverse();
     }
     rows
+}
+
+/// What a cell shows under the chosen quantity: how well it is known, and how much it is.
+fn shown(state: &State, row: usize, candidate: Candidate) -> (u8, f64) {
+    let heat = || heat(state, row, candidate);
+    match state.view.colour_by {
+        ColourBy::Sensitivity => match state.cell(row, candidate) {
+            None => (0, 0.0),
+            Some(cell) if cell.tier == Tier::Proxy => (1, cell.value),
+            Some(cell) => (2, cell.value),
+        },
+        ColourBy::Error => {
+            let slot = state.mirror.slot(row, candidate);
+            let proxy = slot.and_then(|slot| slot.proxy.as_ref());
+            proxy.map_or((0, 0.0), |cell| (1, cell.value))
+        }
+        ColourBy::Size | ColourBy::Macs => match heat() {
+            Heat {
+                kind: HeatKind::Unknown,
+                ..
+            } => (0, 0.0),
+            Heat { value, .. } => (1, f64::from(value)),
+        },
+    }
 }
 
 /// Compares names as people do: `conv2` before `conv10`.
@@ -274,7 +312,7 @@ fn natural(a: &LayerId, b: &LayerId) -> std::cmp::Ordering {
     parts(&a.0).cmp(&parts(&b.0)).then_with(|| a.cmp(b))
 }
 
-/// A size or MACs in the plot's unit (KB of 1,000 bytes; millions).
+/// A size or MACs in the plot's unit (kB of 1,000 bytes; millions).
 pub fn axis_value(axis: PlotAxis, stored: Bytes, macs: Option<u64>) -> Option<f64> {
     match axis {
         PlotAxis::Size => Some(stored.0 as f64 / 1e3),
@@ -333,7 +371,7 @@ pub fn heat(state: &State, row: usize, candidate: Candidate) -> Heat {
             None => UNKNOWN,
             Some(cell) if cell.tier == Tier::Measured => known(cell.value / HOT_DROP),
             Some(cell) => Heat {
-                value: error(cell) as f32,
+                value: noise(cell.value) as f32,
                 kind: HeatKind::Proxy,
             },
         },
@@ -354,6 +392,13 @@ pub fn heat(state: &State, row: usize, candidate: Candidate) -> Heat {
     }
 }
 
+/// Place of a proxy on the heat scale.
+fn noise(value: f64) -> f64 {
+    let decades = (HOT_ERROR / COLD_NOISE).log10();
+    let place = (value.max(COLD_NOISE) / COLD_NOISE).log10() / decades;
+    NOISE_SHARE * if place.is_nan() { 1.0 } else { place.min(1.0) }
+}
+
 fn bits(candidate: Candidate) -> u8 {
     match candidate {
         Candidate::Fp16 => 16,
@@ -363,13 +408,36 @@ fn bits(candidate: Candidate) -> u8 {
     }
 }
 
-pub fn legend(state: &State) -> (String, String) {
+pub fn legend(state: &State) -> Vec<Legend> {
     let largest = state.derived.largest;
-    let high = match state.view.colour_by {
-        ColourBy::Sensitivity => "≥ 2 pt".into(),
-        ColourBy::Error => format!("≥ {:.0} %", HOT_ERROR * 100.0),
-        ColourBy::Size => format!("{:.0} KB", largest.params as f64 * 4.0 / 1e3),
-        ColourBy::Macs => format!("{:.2} M", largest.macs as f64 / 1e6),
+    let solid = |high: String| Legend {
+        low: "0".into(),
+        high,
+        range: [0.0, 1.0],
+        kind: HeatKind::Known,
     };
-    ("0".into(), high)
+    match state.view.colour_by {
+        ColourBy::Sensitivity => {
+            let (measured, all) = state.map_progress();
+            let mut scales = Vec::new();
+            if measured > 0 {
+                scales.push(solid("≥ 2 pt".into()));
+            }
+            if measured < all {
+                scales.push(Legend {
+                    low: "noise".into(),
+                    high: format!("≥ {:.0} %", HOT_ERROR * 100.0),
+                    range: [0.0, NOISE_SHARE as f32],
+                    kind: HeatKind::Proxy,
+                });
+            }
+            scales
+        }
+        ColourBy::Error => vec![solid(format!("≥ {:.0} %", HOT_ERROR * 100.0))],
+        ColourBy::Size => vec![solid(format!(
+            "{} kB",
+            number::kilobytes(largest.params * 4)
+        ))],
+        ColourBy::Macs => vec![solid(format!("{:.2} M", largest.macs as f64 / 1e6))],
+    }
 }

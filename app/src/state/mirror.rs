@@ -26,7 +26,7 @@ pub struct PointId(pub u64);
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedPoint {
     pub id: PointId,
-    /// `fp32` for the original, `int8` for all layers at int8, else `Plan 3` or `Distil 4`.
+    /// `fp32` for the original, `int8` for all layers at int8, else `Plan 3`, `Distil 4` or `Distil 5 partial`.
     pub name: String,
     pub point: Arc<Point>,
 }
@@ -62,6 +62,8 @@ pub enum JobKind {
     Open,
     Measure,
     Distil,
+    /// What a cancelled distillation left.
+    Judge,
     Map,
     Inspect,
     Export,
@@ -318,18 +320,28 @@ impl Mirror {
                 Precision::Int4 => return "int4".into(),
             }
         }
-        let word = if is_distilled(steps) {
-            "Distil"
+        if !is_distilled(steps) {
+            return format!("Plan {}", self.free_number("Plan"));
+        }
+        let partial = if point.recipe.is_partial() {
+            " partial"
         } else {
-            "Plan"
+            ""
         };
-        let taken = self
-            .points
-            .iter()
-            .filter_map(|old| old.name.strip_prefix(word)?.trim().parse::<u64>().ok())
-            .max()
-            .unwrap_or(0);
-        format!("{word} {}", taken + 1)
+        format!("Distil {}{partial}", self.free_number("Distil"))
+    }
+
+    /// The name that the next distillation's point will have.
+    pub fn next_distil(&self) -> String {
+        format!("Distil {}", self.free_number("Distil"))
+    }
+
+    fn free_number(&self, word: &str) -> u64 {
+        let number = |old: &NamedPoint| {
+            let rest = old.name.strip_prefix(word)?.trim_start();
+            rest.split(' ').next()?.parse::<u64>().ok()
+        };
+        self.points.iter().filter_map(number).max().unwrap_or(0) + 1
     }
 
     pub fn point(&self, id: PointId) -> Option<&NamedPoint> {
@@ -460,6 +472,9 @@ impl Mirror {
 impl Job {
     /// Its end by cancelling deserves a line in the log (a measurement overtaken by a newer one does not).
     fn is_noteworthy(&self) -> bool {
-        matches!(self.kind, JobKind::Distil | JobKind::Map | JobKind::Export)
+        matches!(
+            self.kind,
+            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export
+        )
     }
 }

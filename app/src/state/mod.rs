@@ -10,7 +10,7 @@ mod tests;
 mod verdict;
 mod view;
 
-pub use derived::{Heat, HeatKind, PredictedPoint};
+pub use derived::{Heat, HeatKind, Legend, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
 pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
@@ -66,6 +66,9 @@ pub struct State {
 }
 
 impl State {
+    /// Notices at once; older ones make room (the log keeps them).
+    const NOTICES: usize = 3;
+
     // ---- model and layers ----
 
     pub fn model(&self) -> Option<&Arc<ModelInfo>> {
@@ -131,8 +134,8 @@ impl State {
         derived::heat(self, layer, candidate)
     }
 
-    /// Ends of the colour legend under the chosen quantity, such as `("0", "≥ 2 pt")`.
-    pub fn heat_legend(&self) -> (String, String) {
+    /// The scales that the cells have their colours from under the chosen quantity: measured cells first, proxies apart.
+    pub fn heat_legend(&self) -> Vec<Legend> {
         derived::legend(self)
     }
 
@@ -186,7 +189,10 @@ impl State {
 
     /// The points on the split that the plot shows; of the original only the one on the samples the others were judged on.
     pub fn shown_points(&self) -> impl Iterator<Item = &NamedPoint> {
-        let split = self.view.split;
+        self.split_points(self.view.split)
+    }
+
+    fn split_points(&self, split: SplitName) -> impl Iterator<Item = &NamedPoint> {
         let baseline = self.baseline(split).map(|point| point.id);
         self.points().iter().filter(move |point| {
             point.split() == split && (!point.is_baseline() || Some(point.id) == baseline)
@@ -208,17 +214,49 @@ impl State {
             .or_else(|| originals().next())
     }
 
-    /// The newest point of exactly the present plan on a split: the distilled one if the plan has distillation and it was
-    /// done, else the one without.
+    /// The original, measured on exactly `n` samples of a split: what accuracies on those samples are compared with.
+    pub fn original(&self, split: SplitName, n: u64) -> Option<&NamedPoint> {
+        self.points()
+            .iter()
+            .rev()
+            .find(|p| p.is_baseline() && p.split() == split && p.samples() == n)
+    }
+
+    /// Fewest and most samples that the points shown of a split were judged on; `None` while there are none.
+    pub fn judged_samples(&self, split: SplitName) -> Option<(u64, u64)> {
+        let all = self.split_points(split).map(NamedPoint::samples);
+        let (low, high) = all.fold((u64::MAX, 0), |(a, b), n| (a.min(n), b.max(n)));
+        (high > 0).then_some((low, high))
+    }
+
+    /// The newest point of exactly the present plan on a split, its distillation included.
     pub fn plan_point(&self, split: SplitName) -> Option<&NamedPoint> {
-        let of = |steps: &[Step]| {
-            self.points().iter().rev().find(|point| {
-                point.split() == split
-                    && point.point.recipe.steps == steps
-                    && point.point.recipe.seed == self.document.seed
-            })
-        };
-        of(&self.derived.steps_distilled).or_else(|| of(&self.derived.steps))
+        self.newest(split, |steps| *steps == *self.derived.steps_distilled)
+    }
+
+    /// The newest point on a split of the present plan and a distillation, but not the plan's own: one with other settings, or
+    /// one that was cancelled. `None` where the plan has no distillation.
+    pub fn otherwise_distilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        let plan = &self.derived.steps;
+        self.document.distil.as_ref()?;
+        self.newest(split, |steps| match steps {
+            [before @ .., Step::Distil(_)] => before == plan.as_slice(),
+            _ => false,
+        })
+    }
+
+    /// The newest point on a split of the present plan before its distillation. `None` where the plan has none.
+    pub fn undistilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        self.document.distil.as_ref()?;
+        self.newest(split, |steps| *steps == *self.derived.steps)
+    }
+
+    fn newest(&self, split: SplitName, is: impl Fn(&[Step]) -> bool) -> Option<&NamedPoint> {
+        self.points().iter().rev().find(|point| {
+            point.split() == split
+                && point.point.recipe.seed == self.document.seed
+                && is(&point.point.recipe.steps)
+        })
     }
 
     /// Ids of the points on the Pareto front of the shown split and axis, from small to large.
@@ -230,7 +268,7 @@ impl State {
         self.mirror.point(self.view.selected_point?)
     }
 
-    /// A point's place on the plot: (KB or million MACs, top-1 %).
+    /// A point's place on the plot: (kB or million MACs, top-1 %).
     pub fn plot_position(&self, point: &NamedPoint) -> Option<(f64, f64)> {
         let x = derived::axis_value(
             self.view.axis,
@@ -240,7 +278,7 @@ impl State {
         Some((x, point.top1_percent()))
     }
 
-    /// The goal region on the plot: (largest KB, smallest top-1 %), each where a goal sets it.
+    /// The goal region on the plot: (largest kB, smallest top-1 %), each where a goal sets it.
     pub fn goal_region(&self) -> (Option<f64>, Option<f64>) {
         verdict::region(self)
     }
@@ -282,6 +320,31 @@ impl State {
             .and_then(|model| model.data.as_ref())
             .and_then(|data| data.sizes.iter().find(|(name, _)| *name == split))
             .map_or(0, |(_, len)| *len)
+    }
+
+    /// Why the plan can't be built without data, or nothing if it can.
+    pub fn buildable(&self) -> Result<(), &'static str> {
+        let data = self.model().is_none_or(|model| model.data.is_some());
+        if data {
+            return Ok(());
+        }
+        let quantised = |s: &LayerSetting| {
+            use limbeck_engine::compress::Precision::{Int4, Int8};
+            matches!(s.precision, Int8 | Int4)
+        };
+        use limbeck_engine::compress::Activations;
+        if self.document.scheme.activations == Activations::Int8
+            && self.document.plan.values().any(quantised)
+        {
+            return Err(
+                "This plan also quantises activations, and calibration needs data to take their ranges from: open a task.ron, or \
+                 choose weight-only activations in the quantisation scheme",
+            );
+        }
+        if self.document.distil.is_some() {
+            return Err("This plan is distilled, which needs labelled data: open a task.ron");
+        }
+        Ok(())
     }
 
     /// Why nothing can be measured, or nothing if it can.
@@ -327,7 +390,7 @@ impl State {
             text,
             since: std::time::Instant::now(),
         });
-        let over = self.notices.len().saturating_sub(5);
+        let over = self.notices.len().saturating_sub(Self::NOTICES);
         self.notices.drain(..over);
     }
 

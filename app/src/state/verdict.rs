@@ -1,7 +1,7 @@
 //! How the plan stands against the goals, from its newest measured point.
 
 use super::{NamedPoint, PointId, State};
-use crate::commands::split_label;
+use crate::{commands::split_label, widgets::number};
 use limbeck_engine::{
     data::SplitName,
     recipe::{self, Goal, GoalVerdict, Verdict},
@@ -13,7 +13,7 @@ pub struct GoalStatus {
     pub goal: Goal,
     /// `None`: nothing measured to judge by.
     pub verdict: Option<Verdict>,
-    /// Such as `0.62 ± 0.21 pt` or `118 KB`.
+    /// Such as `0.62 ± 0.21 pt` or `118 kB`.
     pub text: String,
 }
 
@@ -24,11 +24,17 @@ pub struct PlanVerdict {
     pub verdict: Option<Verdict>,
     /// The point that was judged, and its split and samples.
     pub point: Option<(PointId, SplitName, u64)>,
-    /// Such as `Pass · drop 0.62 ± 0.21 pt`; `Not measured yet`.
+    /// Such as `Pass · drop 0.62 ± 0.21 pt · holdout`; `Not measured yet`.
     pub text: String,
+    /// The same without the interval, where there is little room.
+    pub short: String,
     /// For the hover: split, n, every goal.
     pub details: String,
     pub goals: Vec<GoalStatus>,
+}
+
+fn kilobytes(kb: f64) -> String {
+    number::kilobytes((kb * 1000.0).round().max(0.0) as u64)
 }
 
 /// A goal as its chip says it: `drop ≤ 1.0 pt`.
@@ -36,16 +42,45 @@ pub fn goal_label(goal: &Goal) -> String {
     match goal {
         Goal::DropPoints(points) => format!("drop ≤ {points:.1} pt"),
         Goal::DropRelativePercent(percent) => format!("drop ≤ {percent:.1} % rel."),
-        Goal::StoredKilobytes(kb) => format!("size ≤ {kb:.0} KB"),
-        Goal::RuntimeKilobytes(kb) => format!("memory ≤ {kb:.0} KB"),
+        Goal::StoredKilobytes(kb) => format!("size ≤ {} kB", kilobytes(*kb)),
+        Goal::RuntimeKilobytes(kb) => format!("memory ≤ {} kB", kilobytes(*kb)),
     }
 }
 
-/// The holdout decides where the plan was measured on it, else the search split.
-fn judged(state: &State) -> Option<&NamedPoint> {
-    state
-        .plan_point(SplitName::Holdout)
-        .or_else(|| state.plan_point(SplitName::Search))
+/// The holdout decides where the plan was measured on it, else the search split. A plan with distillation is judged by a
+/// distilled point: its own, else that of another distillation of the same plan (the second value is true).
+fn judged(state: &State) -> Option<(&NamedPoint, bool)> {
+    const SPLITS: [SplitName; 2] = [SplitName::Holdout, SplitName::Search];
+    let own = SPLITS.iter().find_map(|split| state.plan_point(*split));
+    own.map(|point| (point, false)).or_else(|| {
+        let other = |split: &SplitName| state.otherwise_distilled_point(*split);
+        SPLITS.iter().find_map(other).map(|point| (point, true))
+    })
+}
+
+/// No point to judge by: what is said instead, and why.
+fn open(state: &State) -> (String, String) {
+    if state.document.distil.is_none() {
+        return (
+            "Not measured yet".into(),
+            "The verdict follows once this plan is measured".into(),
+        );
+    }
+    let mut details =
+        "This plan has a distillation; the verdict follows once it is done".to_owned();
+    let before = [SplitName::Holdout, SplitName::Search]
+        .into_iter()
+        .find_map(|split| state.undistilled_point(split));
+    if let Some(point) = before {
+        details += &format!(
+            "\nBefore distilling ({} on {}, n {}): {}",
+            point.name,
+            split_label(point.split()),
+            number::grouped(point.samples()),
+            drop_text(point, true)
+        );
+    }
+    ("Not distilled yet".into(), details)
 }
 
 pub fn judge(state: &State) -> Option<PlanVerdict> {
@@ -53,12 +88,14 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
     if goals.is_empty() || state.model().is_none() {
         return None;
     }
-    let Some(point) = judged(state) else {
+    let Some((point, other)) = judged(state) else {
+        let (text, details) = open(state);
         return Some(PlanVerdict {
             verdict: None,
             point: None,
-            text: "Not measured yet".into(),
-            details: "The verdict follows once this plan is measured".into(),
+            short: text.clone(),
+            text,
+            details,
             goals: goals
                 .iter()
                 .map(|goal| GoalStatus {
@@ -81,9 +118,22 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
         Some(Verdict::Inconclusive) | None => "Inconclusive",
     };
     let split = split_label(metrics.split);
-    let mut details = format!("{} on {split}, n {}", point.name, metrics.top1.n);
+    let mut details = format!(
+        "{} on {split}, n {}: {}",
+        point.name,
+        number::grouped(metrics.top1.n),
+        drop_text(point, true)
+    );
     if metrics.split != SplitName::Holdout {
-        details.push_str(" (press Measure to judge on the holdout)");
+        details.push_str("\nPress Measure to judge on the holdout");
+    }
+    let partial = point.point.recipe.is_partial();
+    if partial {
+        details.push_str("\nPartial: the best epoch of a training that was cancelled");
+    }
+    if other && !partial {
+        details
+            .push_str("\nDistilled with other settings than the plan's; its own is not done yet");
     }
     for goal in &judged {
         let word = match goal.verdict {
@@ -93,21 +143,24 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
         };
         details.push_str(&format!("\n{word}: {}", goal.words));
     }
+    let tail = if partial { ", partial" } else { "" };
     Some(PlanVerdict {
         verdict,
         point: Some((point.id, metrics.split, metrics.top1.n)),
-        text: format!("{word} · {}", drop_text(point)),
+        text: format!("{word} · {} · {split}{tail}", drop_text(point, true)),
+        short: format!("{word} · {} · {split}{tail}", drop_text(point, false)),
         details,
         goals: judged.into_iter().map(status).collect(),
     })
 }
 
-fn drop_text(point: &NamedPoint) -> String {
+fn drop_text(point: &NamedPoint, interval: bool) -> String {
     match &point.point.metrics.drop {
-        Some(drop) => {
-            let half = (drop.ci[1] - drop.ci[0]) / 2.0;
-            format!("drop {:.2} ± {:.2} pt", drop.drop * 100.0, half * 100.0)
+        Some(drop) if interval => {
+            let figure = number::points_with_interval(drop.drop, drop.ci);
+            format!("drop {figure} pt")
         }
+        Some(drop) => format!("drop {} pt", number::percent(drop.drop, 2)),
         None => format!("top-1 {:.2} %", point.top1_percent()),
     }
 }
@@ -116,7 +169,7 @@ fn status(judged: GoalVerdict) -> GoalStatus {
     let unit = match judged.goal {
         Goal::DropPoints(_) => "pt",
         Goal::DropRelativePercent(_) => "% rel.",
-        Goal::StoredKilobytes(_) | Goal::RuntimeKilobytes(_) => "KB",
+        Goal::StoredKilobytes(_) | Goal::RuntimeKilobytes(_) => "kB",
     };
     let text = match judged.ci {
         Some(ci) => format!(
@@ -124,7 +177,7 @@ fn status(judged: GoalVerdict) -> GoalStatus {
             judged.measured,
             (ci[1] - ci[0]) / 2.0
         ),
-        None if judged.measured.is_finite() => format!("{:.0} {unit}", judged.measured),
+        None if judged.measured.is_finite() => format!("{} {unit}", kilobytes(judged.measured)),
         None => "the original is not measured".into(),
     };
     GoalStatus {
@@ -134,7 +187,7 @@ fn status(judged: GoalVerdict) -> GoalStatus {
     }
 }
 
-/// The goal region of the plot on the shown split: (largest KB, smallest top-1 %).
+/// The goal region of the plot on the shown split: (largest kB, smallest top-1 %).
 pub fn region(state: &State) -> (Option<f64>, Option<f64>) {
     let baseline = state
         .baseline(state.view.split)

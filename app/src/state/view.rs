@@ -123,6 +123,8 @@ pub struct View {
     pub tab: Tab,
     pub axis: PlotAxis,
     pub colour_by: ColourBy,
+    /// Of the open model only.
+    #[serde(skip)]
     pub sort: Sort,
     pub theme: ThemeChoice,
     /// Split whose points the plot shows.

@@ -37,8 +37,18 @@ pub fn progress(ui: &mut Ui, fraction: f32, width: f32, colour: Color32, name: &
     response
 }
 
-/// The heat scale with what its ends mean, and the two looks of a cell that isn't measured.
-pub fn legend(ui: &mut Ui, low: &str, high: &str, width: f32, name: &str) -> Response {
+/// A part of the heat scale, with what its ends mean and the look of the cells it is for.
+pub struct Scale<'a> {
+    pub low: &'a str,
+    pub high: &'a str,
+    /// 0..=1 along the heat scale.
+    pub range: [f32; 2],
+    pub hatched: bool,
+}
+
+/// A legend whose bar is `width` wide.
+pub fn legend(ui: &mut Ui, scale: &Scale<'_>, width: f32, name: &str) -> Response {
+    let Scale { low, high, .. } = *scale;
     let t = theme::of(ui);
     let painter = ui.painter().clone();
     let low_width = super::text_width(&painter, low, theme::mono_small()).ceil();
@@ -69,12 +79,25 @@ pub fn legend(ui: &mut Ui, low: &str, high: &str, width: f32, name: &str) -> Res
         pos2(rect.left() + low_width + 8.0, y - 4.0),
         vec2(width, 8.0),
     );
+    let at = |share: f32| scale.range[0] + (scale.range[1] - scale.range[0]) * share;
+    if scale.hatched {
+        let hatch = super::hatch_texture(ui.ctx());
+        let step = bar.width() / 5.0;
+        for i in 0..5 {
+            let place = bar.min + vec2(step * i as f32, -1.0);
+            let cell = Rect::from_min_size(place, vec2(step - 1.0, 10.0));
+            let look = super::CellLook::Hatched(t.heat(at(i as f32 / 4.0)));
+            super::heat_cell(&painter, cell, look, t, hatch);
+        }
+        return response;
+    }
     let mut mesh = Mesh::default();
     for i in 0..=4_u32 {
-        let x = bar.left() + bar.width() * i as f32 / 4.0;
+        let share = i as f32 / 4.0;
+        let x = bar.left() + bar.width() * share;
         for y in [bar.top(), bar.bottom()] {
             mesh.vertices
-                .push(Vertex::untextured(pos2(x, y), t.heat[i as usize]));
+                .push(Vertex::untextured(pos2(x, y), t.heat(at(share))));
         }
         if i < 4 {
             mesh.add_triangle(2 * i, 2 * i + 1, 2 * i + 2);

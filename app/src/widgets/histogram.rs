@@ -150,7 +150,7 @@ pub fn channel_ranges(ui: &mut Ui, ranges: &[[f32; 2]], height: f32, name: &str)
     let painter = ui.painter_at(rect);
     let per_bar = (ranges.len() as f32 / (rect.width() / 2.0)).ceil().max(1.0) as usize;
     let bars = ranges.len().div_ceil(per_bar);
-    let width = (rect.width() / bars as f32).min(24.0);
+    let width = rect.width() / bars as f32;
     let y_of = |v: f32| rect.center().y - v / extent * (rect.height() / 2.0 - 1.0);
     let widest = ranges.iter().map(|r| r[1] - r[0]).fold(0.0, f32::max);
     let mut mesh = Mesh::default();

@@ -12,11 +12,13 @@ mod segmented;
 mod slider;
 mod text;
 
-pub use bars::{legend, progress, share_bar, status_dot};
+pub use bars::{Scale, legend, progress, share_bar, status_dot};
 pub use button::{Button, Kind, chip, icon_button, tab};
 pub use card::{empty_state, head, key_value, note_card, panel_frame, popup_frame};
 pub use cell::{CellLook, hatch_texture, heat_cell};
 pub use histogram::{Histogram, channel_ranges};
 pub use segmented::{SegmentStyle, segmented, segmented_at};
 pub use slider::{SliderEvent, ratio_slider};
-pub use text::{draw, draw_elided, mono_label, muted_label, text_width};
+pub use text::{
+    draw, draw_elided, draw_elided_middle, draw_name, mono_label, muted_label, text_width,
+};

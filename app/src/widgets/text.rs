@@ -44,6 +44,82 @@ pub fn draw_elided(
     cut
 }
 
+/// As [`draw_elided`] from the left edge, but cut in the middle: names often differ at their ends.
+pub fn draw_elided_middle(
+    painter: &Painter,
+    rect: Rect,
+    text: &str,
+    font: FontId,
+    colour: Color32,
+) -> bool {
+    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
+    if fits(text) {
+        return draw_elided(painter, rect, Align::Min, text, font, colour);
+    }
+    let chars: Vec<char> = text.chars().collect();
+    // Of `keep` letters a third stands before the gap.
+    let cut = |keep: usize| -> String {
+        let head = keep / 3;
+        let tail = chars.len() - (keep - head);
+        let (head, tail) = (chars.iter().take(head), chars.iter().skip(tail));
+        head.chain(['…'].iter()).chain(tail).collect()
+    };
+    let (mut low, mut high) = (0, chars.len().saturating_sub(1));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(&cut(middle)) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    draw_elided(painter, rect, Align::Min, &cut(low), font, colour);
+    true
+}
+
+/// Draws a name of parts that ends in `/kind` or not: where it does not fit, the kind goes, then words are shortened so that the
+/// numbers that tell names apart stay; cut in the middle where that is not enough. True: it is not the whole name.
+pub fn draw_name(
+    painter: &Painter,
+    rect: Rect,
+    name: &str,
+    kind: &str,
+    font: FontId,
+    colour: Color32,
+) -> bool {
+    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
+    if fits(name) {
+        return draw_elided(painter, rect, Align::Min, name, font, colour);
+    }
+    let bare = without_kind(name, kind);
+    let mut shorter = std::iter::once(bare.to_owned())
+        .chain((1..=8).rev().map(|letters| short_words(bare, letters)));
+    let text = shorter.find(|text| fits(text));
+    let text = text.unwrap_or_else(|| short_words(bare, 1));
+    draw_elided_middle(painter, rect, &text, font, colour);
+    true
+}
+
+/// `/block.3/conv/Conv` of kind `Conv` without what says nothing: `block.3/conv`.
+fn without_kind<'a>(name: &'a str, kind: &str) -> &'a str {
+    let bare = name
+        .strip_suffix(kind)
+        .and_then(|rest| rest.strip_suffix('/'));
+    let bare = bare.unwrap_or(name).trim_start_matches('/');
+    if bare.is_empty() { name } else { bare }
+}
+
+/// The first `letters` of every word; digits and signs stay.
+fn short_words(name: &str, letters: usize) -> String {
+    let mut run = 0;
+    name.chars()
+        .filter(|c| {
+            run = if c.is_alphabetic() { run + 1 } else { 0 };
+            run <= letters
+        })
+        .collect()
+}
+
 /// Width of one line of `text`.
 pub fn text_width(painter: &Painter, text: &str, font: FontId) -> f32 {
     painter
@@ -61,4 +137,20 @@ pub fn muted_label(ui: &mut Ui, text: impl Into<String>) -> Response {
 /// A label for numbers.
 pub fn mono_label(ui: &mut Ui, text: impl Into<String>, colour: Color32) -> Response {
     ui.label(RichText::new(text).font(theme::mono()).color(colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{short_words, without_kind};
+
+    #[test]
+    fn short_names_keep_their_numbers() {
+        let short = |block: u32| short_words(&format!("/_blocks.{block}/_depthwise_conv/Conv"), 2);
+        assert_eq!(short(10), "/_bl.10/_de_co/Co");
+        assert_ne!(short(10), short(11));
+        assert_eq!(without_kind("/block.3/conv/Conv", "Conv"), "block.3/conv");
+        assert_eq!(without_kind("Conv", "Conv"), "Conv");
+        assert_eq!(without_kind("/Conv", "Conv"), "/Conv");
+        assert_eq!(short_words("layer3.2.conv2", 8), "layer3.2.conv2");
+    }
 }

@@ -61,12 +61,6 @@ impl Worker {
         if context.cancel.is_cancelled() {
             return Err(PipelineError::Cancelled);
         }
-        if session.data.is_none() && warnings.is_empty() {
-            warnings.push(format!(
-                "No data: only weights are shown. Open a task.ron, or put one beside {}, to measure, calibrate and distil.",
-                session.model_path.display()
-            ));
-        }
         warnings.extend(session.obstacles.iter().cloned());
         let info = info(&session, warnings)?;
         let session = Arc::new(session);

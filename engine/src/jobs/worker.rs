@@ -270,7 +270,7 @@ impl Worker {
                     graph: outcome.graph,
                     bytes: outcome.bytes,
                     model_sha256: outcome.model_sha256.clone(),
-                    sizes: outcome.sizes.clone(),
+                    sizes: outcome.sizes,
                     accounts: outcome.accounts.clone(),
                 },
             });

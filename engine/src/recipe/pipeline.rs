@@ -2,7 +2,7 @@
 
 use super::{
     GoalVerdict, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step, files::sha256, judge,
-    resolve, to_ron,
+    resolve, to_ron, verdict::grouped,
 };
 use crate::{
     compress::{
@@ -384,7 +384,9 @@ impl<'a> Work<'a> {
                         ranges: None,
                     };
                     if needs_ranges(scheme, layers) {
-                        let data = session.runnable()?;
+                        let data = session.runnable_to(
+                            "calibrate activations on, or quantise weights only (`activations: float` in the scheme)",
+                        )?;
                         let before = steps.get(..index).unwrap_or_default();
                         let key = sha256(
                             to_ron(&(
@@ -405,7 +407,7 @@ impl<'a> Work<'a> {
                     self.advance(cost, "quantised")?;
                 }
                 ResolvedStep::Distil(settings) => {
-                    let data = session.runnable()?;
+                    let data = session.runnable_to("distil on")?;
                     if let Some((split, limit, baseline, started)) = judged
                         && !trained
                         && self.observer.wants_before_training()
@@ -621,7 +623,7 @@ impl<'w> Watch<'w> {
 
 impl Observer for Watch<'_> {
     fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError> {
-        let detail = format!("{}: {done} of {total}", self.detail);
+        let detail = format!("{}: {} of {}", self.detail, grouped(done), grouped(total));
         self.observer
             .progress(self.before + done, self.total, &detail);
         stop(self.cancel)

@@ -112,12 +112,20 @@ impl Session {
     /// # Errors
     /// No data, or a model that cannot run on it.
     pub fn runnable(&self) -> Result<&Dataset, PipelineError> {
+        self.runnable_to("measure on")
+    }
+
+    /// As [`Session::runnable`]; the error says what data is wanted for, such as `measure on`.
+    ///
+    /// # Errors
+    /// No data, or a model that cannot run on it.
+    pub(super) fn runnable_to(&self, purpose: &str) -> Result<&Dataset, PipelineError> {
         if !self.obstacles.is_empty() {
             return Err(PipelineError::NotRunnable(self.obstacles.join(" ")));
         }
         self.data.as_ref().ok_or_else(|| {
             PipelineError::NotRunnable(format!(
-                "{} was opened without data: name a task.ron to measure on",
+                "{} was opened without data: name a task.ron to {purpose}",
                 self.model_path.display()
             ))
         })

@@ -222,7 +222,20 @@ fn a_verdict_needs_the_whole_interval() {
     assert_eq!(open.verdict, Verdict::Inconclusive);
     // Half the interval is twice the distance to the limit: four times the samples, three times as many more.
     assert_eq!(open.samples_needed, Some(3000));
-    assert!(open.words.contains("absolute") && open.words.contains("n = 1000"));
+    assert!(open.words.contains("absolute") && open.words.contains("n = 1,000"));
+    assert!(
+        open.words.contains("about 3,000 more samples"),
+        "{}",
+        open.words
+    );
+    // A limit that nearly is the drop: no number that nobody can gather.
+    let close = points(drop(0.0199, 0.02), 2.0);
+    assert!(close.samples_needed > Some(100_000));
+    assert!(
+        close.words.contains("too close to the measured drop"),
+        "{}",
+        close.words
+    );
     assert_eq!(points(drop(0.02, 0.01), 2.0).samples_needed, None);
     assert_eq!(points(None, 2.0).verdict, Verdict::Inconclusive);
     let relative = judge(

@@ -56,6 +56,22 @@ pub fn overall(verdicts: &[GoalVerdict]) -> Option<Verdict> {
     })
 }
 
+/// More samples than this many times those there are will never be had.
+const SETTLES_WITHIN: u64 = 100;
+
+/// 1234567 → "1,234,567".
+pub(super) fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) -> GoalVerdict {
     let known = metrics.drop.filter(|_| factor.is_finite());
     let Some(drop) = known else {
@@ -95,9 +111,14 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         })
         .flatten();
     let tail = match (verdict, samples_needed) {
-        (Verdict::Inconclusive, Some(more)) => {
-            format!("; the interval spans the limit, about {more} more samples would probably tell")
+        (Verdict::Inconclusive, Some(more)) if more > SETTLES_WITHIN.saturating_mul(drop.n) => {
+            "; the limit is too close to the measured drop for any test set of this kind to tell"
+                .into()
         }
+        (Verdict::Inconclusive, Some(more)) => format!(
+            "; the interval spans the limit, about {} more samples would probably tell",
+            grouped(more)
+        ),
         (Verdict::Inconclusive, None) => {
             "; the drop lies on the limit, no number of samples can be named that would tell".into()
         }
@@ -111,7 +132,10 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         samples_needed,
         words: format!(
             "top-1 drop against the original at most {limit} {unit}: {measured:.2} lost (95 % interval {:.2} to {:.2}, n = {}, paired, {} split){tail}",
-            ci[0], ci[1], drop.n, metrics.split,
+            ci[0],
+            ci[1],
+            grouped(drop.n),
+            metrics.split,
         ),
     }
 }

@@ -5,7 +5,12 @@ use crate::{
     theme,
     widgets::{self, Button, SegmentStyle},
 };
-use egui::{DragValue, Key, Modifiers, RichText, TextEdit, Ui, vec2};
+use egui::{
+    DragValue, Key, Modifiers, RichText, TextEdit, Ui,
+    text::{CCursor, CCursorRange},
+    text_edit::TextEditState,
+    vec2,
+};
 
 pub(super) fn title(ui: &mut Ui, text: &str) {
     ui.label(RichText::new(text).font(theme::title()));
@@ -22,29 +27,57 @@ pub(super) fn missing(path: &str) -> Option<String> {
         .then(|| "Type a path, or choose one with Browse…".to_owned())
 }
 
-/// A labelled path field; with `browse` the button beside it. True when Enter was pressed in it.
+/// A labelled path field with Browse… beside it. `focus`: it takes the keyboard, with the file's name selected. True when Enter
+/// was pressed in it.
 pub(super) fn path_row(
     ui: &mut Ui,
     name: &str,
     text: &mut String,
-    browse: bool,
+    browse: Command,
+    focus: bool,
     out: &mut Vec<Command>,
 ) -> bool {
     ui.label(name);
     ui.horizontal(|ui| {
-        let width = ui.available_width() - if browse { 96.0 } else { 0.0 };
+        let width = ui.available_width() - 96.0;
+        let id = ui.make_persistent_id(("path", name));
+        if focus {
+            ui.memory_mut(|memory| memory.request_focus(id));
+            let mut state = TextEditState::load(ui.ctx(), id).unwrap_or_default();
+            let (from, to) = file_name(text);
+            let range = CCursorRange::two(CCursor::new(from), CCursor::new(to));
+            state.cursor.set_char_range(Some(range));
+            state.store(ui.ctx(), id);
+        }
         let field = ui.add(
             TextEdit::singleline(text)
+                .id(id)
                 .desired_width(width)
                 .margin(vec2(8.0, 5.0)),
         );
         field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, name));
-        if browse && Button::new("Browse…").show(ui) {
-            out.push(Command::Browse);
+        let hint = format!("Browse for {name}");
+        if Button::new("Browse…").name(&hint).show(ui) {
+            out.push(browse);
         }
         field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter))
     })
     .inner
+}
+
+/// Where the file's name without its ending stands in a path, in letters.
+fn file_name(path: &str) -> (usize, usize) {
+    let letters: Vec<char> = path.chars().collect();
+    let from = letters
+        .iter()
+        .rposition(|c| matches!(c, '/' | '\\'))
+        .map_or(0, |at| at + 1);
+    let name: String = letters.iter().skip(from).collect();
+    let ending = [".limbeck.ron", ".onnx", ".ron"]
+        .into_iter()
+        .find(|ending| name.ends_with(ending))
+        .map_or(0, str::len);
+    (from, letters.len().saturating_sub(ending).max(from))
 }
 
 /// The row at a dialog's foot; true when its action was pressed (or Enter was, and it can be done).
@@ -101,4 +134,17 @@ pub(super) fn choice<T: PartialEq + Copy>(
         *value = options[at].0;
     }
     ui.end_row();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::file_name;
+
+    #[test]
+    fn the_name_between_folder_and_ending_is_found() {
+        assert_eq!(file_name("/a/bé/net-small.onnx"), (6, 15));
+        assert_eq!(file_name("net.limbeck.ron"), (0, 3));
+        assert_eq!(file_name("a/v1.2"), (2, 6));
+        assert_eq!(file_name(""), (0, 0));
+    }
 }

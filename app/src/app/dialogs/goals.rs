@@ -72,7 +72,7 @@ impl GoalForm {
         title(ui, "Goals");
         note(
             ui,
-            "What was agreed. Judged by the whole 95 % interval of the measured plan.",
+            "Limits that the compressed model must keep. Accuracy passes or fails only where the whole 95 % interval does.",
         );
         let goals = &mut *self;
         goal_row(ui, "Accuracy drop at most", &mut goals.drop, |ui, name| {
@@ -102,7 +102,7 @@ impl GoalForm {
                     .speed(1.0)
                     .range(1.0..=1e9)
                     .max_decimals(1)
-                    .suffix(" KB"),
+                    .suffix(" kB"),
             )
             .labelled_by(name);
         });
@@ -116,7 +116,7 @@ impl GoalForm {
                         .speed(1.0)
                         .range(1.0..=1e9)
                         .max_decimals(1)
-                        .suffix(" KB"),
+                        .suffix(" kB"),
                 )
                 .labelled_by(name);
             },

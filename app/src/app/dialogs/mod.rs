@@ -8,6 +8,7 @@ use super::files;
 use crate::{
     commands::Command,
     state::{AfterSave, Dialog, State},
+    theme,
     widgets::{self, Button, SegmentStyle},
 };
 use egui::{Context, DragValue, Grid, Id, Modal, Ui, vec2};
@@ -24,6 +25,8 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub struct Dialogs {
     shown: Option<Dialog>,
+    /// Opened in this frame: its path field takes the keyboard.
+    fresh: bool,
     path: String,
     task: String,
     format: ExportFormat,
@@ -36,6 +39,7 @@ impl Default for Dialogs {
     fn default() -> Self {
         Self {
             shown: None,
+            fresh: false,
             path: String::new(),
             task: String::new(),
             format: ExportFormat::Plan,
@@ -63,8 +67,11 @@ pub fn suggested_name(dialog: &Dialog, state: &State) -> String {
 impl Dialogs {
     /// A path that the system's picker brought.
     pub fn picked(&mut self, dialog: &Dialog, path: PathBuf) {
-        if self.shown.as_ref() == Some(dialog) {
-            self.path = path.display().to_string();
+        let path = path.display().to_string();
+        match (&self.shown, dialog) {
+            (Some(Dialog::Open), Dialog::OpenTask) => self.task = path,
+            (Some(shown), _) if shown == dialog => self.path = path,
+            _ => {}
         }
     }
 
@@ -76,6 +83,7 @@ impl Dialogs {
         };
         if self.shown.as_ref() != Some(&dialog) {
             self.fill(&dialog, state);
+            self.fresh = true;
             self.shown = Some(dialog.clone());
         }
         let modal = Modal::new(Id::unique("dialog"))
@@ -129,16 +137,31 @@ impl Dialogs {
         }
     }
 
+    /// The dialog's path field; true when Enter was pressed in it.
+    fn file(&mut self, ui: &mut Ui, out: &mut Vec<Command>) -> bool {
+        let fresh = self.fresh;
+        // The pass that only measures the dialog takes no input.
+        self.fresh &= ui.is_sizing_pass();
+        path_row(ui, "File", &mut self.path, Command::Browse, fresh, out)
+    }
+
     fn open(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
         title(ui, "Open");
         note(
             ui,
             "A model (ONNX), a project (.limbeck.ron) or a recipe (.ron).",
         );
-        let mut enter = path_row(ui, "File", &mut self.path, true, out);
+        let mut enter = self.file(ui, out);
         let model = files::kind(&PathBuf::from(&self.path)) == files::FileKind::Model;
         if model {
-            enter |= path_row(ui, "Data (task.ron)", &mut self.task, false, out);
+            enter |= path_row(
+                ui,
+                "Data (task.ron)",
+                &mut self.task,
+                Command::BrowseData,
+                false,
+                out,
+            );
             note(
                 ui,
                 "Without data: a task.ron beside the model is used; without one, only the weights are looked at.",
@@ -164,7 +187,7 @@ impl Dialogs {
             ui,
             "A task.ron names labelled data, its preprocessing and its splits.",
         );
-        let enter = path_row(ui, "File", &mut self.path, true, out);
+        let enter = self.file(ui, out);
         if buttons(ui, "Open", missing(&self.path), enter, out) {
             out.push(Command::OpenTask(PathBuf::from(self.path.trim())));
         }
@@ -176,7 +199,7 @@ impl Dialogs {
             ui,
             "Plan, pins, goals, points and cells; the model and the data stay where they are.",
         );
-        let enter = path_row(ui, "File", &mut self.path, true, out);
+        let enter = self.file(ui, out);
         if buttons(ui, "Save", missing(&self.path), enter, out) {
             out.push(Command::SaveProjectAs(PathBuf::from(self.path.trim())));
             out.push(Command::CloseDialog);
@@ -211,8 +234,16 @@ impl Dialogs {
             ExportFormat::Fp16 => "ONNX: the original with all weights as fp16.",
         };
         note(ui, text);
-        let enter = path_row(ui, "File", &mut self.path, true, out);
-        if buttons(ui, "Export", missing(&self.path), enter, out) {
+        let blocked = match self.format {
+            ExportFormat::Plan => state.buildable().err(),
+            _ => None,
+        };
+        if let Some(why) = blocked {
+            without_data(ui, state, why, out);
+        }
+        let enter = self.file(ui, out);
+        let blocked = blocked.map(str::to_owned).or_else(|| missing(&self.path));
+        if buttons(ui, "Export", blocked, enter, out) {
             out.push(Command::ExportModel {
                 format: self.format,
                 path: PathBuf::from(self.path.trim()),
@@ -224,12 +255,12 @@ impl Dialogs {
         title(ui, "Export recipe");
         note(
             ui,
-            "What `limbeck run` needs to give the same numbers and the same file without a window.",
+            "What the command limbeck run needs to give the same numbers and the same file without a window.",
         );
         if state.document.distil.is_some() {
             note(ui, "Distillation is part of this plan.");
         }
-        let enter = path_row(ui, "File", &mut self.path, true, out);
+        let enter = self.file(ui, out);
         if buttons(ui, "Export", missing(&self.path), enter, out) {
             out.push(Command::ExportRecipe(PathBuf::from(self.path.trim())));
         }
@@ -383,6 +414,28 @@ impl Dialogs {
             out.push(Command::CloseDialog);
         }
     }
+}
+
+/// Why the plan can't be exported yet, and the two ways out.
+fn without_data(ui: &mut Ui, state: &State, why: &str, out: &mut Vec<Command>) {
+    let warning = theme::of(ui).warning;
+    widgets::note_card(ui, warning, "Data needed", &format!("{why}."), |ui| {
+        ui.add_space(4.0);
+        ui.horizontal(|ui| {
+            if Button::new("Open data…").low().show(ui) {
+                out.push(Command::Show(Dialog::OpenTask));
+            }
+            let scheme = &state.document.scheme;
+            if scheme.activations == Activations::Int8
+                && Button::new("Use weight-only activations").low().show(ui)
+            {
+                out.push(Command::SetScheme(QuantScheme {
+                    activations: Activations::Float,
+                    ..scheme.clone()
+                }));
+            }
+        });
+    });
 }
 
 fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>) {

@@ -113,8 +113,20 @@ impl Session {
             self.state.notify(
                 NoticeKind::Warning,
                 "The window carries plans out as fold, prune, quantise, distil; this recipe has other steps or another order. \
-                 What is shown and exported here is the window's plan; `limbeck run` carries the recipe out unchanged.",
+                 What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );
+        }
+    }
+
+    /// Brings what is edited into the inspector, unless it is there already.
+    pub(super) fn look_at(&mut self, layers: &[LayerId]) {
+        let view = &mut self.state.view;
+        let there = view
+            .focus
+            .as_ref()
+            .is_some_and(|focus| layers.contains(focus));
+        if let Some(first) = layers.first().filter(|_| !there) {
+            view.focus = Some(first.clone());
         }
     }
 

@@ -4,18 +4,16 @@ use super::{Overlay, Session, Then};
 use crate::{
     app::project,
     commands::{Command, split_label},
-    state::{Document, JobKind, NoticeKind},
+    state::{Document, JobKind, NoticeKind, Sort},
+    widgets::number,
 };
 use limbeck_engine::{
     data::SplitName,
-    jobs::{Command as Job, Event, JobId, ModelInfo},
+    jobs::{Event, JobId, ModelInfo, Point},
     project::ProjectFile,
     recipe::Recipe,
 };
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 impl Session {
     pub(super) fn take(&mut self, event: Event) {
@@ -51,12 +49,23 @@ impl Session {
                 }
             },
             Event::Failed { job, message } => {
+                // A measurement that fails once fails again.
+                if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
+                    self.original_wanted = false;
+                }
                 self.ended(job);
                 self.state.notify(NoticeKind::Error, message);
             }
             Event::Cancelled { job } => {
-                self.ended(job);
+                let distilled = self.state.job(job).map(|job| job.kind) == Some(JobKind::Distil);
+                if let (true, Some(Then::Distilled(_))) = (distilled, self.ended(job)) {
+                    self.state.notify(
+                        NoticeKind::Info,
+                        "Training cancelled before an epoch was better than its start: only the point from before it is kept.",
+                    );
+                }
             }
+            Event::Point(point) => self.tell_of(&point),
             Event::Stopped { job, recipe } => self.judge_stopped(job, recipe),
             Event::Finished { job } => {
                 let then = self.ended(job);
@@ -76,6 +85,11 @@ impl Session {
                         }
                     }
                     Some(Then::Measured(split)) => self.measure_baseline(split),
+                    Some(Then::Distilled(split)) => {
+                        // So that its point is seen.
+                        self.state.view.split = split;
+                        self.measure_baseline(split);
+                    }
                     _ => {}
                 }
             }
@@ -104,24 +118,43 @@ impl Session {
         if known || self.state.is_busy(JobKind::Measure) {
             return;
         }
-        let Some(mut recipe) = self.state.recipe(false) else {
-            return;
-        };
-        recipe.steps.clear();
-        let job = self.job(
-            JobKind::Measure,
-            &format!("Measure the original on {}", split_label(split)),
-            Then::Nothing,
+        self.send_original(split, limit);
+    }
+
+    /// A line of the log for a measured point.
+    fn tell_of(&mut self, point: &Point) {
+        let found = self.state.points().iter().find(|old| *old.point == *point);
+        let Some(named) = found else { return };
+        let metrics = &point.metrics;
+        let mut line = format!(
+            "{} on {}: top-1 {} %",
+            named.name,
+            split_label(metrics.split),
+            number::points_with_interval(metrics.top1.value, metrics.top1.ci),
         );
-        self.send(Job::Measure {
-            job,
-            recipe: Arc::new(recipe),
-            split,
-            limit,
-        });
+        if let Some(drop) = &metrics.drop {
+            line += &format!(
+                ", drop {} pt",
+                number::points_with_interval(drop.drop, drop.ci)
+            );
+        }
+        line += &format!(
+            ", n {}, {} kB stored",
+            number::grouped(metrics.top1.n),
+            number::kilobytes(point.sizes.stored.0)
+        );
+        // What a cancelled training left is partial as well, and its name says so.
+        if point.partial && !point.recipe.is_partial() {
+            line += ", before distilling";
+        }
+        self.state.mirror.log(false, line);
     }
 
     pub(super) fn opened(&mut self, job: JobId, info: ModelInfo) {
+        if matches!(self.then.get(&job), Some(Then::Opened(_))) {
+            // What was said of another model.
+            self.state.notices.clear();
+        }
         for warning in &info.warnings {
             self.state.mirror.log(false, warning.clone());
             self.state.notify(NoticeKind::Warning, warning.clone());
@@ -150,6 +183,7 @@ impl Session {
         view.selected_point = None;
         view.split = SplitName::Search;
         view.filter.clear();
+        view.sort = Sort::default();
         view.focus = self.state.mirror.layer_ids().first().cloned();
         self.state.mark_saved();
         self.state.refresh();

@@ -70,6 +70,10 @@ enum Then {
     },
     /// A plan was measured on a split; the original is to be measured there as well if it was not.
     Measured(SplitName),
+    /// A plan was distilled and judged on a split.
+    Distilled(SplitName),
+    /// A distillation was cancelled, and its best epoch goes on being judged.
+    Stopped,
     Nothing,
 }
 
@@ -91,6 +95,8 @@ pub struct Session {
     _engine: Option<Engine>,
     next_job: u64,
     then: BTreeMap<JobId, Then>,
+    /// The original is wanted on the whole search split: what a distillation's epochs are compared with.
+    original_wanted: bool,
     /// The plan whose measurement is under way.
     measuring: Option<(JobId, Vec<Step>, u64)>,
     inspected: Option<(LayerId, LayerSetting, QuantScheme, u64)>,
@@ -118,6 +124,7 @@ impl Session {
             _engine: None,
             next_job: 1,
             then: BTreeMap::new(),
+            original_wanted: false,
             measuring: None,
             inspected: None,
             requests: Vec::new(),
@@ -168,6 +175,7 @@ impl Session {
     fn settle(&mut self) {
         self.state.refresh();
         self.inspect();
+        self.measure_original();
     }
 
     fn execute(&mut self, command: Command) {
@@ -185,6 +193,7 @@ impl Session {
                     self.requests.push(Request::Browse(dialog));
                 }
             }
+            Command::BrowseData => self.requests.push(Request::Browse(Dialog::OpenTask)),
             Command::Open(path) => self.guarded(AfterSave::Open(path)),
             Command::OpenSample => self.guarded(AfterSave::OpenSample),
             Command::Quit => self.guarded(AfterSave::Quit),
@@ -224,10 +233,12 @@ impl Session {
                 }
             }
             Command::ExportRecipe(path) => self.export_recipe(files::with_suffix(path, ".ron")),
-            Command::SetPrecision { layers, precision } => self.edit_layers(&layers, |setting| {
-                setting.precision = precision;
-            }),
+            Command::SetPrecision { layers, precision } => {
+                self.look_at(&layers);
+                self.edit_layers(&layers, |setting| setting.precision = precision);
+            }
             Command::SetRatio { layers, ratio } => {
+                self.look_at(&layers);
                 let ratio = limbeck_engine::compress::Ratio(ratio.0.clamp(0.0, 0.99));
                 self.state.history.begin(&self.state.document);
                 for layer in self.targets(&layers) {
@@ -275,8 +286,14 @@ impl Session {
             Command::MeasurePlan(split) => self.measure(split),
             Command::StartDistil(settings) => self.distil(settings),
             Command::StartMap => self.map(),
-            Command::CancelJob(job) => self.send(Job::Cancel(job)),
+            Command::CancelJob(job) => {
+                if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
+                    self.original_wanted = false;
+                }
+                self.send(Job::Cancel(job));
+            }
             Command::CancelAll => {
+                self.original_wanted = false;
                 let active: Vec<JobId> = self.state.active_jobs().map(|job| job.id).collect();
                 for job in active {
                     self.send(Job::Cancel(job));
@@ -305,17 +322,20 @@ impl Session {
             Command::SelectPoint(point) => view.selected_point = point,
             Command::SetSort(key) => {
                 let old = view.sort;
+                // Numbers are looked at from the top, words from A.
+                let first = Sort {
+                    key,
+                    descending: !matches!(key, SortKey::Graph | SortKey::Name | SortKey::Op),
+                };
                 view.sort = if old.key != key {
+                    first
+                } else if old == first {
                     Sort {
                         key,
-                        // Numbers are looked at from the top, words from A.
-                        descending: !matches!(key, SortKey::Graph | SortKey::Name | SortKey::Op),
+                        descending: !first.descending,
                     }
                 } else {
-                    Sort {
-                        key,
-                        descending: !old.descending,
-                    }
+                    Sort::default()
                 };
             }
             Command::SetFilter(filter) => view.filter = filter,

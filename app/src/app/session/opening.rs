@@ -60,9 +60,14 @@ impl Session {
             .map(|job| job.id)
             .collect();
         for job in jobs {
+            // What they would have led to was meant for the model that goes.
+            if !matches!(self.then.get(&job), Some(Then::Saved { .. })) {
+                self.then.remove(&job);
+            }
             self.send(Job::Cancel(job));
         }
         self.measuring = None;
+        self.original_wanted = false;
         let title = format!("Open {}", files::short(&model));
         let job = self.job(JobKind::Open, &title, Then::Opened(overlay));
         self.send(Job::Open {

@@ -8,7 +8,7 @@ use crate::{
 use limbeck_engine::{
     data::SplitName,
     jobs::{Command as Job, JobId},
-    recipe::Recipe,
+    recipe::{Recipe, Step},
 };
 use std::sync::Arc;
 
@@ -75,8 +75,42 @@ impl Session {
         self.state.refresh();
         self.state.view.split = split;
         self.state.view.tab = Tab::TradeOff;
-        let title = format!("Measure on {}", split_label(split));
+        let before = if self.state.document.distil.is_some() {
+            " before distilling"
+        } else {
+            ""
+        };
+        let title = format!("Measure on {}{before}", split_label(split));
         self.send_measure(split, &title);
+    }
+
+    /// Asks for the original on the whole search split once it is wanted and the lane is free: a newer measurement would
+    /// replace one that waits or runs.
+    pub(super) fn measure_original(&mut self) {
+        let split = SplitName::Search;
+        let len = self.state.split_len(split);
+        if !self.original_wanted || len == 0 || self.state.original(split, len as u64).is_some() {
+            self.original_wanted = false;
+            return;
+        }
+        if !self.state.is_busy(JobKind::Measure) {
+            self.send_original(split, None);
+        }
+    }
+
+    pub(super) fn send_original(&mut self, split: SplitName, limit: Option<usize>) {
+        let Some(mut recipe) = self.state.recipe(false) else {
+            return;
+        };
+        recipe.steps.clear();
+        let title = format!("Measure the original on {}", split_label(split));
+        let job = self.job(JobKind::Measure, &title, Then::Nothing);
+        self.send(Job::Measure {
+            job,
+            recipe: Arc::new(recipe),
+            split,
+            limit,
+        });
     }
 
     pub(super) fn send_measure(&mut self, split: SplitName, title: &str) {
@@ -109,8 +143,10 @@ impl Session {
         let Some(recipe) = self.state.recipe(true) else {
             return;
         };
-        let job = self.job(JobKind::Distil, "Distil", Then::Measured(split));
+        let title = self.state.mirror.next_distil();
+        let job = self.job(JobKind::Distil, &title, Then::Distilled(split));
         self.state.view.tab = Tab::Training;
+        self.original_wanted = true;
         self.send(Job::Run {
             job,
             recipe: Arc::new(recipe),
@@ -120,12 +156,25 @@ impl Session {
 
     /// A cancelled training left its best epoch: it becomes a point of its own.
     pub(super) fn judge_stopped(&mut self, job: JobId, recipe: Arc<Recipe>) {
-        let Some(Then::Measured(split)) = self.then.get(&job) else {
+        let Some(Then::Distilled(split)) = self.then.get(&job) else {
             return;
         };
         let split = *split;
+        self.then.insert(job, Then::Stopped);
+        let epochs = recipe.steps.iter().rev().find_map(|step| match step {
+            Step::Distil(settings) => Some((settings.trained_epochs(), settings.epochs)),
+            _ => None,
+        });
+        let (best, all) = epochs.unwrap_or_default();
+        self.state.notify(
+            NoticeKind::Info,
+            format!(
+                "Training cancelled. Its best epoch, {best} of {all}, is kept and is being judged on {} as a point marked partial.",
+                split_label(split)
+            ),
+        );
         let title = format!("Judge the best epoch on {}", split_label(split));
-        let job = self.job(JobKind::Measure, &title, Then::Measured(split));
+        let job = self.job(JobKind::Judge, &title, Then::Distilled(split));
         self.send(Job::Run { job, recipe, split });
     }
 
@@ -141,12 +190,14 @@ impl Session {
 
     /// Asks for the histogram of the focused layer whenever it, its setting or the scheme changed (not while a slider moves).
     pub(super) fn inspect(&mut self) {
-        if self.state.history.is_open() {
-            return;
-        }
         let Some(layer) = self.state.focus().map(|layer| layer.id.clone()) else {
             return;
         };
+        // While a slider moves only a layer that has just come into the inspector is looked at.
+        let seen = self.inspected.as_ref().is_some_and(|old| old.0 == layer);
+        if self.state.history.is_open() && seen {
+            return;
+        }
         let setting = self.state.setting(&layer);
         let scheme = self.state.document.scheme.clone();
         let key = (layer, setting, scheme, self.state.mirror.model_version);

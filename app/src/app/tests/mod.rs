@@ -1,5 +1,6 @@
 //! What commands do, with a made-up engine at the other end of the channels.
 
+mod distilling;
 mod saving;
 mod undo;
 mod window;
@@ -7,17 +8,16 @@ mod window;
 use super::Session;
 use crate::{
     commands::{Command, Preset},
-    state::{JobKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
+    state::{ColourBy, NoticeKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use limbeck_engine::{
-    compress::{Precision, Ratio},
+    compress::{Activations, Precision, QuantScheme, Ratio},
     data::SplitName,
     graph::LayerId,
-    jobs::{Command as Job, Event, JobId, ModelInfo},
-    recipe::{Goal, Step},
+    jobs::{Command as Job, Event, ExportFormat, JobId, ModelInfo},
+    recipe::Goal,
     sensitivity::Candidate,
-    train::DistilSettings,
 };
 
 /// A session, and the engine's ends of its channels.
@@ -212,78 +212,15 @@ fn measure_judges_on_the_whole_holdout_and_the_verdict_follows() {
     assert_eq!(rig.state().view.split, SplitName::Holdout);
     answer(&mut rig, &sent[0], 0.9278, 150_000);
     let verdict = rig.state().verdict().expect("goals are set");
-    assert!(verdict.text.starts_with("Pass · drop 0.62"), "{verdict:?}");
-    assert!(verdict.details.contains("holdout"), "{verdict:?}");
-}
-
-#[test]
-fn distillation_joins_the_plan_and_its_recipe() {
-    let mut rig = Rig::opened();
-    let settings = DistilSettings {
-        epochs: 1,
-        ..DistilSettings::default()
-    };
+    assert_eq!(verdict.text, "Pass · drop 0.62 ± 0.21 pt · holdout");
+    assert_eq!(verdict.short, "Pass · drop 0.62 pt · holdout");
+    assert!(verdict.details.contains("holdout, n 10,000"), "{verdict:?}");
+    let log = rig.state().mirror.log.back().expect("logged");
     assert!(
-        Command::StartDistil(settings.clone())
-            .enabled(rig.state())
-            .is_err(),
-        "an untouched plan has nothing to distil"
+        log.text.contains("on holdout: top-1 92.78 ± ") && log.text.contains("n 10,000"),
+        "{}",
+        log.text
     );
-    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
-    rig.sent();
-    rig.run(Command::StartDistil(settings.clone()));
-    let sent = rig.sent();
-    let [Job::Run { recipe, split, .. }] = sent.as_slice() else {
-        panic!("{sent:?}");
-    };
-    assert_eq!(*split, SplitName::Holdout);
-    assert_eq!(recipe.steps.last(), Some(&Step::Distil(settings)));
-    assert!(rig.state().is_busy(JobKind::Distil));
-    answer(&mut rig, &sent[0], 0.931, 150_000);
-    let point = rig
-        .state()
-        .plan_point(SplitName::Holdout)
-        .expect("measured");
-    assert!(point.is_distilled());
-    // Restoring an undistilled point takes it out again, and undo brings it back.
-    rig.run(Command::SetDistil(None));
-    assert!(rig.state().document.distil.is_none());
-    rig.run(Command::Undo);
-    assert!(rig.state().document.distil.is_some());
-}
-
-#[test]
-fn a_cancelled_distillation_has_its_best_epoch_judged() {
-    let mut rig = Rig::opened();
-    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
-    rig.sent();
-    rig.run(Command::StartDistil(DistilSettings::default()));
-    let Some(Job::Run { job, recipe, .. }) = rig.sent().pop() else {
-        panic!("nothing is distilled");
-    };
-    let mut stopped = (*recipe).clone();
-    if let Some(Step::Distil(settings)) = stopped.steps.last_mut() {
-        settings.stop_after = Some(1);
-    }
-    rig.tell(Event::Stopped {
-        job,
-        recipe: stopped.clone().into(),
-    });
-    rig.tell(Event::Cancelled { job });
-    let sent = rig.sent();
-    let [Job::Run { recipe, split, .. }] = sent.as_slice() else {
-        panic!("{sent:?}");
-    };
-    assert_eq!((&**recipe, *split), (&stopped, SplitName::Holdout));
-    assert!(!rig.state().is_busy(JobKind::Distil));
-    answer(&mut rig, &sent[0], 0.93, 150_000);
-    let point = rig.state().points().last().expect("judged");
-    assert!(point.is_distilled() && point.point.recipe.is_partial());
-    // Training once more is meant to reach its end: the dialog starts from the plan, not from the stop.
-    let id = point.id;
-    rig.run(Command::RestorePoint(id));
-    let distil = rig.state().document.distil.clone().expect("restored");
-    assert_eq!(distil.stop_after, Some(1));
 }
 
 #[test]
@@ -329,7 +266,7 @@ fn failures_are_told_and_logged_and_nothing_else_stops() {
     });
     assert_eq!(rig.state().notices.len(), 1);
     assert!(rig.state().mirror.log.iter().any(|line| line.error));
-    assert!(!rig.state().is_busy(JobKind::Map));
+    assert!(!rig.state().is_busy(crate::state::JobKind::Map));
     assert!(Command::StartMap.enabled(rig.state()).is_ok());
 }
 
@@ -409,6 +346,130 @@ fn selection_follows_rows_as_they_are_shown() {
         rig.state().view.selection.len(),
         rig.state().visible().len()
     );
+}
+
+#[test]
+fn a_third_click_on_a_header_gives_the_models_order_back() {
+    let mut rig = Rig::opened();
+    let natural: Vec<usize> = rig.state().visible().to_vec();
+    rig.run(Command::SetSort(SortKey::Params));
+    let down = rig.state().visible().to_vec();
+    rig.run(Command::SetSort(SortKey::Params));
+    assert_ne!(rig.state().visible(), down);
+    assert_ne!(rig.state().visible(), natural);
+    rig.run(Command::SetSort(SortKey::Params));
+    assert_eq!(rig.state().visible(), natural);
+    // The layers' own order is turned round and back.
+    rig.run(Command::SetSort(SortKey::Graph));
+    assert!(rig.state().visible().iter().rev().eq(&natural));
+    rig.run(Command::SetSort(SortKey::Graph));
+    assert_eq!(rig.state().visible(), natural);
+    // Another model starts in its own order.
+    rig.run(Command::SetSort(SortKey::Macs));
+    rig.run(Command::OpenModel {
+        model: "other.onnx".into(),
+        task: None,
+    });
+    let Some(Job::Open { job, .. }) = rig.sent().pop() else {
+        panic!("nothing was opened");
+    };
+    rig.tell(Event::Opened {
+        job,
+        info: Box::new(model()),
+    });
+    assert_eq!(rig.state().visible(), natural);
+}
+
+#[test]
+fn a_candidate_column_sorts_by_what_it_shows() {
+    let mut rig = Rig::new();
+    rig.session.state = fixture::demo();
+    rig.run(Command::SetColourBy(ColourBy::Size));
+    rig.run(Command::SetSort(SortKey::Cell(Candidate::Int4)));
+    let state = rig.state();
+    let heat: Vec<f32> = state
+        .visible()
+        .iter()
+        .map(|row| state.heat(*row, Candidate::Int4).value)
+        .collect();
+    assert!(heat.is_sorted_by(|a, b| a >= b), "{heat:?}");
+    rig.run(Command::SetColourBy(ColourBy::Error));
+    let state = rig.state();
+    let error: Vec<f64> = state
+        .visible()
+        .iter()
+        .filter_map(|row| state.mirror.slot(*row, Candidate::Int4)?.proxy.as_ref())
+        .map(|cell| cell.value)
+        .collect();
+    assert!(error.is_sorted_by(|a, b| a >= b), "{error:?}");
+}
+
+#[test]
+fn what_is_edited_comes_into_the_inspector() {
+    let mut rig = Rig::opened();
+    let layers = rig.layers();
+    rig.run(Command::SetPrecision {
+        layers: vec![layers[6].clone()],
+        precision: Precision::Int8,
+    });
+    assert_eq!(rig.state().view.focus, Some(layers[6].clone()));
+    rig.run(Command::SetRatio {
+        layers: layers[2..9].to_vec(),
+        ratio: Ratio(0.2),
+    });
+    assert_eq!(
+        rig.state().view.focus,
+        Some(layers[6].clone()),
+        "among them"
+    );
+    rig.run(Command::SetRatio {
+        layers: vec![layers[3].clone()],
+        ratio: Ratio(0.2),
+    });
+    assert_eq!(rig.state().view.focus, Some(layers[3].clone()));
+}
+
+#[test]
+fn notices_are_few_and_go_with_their_model() {
+    let mut rig = Rig::opened();
+    for i in 0..5 {
+        rig.session
+            .state
+            .notify(NoticeKind::Error, format!("failure {i}"));
+    }
+    assert_eq!(rig.state().notices.len(), 3);
+    rig.run(Command::OpenModel {
+        model: "other.onnx".into(),
+        task: None,
+    });
+    let Some(Job::Open { job, .. }) = rig.sent().pop() else {
+        panic!("nothing was opened");
+    };
+    rig.tell(Event::Opened {
+        job,
+        info: Box::new(model()),
+    });
+    assert!(rig.state().notices.is_empty());
+}
+
+#[test]
+fn a_plan_that_wants_calibration_is_not_exported_without_data() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    let mut bare = model();
+    bare.data = None;
+    rig.session.state.mirror.model = Some(bare.into());
+    let export = Command::ExportModel {
+        format: ExportFormat::Plan,
+        path: "out.onnx".into(),
+    };
+    let why = export.enabled(rig.state()).expect_err("data is missing");
+    assert!(why.contains("calibration needs data"), "{why}");
+    rig.run(Command::SetScheme(QuantScheme {
+        activations: Activations::Float,
+        ..QuantScheme::default()
+    }));
+    assert_eq!(export.enabled(rig.state()), Ok(()));
 }
 
 #[test]

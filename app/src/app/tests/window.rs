@@ -78,6 +78,92 @@ fn the_palette_finds_a_command_and_runs_it() {
 }
 
 #[test]
+fn enter_acts_on_all_that_was_typed_even_within_one_frame() {
+    let (mut harness, _jobs) = window(Rig::opened());
+    harness.run();
+    // The shortcut and everything behind it arrive before the window draws again.
+    harness.key_press_modifiers(Modifiers::COMMAND, Key::K);
+    for letter in "all int8".chars() {
+        harness.event(egui::Event::Text(letter.into()));
+    }
+    harness.key_press(Key::Enter);
+    harness.run();
+    let plan = |harness: &Harness<'static, Option<Window>>| {
+        let document = &state(harness).document;
+        document
+            .plan
+            .values()
+            .next()
+            .map(|setting| setting.precision)
+    };
+    assert_eq!(plan(&harness), Some(Precision::Int8));
+    assert!(!state(&harness).view.palette_open);
+    // The palette is there, the rest comes at once.
+    press(&mut harness, Modifiers::COMMAND, Key::K);
+    for letter in "all fp16".chars() {
+        harness.event(egui::Event::Text(letter.into()));
+    }
+    harness.key_press(Key::Enter);
+    harness.run();
+    assert_eq!(plan(&harness), Some(Precision::Fp16));
+}
+
+#[test]
+fn escape_closes_a_menu_before_it_clears_the_selection() {
+    let mut rig = Rig::opened();
+    rig.run(Command::SelectAll);
+    let (mut harness, _jobs) = window(rig);
+    harness.run();
+    harness.get_by_label("Set ratio…").click();
+    harness.run();
+    let entry = "Prune selected layers by 50 %";
+    assert!(harness.query_by_label(entry).is_some());
+    press(&mut harness, Modifiers::NONE, Key::Escape);
+    assert!(harness.query_by_label(entry).is_none());
+    assert_eq!(state(&harness).view.selection.len(), 22);
+    press(&mut harness, Modifiers::NONE, Key::Escape);
+    assert!(state(&harness).view.selection.is_empty());
+}
+
+#[test]
+fn a_path_field_has_the_keyboard_and_enter_exports() {
+    let (mut harness, jobs) = window(Rig::opened());
+    harness.run();
+    press(&mut harness, Modifiers::COMMAND, Key::E);
+    // The name is selected: what is typed replaces it, the folder and the ending stay.
+    harness.event(egui::Event::Text("tiny".into()));
+    harness.run();
+    press(&mut harness, Modifiers::NONE, Key::Enter);
+    assert!(jobs.try_iter().any(|job| matches!(
+        job,
+        Job::Export { path, .. } if path.is_absolute() && path.ends_with("tiny.onnx")
+    )));
+}
+
+#[test]
+fn an_export_that_wants_data_says_so_before() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    let mut bare = super::model();
+    bare.data = None;
+    rig.session.state.mirror.model = Some(bare.into());
+    let (mut harness, jobs) = window(rig);
+    harness.run();
+    press(&mut harness, Modifiers::COMMAND, Key::E);
+    assert!(harness.query_by_label("Data needed").is_some());
+    press(&mut harness, Modifiers::NONE, Key::Enter);
+    assert!(!jobs.try_iter().any(|job| matches!(job, Job::Export { .. })));
+    harness.get_by_label("Use weight-only activations").click();
+    harness.run();
+    assert!(harness.query_by_label("Data needed").is_none());
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Export")
+        .click();
+    harness.run();
+    assert!(jobs.try_iter().any(|job| matches!(job, Job::Export { .. })));
+}
+
+#[test]
 fn escape_closes_the_palette_and_dialogs() {
     let (mut harness, _jobs) = window(Rig::opened());
     harness.run();

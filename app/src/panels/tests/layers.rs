@@ -123,7 +123,7 @@ fn headers_sort() {
     let mut harness = open(fixture::demo());
     for (name, key) in [
         ("Sort by Params", SortKey::Params),
-        ("Sort by Layer", SortKey::Name),
+        ("Sort by Layer", SortKey::Graph),
         ("Sort by int4", SortKey::Cell(Candidate::Int4)),
         ("Sort by Prune", SortKey::Ratio),
     ] {
@@ -269,6 +269,12 @@ fn the_colour_switch_changes_cells_legend_and_words() {
             .query_by_label("Colour scale from 0 to ≥ 2 pt")
             .is_some()
     );
+    // Hatched cells have a scale of their own, and without measured ones it is the only one.
+    let noise = "Hatched cells: weight noise, up to ≥ 30 %";
+    assert!(harness.query_by_label(noise).is_some());
+    let untouched = open(fixture::opened());
+    assert!(untouched.query_by_label(noise).is_some());
+    assert!(untouched.query_by_label_contains("Colour scale").is_none());
     assert_eq!(
         click(&mut harness, "Colour by: Size"),
         [Command::SetColourBy(ColourBy::Size)]
@@ -277,12 +283,12 @@ fn the_colour_switch_changes_cells_legend_and_words() {
     harness.run_ok();
     assert!(
         harness
-            .query_by_label("Colour scale from 0 to 147 KB")
+            .query_by_label("Colour scale from 0 to 147 kB")
             .is_some()
     );
     assert!(
         harness
-            .query_by_label_contains("conv1 at int8: 0.1 KB of weights, exact")
+            .query_by_label_contains("conv1 at int8: 0.1 kB of weights, exact")
             .is_some()
     );
 }
@@ -299,15 +305,42 @@ fn every_cell_says_its_number_and_where_it_comes_from() {
     );
     assert!(
         harness
-            .query_by_label_contains("layer3.2.conv2 at 75 % pruned: proxy, weight error")
+            .query_by_label_contains("layer3.2.conv2 at 75 % pruned: proxy, weight noise")
             .is_some()
     );
     assert!(
         harness
-            .query_by_label("Plan: 158 KB stored, measured")
+            .query_by_label("Plan: 158 kB stored, measured")
             .is_some()
     );
     assert!(harness.query_by_label("22 layers · 3 selected").is_some());
+}
+
+#[test]
+fn proxies_stay_in_the_pale_part_of_the_scale() {
+    let state = fixture::opened();
+    let heat = |candidate| state.heat(3, candidate).value;
+    assert_eq!(heat(Candidate::Fp16), 0.0);
+    assert!(heat(Candidate::P25) < heat(Candidate::P75));
+    for row in 0..state.layers().len() {
+        for candidate in Candidate::ALL {
+            assert!(state.heat(row, candidate).value <= 0.5);
+        }
+    }
+}
+
+#[test]
+fn menus_are_as_wide_as_their_entries() {
+    let mut harness = open(fixture::demo());
+    for (menu, entry) in [
+        ("Plan…", "Plan: All int8"),
+        ("Set ratio…", "Prune selected layers by 50 %"),
+    ] {
+        click(&mut harness, menu);
+        let rect = harness.get_by_label(entry).rect();
+        assert!(rect.width() < 320.0, "{menu}: {rect:?}");
+        click(&mut harness, entry);
+    }
 }
 
 fn many(count: usize) -> State {

@@ -3,14 +3,14 @@
 use super::{click, layer, open, open_sized, sent};
 use crate::{
     commands::Command,
-    state::{Dialog, NoticeKind, PlotAxis, State, Tab, fixture},
+    state::{Dialog, JobKind, NoticeKind, PlotAxis, State, Tab, fixture},
 };
 use egui::vec2;
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use limbeck_engine::{
     compress::{Granularity, LayerSetting, Precision, Ratio},
     data::SplitName,
-    jobs::JobId,
+    jobs::{Event, JobId},
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -31,7 +31,7 @@ fn the_top_bar_measures_searches_exports_and_edits_goals() {
     );
     assert!(
         harness
-            .query_by_label("Verdict: Pass · drop 0.62 ± 0.21 pt")
+            .query_by_label("Verdict: Pass · drop 0.62 ± 0.21 pt · holdout")
             .is_some()
     );
     click(&mut harness, "Export…");
@@ -39,8 +39,12 @@ fn the_top_bar_measures_searches_exports_and_edits_goals() {
         click(&mut harness, "Export recipe…"),
         [Command::Show(Dialog::ExportRecipe)]
     );
-    click(&mut harness, "Menu");
     assert_eq!(click(&mut harness, "Open…"), [Command::Show(Dialog::Open)]);
+    click(&mut harness, "Menu");
+    assert_eq!(
+        click(&mut harness, "Open data…"),
+        [Command::Show(Dialog::OpenTask)]
+    );
 }
 
 #[test]
@@ -126,7 +130,12 @@ fn without_data_the_window_says_what_is_missing() {
     state.mirror.model = Some(Arc::new(model));
     state.refresh();
     let mut harness = open_sized(state, vec2(1280.0, 800.0));
-    assert!(harness.query_by_label("Weights only").is_some());
+    assert!(harness.query_by_label("No data yet").is_some());
+    assert!(
+        harness
+            .query_by_label("Map: 0 of 132 cells measured")
+            .is_none()
+    );
     assert_eq!(
         click(&mut harness, "Open data…"),
         [Command::Show(Dialog::OpenTask)]
@@ -137,6 +146,33 @@ fn without_data_the_window_says_what_is_missing() {
             .accesskit_node()
             .is_disabled()
     );
+}
+
+#[test]
+fn the_split_switch_says_what_its_points_were_judged_on() {
+    let harness = open(fixture::demo());
+    // The search split has 2,000 samples; its points were judged on half of them.
+    assert!(harness.query_by_label("Points on: search 1,000").is_some());
+    let harness = open(fixture::opened());
+    assert!(harness.query_by_label("Points on: search").is_some());
+}
+
+#[test]
+fn a_training_that_has_no_curve_yet_says_that_it_runs() {
+    let mut state = fixture::opened();
+    state.view.tab = Tab::Training;
+    state
+        .mirror
+        .add_job(JobId(7), JobKind::Distil, "Distil 1".into());
+    let mut harness = open(state);
+    assert!(harness.query_by_label("Distil 1 waits").is_some());
+    harness.state_mut().state.mirror.take(&Event::Started {
+        job: JobId(7),
+        title: String::new(),
+    });
+    harness.run_ok();
+    assert!(harness.query_by_label("Distil 1 is under way").is_some());
+    assert!(harness.query_by_label("Nothing distilled yet").is_none());
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub(super) use marks::{even_label, even_marks};
 use super::{Commands, command_button, switch, words};
 use crate::{
     commands::{Command, split_label},
-    state::{Dialog, JobKind, NamedPoint, PlotAxis, State},
+    state::{Dialog, JobKind, PlotAxis, State},
     theme,
     widgets::{self, Button, number},
 };
@@ -30,8 +30,11 @@ pub fn switches(ui: &mut Ui, state: &State, out: &mut Commands) {
     }
     let wide = ui.available_width() > 230.0;
     let texts = [SplitName::Search, SplitName::Holdout].map(|split| {
-        let (name, n) = words::split_with_n(state, split);
-        let text = if wide { format!("{name} {n}") } else { name };
+        let name = split_label(split);
+        let text = match words::judged_samples(state, split) {
+            Some(n) if wide => format!("{name} {n}"),
+            _ => name.to_owned(),
+        };
         (split, text)
     });
     let choices = [
@@ -73,13 +76,13 @@ fn missing(ui: &mut Ui, state: &State, out: &mut Commands) {
     let Some(model) = state.model() else { return };
     if model.data.is_none() {
         let mut body = "Layers are coloured by a proxy from the weights alone. Accuracy, the measured map and distillation need \
-                        labelled data: a task.ron that names images and labels."
+                        labelled data: a task.ron that names images and labels (one beside the model is found by itself)."
             .to_owned();
         for warning in &model.warnings {
             body += "\n";
             body += warning;
         }
-        if widgets::empty_state(ui, "Weights only", &body, &[("Open data…", true)]).is_some() {
+        if widgets::empty_state(ui, "No data yet", &body, &[("Open data…", true)]).is_some() {
             out.push(Command::Show(Dialog::OpenTask));
         }
     } else {
@@ -119,9 +122,8 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
             out,
         );
         let summary = format!(
-            "{} ± {:.2} % · {} KB · n {}",
-            number::percent(point.point.metrics.top1.value, 2),
-            half(point) * 100.0,
+            "{} % · {} kB · n {}",
+            words::top1(point),
             number::kilobytes(point.point.sizes.stored.0),
             number::grouped(point.point.metrics.top1.n),
         );
@@ -150,11 +152,6 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
         );
         response.on_hover_text(words::point_hover(point));
     });
-}
-
-fn half(point: &NamedPoint) -> f64 {
-    let ci = point.point.metrics.top1.ci;
-    (ci[1] - ci[0]) / 2.0
 }
 
 /// What the axes must show: the points with their intervals, the prediction, the goals. x in decades.
@@ -212,7 +209,7 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let (x, y) = extent(state);
     let x_label = match state.view.axis {
-        PlotAxis::Size => "stored size, KB (log)",
+        PlotAxis::Size => "stored size, kB (log)",
         PlotAxis::Macs => "MACs a sample, million (log)",
     };
     let y_label = format!("top-1 on {}, %", split_label(state.view.split));

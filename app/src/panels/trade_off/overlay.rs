@@ -4,7 +4,7 @@ use super::labels::Labels;
 use crate::{
     commands::{Command, split_label},
     panels::{Commands, words},
-    state::{NamedPoint, PlotAxis, PointId, State},
+    state::{NamedPoint, PlotAxis, State},
     theme,
     widgets::{self, number},
 };
@@ -30,7 +30,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     let position = |point: &NamedPoint| state.plot_position(point).map(|(x, y)| at(x, y));
     let mut labels = Labels::new(frame);
 
-    goal(&painter, frame, state, &at);
+    goal(&painter, frame, state, &at, &mut labels);
     let front: Vec<Pos2> = state
         .front()
         .iter()
@@ -47,7 +47,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
 
     let on_front: BTreeSet<_> = state.front().iter().collect();
-    let plan = state.plan_point(state.view.split).map(|p| p.id);
+    let plan = shown_plan(state).map(|(p, _)| p.id);
     let count = state.shown_points().count();
     let mut taken = BTreeSet::new();
     for point in state.shown_points() {
@@ -78,8 +78,14 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
             }
         }
         let radius = if is_plan { 5.5 } else { 4.0 };
-        painter.circle_filled(place, radius, colour);
-        if point.is_distilled() {
+        let partial = point.point.recipe.is_partial();
+        if partial || (is_plan && state.plan_point(state.view.split).is_none()) {
+            // Hollow: not, or not all, of what was asked for.
+            painter.circle(place, radius - 0.75, t.panel, Stroke::new(1.5, colour));
+        } else {
+            painter.circle_filled(place, radius, colour);
+        }
+        if point.is_distilled() && !partial {
             painter.circle_stroke(place, radius + 2.5, Stroke::new(1.0, colour));
         }
         if selected {
@@ -109,12 +115,19 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
             response.on_hover_text(words::point_hover(point));
         }
     }
-    predicted(&painter, frame, state, &at, &mut labels);
-    name_points(&painter, state, plan, &position, &mut labels);
+    let predicted = predicted(&painter, frame, state, &at, &mut labels);
+    name_points(&painter, state, predicted, &position, &mut labels);
     key(&painter, frame, &labels, state);
     if count > MANY {
         nearest(ui, frame, state, &position, out);
     }
+}
+
+/// The point that stands for the plan on the shown split; true: as it was before its distillation.
+fn shown_plan(state: &State) -> Option<(&NamedPoint, bool)> {
+    let split = state.view.split;
+    let own = state.plan_point(split).map(|p| (p, false));
+    own.or_else(|| state.undistilled_point(split).map(|p| (p, true)))
 }
 
 /// With many points the pointer finds the nearest one.
@@ -149,7 +162,13 @@ fn nearest(
     }
 }
 
-fn goal(painter: &Painter, frame: Rect, state: &State, at: &dyn Fn(f64, f64) -> Pos2) {
+fn goal(
+    painter: &Painter,
+    frame: Rect,
+    state: &State,
+    at: &dyn Fn(f64, f64) -> Pos2,
+    labels: &mut Labels,
+) {
     let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
     let (size, floor) = state.goal_region();
     let size = size.filter(|_| state.view.axis == PlotAxis::Size);
@@ -169,8 +188,9 @@ fn goal(painter: &Painter, frame: Rect, state: &State, at: &dyn Fn(f64, f64) -> 
         [region.left_bottom(), region.right_bottom()],
     ] {
         painter.extend(Shape::dashed_line(&line, stroke, 3.0, 3.0));
+        labels.line(Rect::from_two_pos(line[0], line[1]).expand(1.0));
     }
-    widgets::draw(
+    let word = widgets::draw(
         painter,
         frame.min + vec2(8.0, 6.0),
         Align2::LEFT_TOP,
@@ -178,6 +198,7 @@ fn goal(painter: &Painter, frame: Rect, state: &State, at: &dyn Fn(f64, f64) -> 
         theme::mono_small(),
         t.pass,
     );
+    labels.block(word);
 }
 
 fn predicted(
@@ -186,11 +207,15 @@ fn predicted(
     state: &State,
     at: &dyn Fn(f64, f64) -> Pos2,
     labels: &mut Labels,
-) {
+) -> Option<(Pos2, String)> {
     let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
     // An untouched plan predicts the original: nothing to say.
-    let Some(predicted) = state.predicted_point().filter(|_| !state.plan_is_empty()) else {
-        return;
+    let predicted = state.predicted_point().filter(|_| !state.plan_is_empty())?;
+    let plan = shown_plan(state);
+    let undistilled = if state.document.distil.is_some() {
+        " before distilling"
+    } else {
+        ""
     };
     let stroke = Stroke::new(1.2, t.accent);
     match predicted.top1 {
@@ -209,10 +234,7 @@ fn predicted(
             );
             labels.block(Rect::from_center_size(inside, Vec2::splat(14.0)));
             // Where the plan was measured too, the two belong together.
-            if let Some((x, y)) = state
-                .plan_point(state.view.split)
-                .and_then(|p| state.plot_position(p))
-            {
+            if let Some((x, y)) = plan.and_then(|(p, _)| state.plot_position(p)) {
                 painter.extend(Shape::dashed_line(
                     &[inside, at(x, y)],
                     Stroke::new(1.0, t.accent),
@@ -221,38 +243,33 @@ fn predicted(
                 ));
             }
             let about = if predicted.approximate > 0 { " ~" } else { " " };
-            let text = format!("predicted{about}{top1:.2}");
-            labels.put(painter, inside, &text, t.accent_text, true);
+            // The plan's own label says so already where it stands beside.
+            let tail = if plan.is_some() { "" } else { undistilled };
+            Some((inside, format!("predicted{about}{top1:.2}{tail}")))
         }
         // Its accuracy is not known; where the plan itself was measured, the line would say less than the point.
-        None if state.plan_point(state.view.split).is_some()
-            || state.shown_points().next().is_none() => {}
+        None if plan.is_some() || state.shown_points().next().is_none() => None,
         None => {
             let x = at(predicted.x, 0.0).x;
             let line = [pos2(x, frame.top() + 22.0), pos2(x, frame.bottom())];
             painter.extend(Shape::dashed_line(&line, stroke, 3.0, 4.0));
-            labels.put(
-                painter,
-                pos2(x, frame.bottom() - 18.0),
-                "predicted size",
-                t.accent_text,
-                true,
-            );
+            Some((pos2(x, frame.bottom() - 18.0), "predicted size".into()))
         }
     }
 }
 
-/// Names where there is room: the plan first, then the selected point, the original, whole-model precisions, the front.
+/// Names where there is room: the plan first, then its prediction, the selected point, the original, whole-model precisions, the front.
 fn name_points(
     painter: &Painter,
     state: &State,
-    plan: Option<PointId>,
+    predicted: Option<(Pos2, String)>,
     position: &dyn Fn(&NamedPoint) -> Option<Pos2>,
     labels: &mut Labels,
 ) {
     let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    let plan = shown_plan(state);
     let rank = |point: &NamedPoint| {
-        if plan == Some(point.id) {
+        if plan.is_some_and(|(p, _)| p.id == point.id) {
             0
         } else if state.view.selected_point == Some(point.id) {
             1
@@ -270,19 +287,30 @@ fn name_points(
         state.shown_points().collect()
     };
     points.sort_by_key(|p| (rank(p), std::cmp::Reverse(p.id)));
+    if let Some((point, before)) = plan
+        && let Some(place) = position(point)
+    {
+        let what = if before {
+            "before distilling"
+        } else {
+            "this plan"
+        };
+        let text = format!(
+            "{what} {}, n {}",
+            words::top1(point),
+            number::grouped(point.samples())
+        );
+        labels.put(painter, place, &text, t.accent_text, true);
+    }
+    if let Some((place, text)) = predicted {
+        labels.put(painter, place, &text, t.accent_text, true);
+    }
     for point in points.into_iter().take(24) {
         let Some(place) = position(point) else {
             continue;
         };
         match rank(point) {
-            0 => {
-                let text = format!(
-                    "this plan {} measured, n {}",
-                    words::top1(point),
-                    number::grouped(point.point.metrics.top1.n)
-                );
-                labels.put(painter, place, &text, t.accent_text, true);
-            }
+            0 => {}
             2 => {
                 let text = format!("{} {:.2}", point.name, point.top1_percent());
                 labels.put(painter, place, &text, t.muted, true);

@@ -1,0 +1,205 @@
+//! Distillation: what is asked of the engine, what its end and its cancelling leave, and what is said of the plan meanwhile.
+
+use super::{Rig, answer};
+use crate::{
+    commands::{Command, Preset},
+    state::JobKind,
+};
+use limbeck_engine::{
+    compress::Precision,
+    data::SplitName,
+    jobs::{Command as Job, Event, JobId},
+    recipe::{Goal, Recipe, Step},
+    train::DistilSettings,
+};
+use std::sync::Arc;
+
+/// Answers all measurements, until none is asked for.
+fn finish(rig: &mut Rig) {
+    for _ in 0..5 {
+        for sent in rig.sent() {
+            answer(rig, &sent, 0.92, 150_000);
+        }
+    }
+}
+
+/// The distillation that was just started.
+fn started(rig: &mut Rig) -> (JobId, Arc<Recipe>) {
+    let run = rig.sent().into_iter().find_map(|sent| match sent {
+        Job::Run { job, recipe, .. } => Some((job, recipe)),
+        _ => None,
+    });
+    run.expect("a distillation is sent")
+}
+
+#[test]
+fn distillation_joins_the_plan_and_its_recipe() {
+    let mut rig = Rig::opened();
+    let settings = DistilSettings {
+        epochs: 1,
+        ..DistilSettings::default()
+    };
+    assert!(
+        Command::StartDistil(settings.clone())
+            .enabled(rig.state())
+            .is_err(),
+        "an untouched plan has nothing to distil"
+    );
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    finish(&mut rig);
+    rig.run(Command::StartDistil(settings.clone()));
+    let sent = rig.sent();
+    // The original on all that the epochs are judged on comes with it.
+    let [
+        Job::Run { recipe, split, .. },
+        Job::Measure {
+            recipe: original,
+            split: SplitName::Search,
+            limit: None,
+            ..
+        },
+    ] = sent.as_slice()
+    else {
+        panic!("{sent:?}");
+    };
+    assert!(original.steps.is_empty());
+    assert_eq!(*split, SplitName::Holdout);
+    assert_eq!(recipe.steps.last(), Some(&Step::Distil(settings)));
+    assert!(rig.state().is_busy(JobKind::Distil));
+    answer(&mut rig, &sent[0], 0.931, 150_000);
+    let point = rig
+        .state()
+        .plan_point(SplitName::Holdout)
+        .expect("measured");
+    assert!(point.is_distilled());
+    assert_eq!(rig.state().view.split, SplitName::Holdout, "it is seen");
+    // Restoring an undistilled point takes it out again, and undo brings it back.
+    rig.run(Command::SetDistil(None));
+    assert!(rig.state().document.distil.is_none());
+    rig.run(Command::Undo);
+    assert!(rig.state().document.distil.is_some());
+}
+
+#[test]
+fn a_cancelled_distillation_has_its_best_epoch_judged() {
+    let mut rig = Rig::opened();
+    rig.run(Command::SetGoals(vec![Goal::DropPoints(1.0)]));
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.sent();
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (job, recipe) = started(&mut rig);
+    let mut stopped = (*recipe).clone();
+    if let Some(Step::Distil(settings)) = stopped.steps.last_mut() {
+        settings.stop_after = Some(1);
+    }
+    rig.tell(Event::Stopped {
+        job,
+        recipe: stopped.clone().into(),
+    });
+    rig.tell(Event::Cancelled { job });
+    let sent = rig.sent();
+    let [Job::Run { recipe, split, .. }] = sent.as_slice() else {
+        panic!("{sent:?}");
+    };
+    assert_eq!((&**recipe, *split), (&stopped, SplitName::Holdout));
+    assert!(!rig.state().is_busy(JobKind::Distil));
+    let notice = rig.state().notices.last().expect("told");
+    assert!(
+        notice
+            .text
+            .starts_with("Training cancelled. Its best epoch, 1 of "),
+        "{}",
+        notice.text
+    );
+    answer(&mut rig, &sent[0], 0.93, 150_000);
+    let point = rig.state().points().last().expect("judged");
+    assert!(point.is_distilled() && point.point.recipe.is_partial());
+    assert_eq!(point.name, "Distil 1 partial");
+    assert_eq!(rig.state().mirror.next_distil(), "Distil 2");
+    let verdict = rig.state().verdict().expect("goals are set");
+    assert!(verdict.text.ends_with("holdout, partial"), "{verdict:?}");
+    // Training once more is meant to reach its end: the dialog starts from the plan, not from the stop.
+    let id = point.id;
+    rig.run(Command::RestorePoint(id));
+    let distil = rig.state().document.distil.clone().expect("restored");
+    assert_eq!(distil.stop_after, Some(1));
+}
+
+#[test]
+fn a_distillation_cancelled_before_it_won_anything_says_so() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (job, _) = started(&mut rig);
+    rig.tell(Event::Cancelled { job });
+    let notice = rig.state().notices.last().expect("told");
+    assert!(
+        notice.text.contains("only the point from before"),
+        "{}",
+        notice.text
+    );
+    assert!(
+        !rig.sent()
+            .iter()
+            .any(|sent| matches!(sent, Job::Run { .. }))
+    );
+}
+
+#[test]
+fn a_point_from_before_the_training_is_no_verdict_on_a_distilled_plan() {
+    let mut rig = Rig::opened();
+    rig.run(Command::SetGoals(vec![Goal::DropPoints(1.0)]));
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    finish(&mut rig);
+    rig.run(Command::MeasurePlan(SplitName::Holdout));
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], 0.90, 150_000);
+    finish(&mut rig);
+    let text = |rig: &Rig| rig.state().verdict().expect("goals are set").text.clone();
+    assert!(text(&rig).starts_with("Fail"), "{}", text(&rig));
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    assert_eq!(text(&rig), "Not distilled yet");
+    let details = &rig.state().verdict().expect("goals are set").details;
+    assert!(details.contains("Before distilling"), "{details}");
+    assert!(rig.state().plan_point(SplitName::Holdout).is_none());
+    assert!(rig.state().undistilled_point(SplitName::Holdout).is_some());
+    let (job, recipe) = started(&mut rig);
+    let run = Job::Run {
+        job,
+        recipe,
+        split: SplitName::Holdout,
+    };
+    answer(&mut rig, &run, 0.932, 150_000);
+    assert!(text(&rig).starts_with("Pass"), "{}", text(&rig));
+    // A second one with other settings leaves the verdict as it is until it is done.
+    let before = text(&rig);
+    rig.run(Command::StartDistil(DistilSettings {
+        epochs: 9,
+        ..DistilSettings::default()
+    }));
+    assert_eq!(text(&rig), before);
+    let details = &rig.state().verdict().expect("goals are set").details;
+    assert!(details.contains("other settings"), "{details}");
+}
+
+#[test]
+fn the_original_waits_until_the_plan_is_measured() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    let sent = rig.sent();
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    started(&mut rig);
+    // A newer measurement would have thrown the plan's own out.
+    assert!(rig.sent().is_empty());
+    answer(&mut rig, &sent[0], 0.92, 150_000);
+    let wanted: Vec<Option<usize>> = rig
+        .sent()
+        .iter()
+        .filter_map(|sent| match sent {
+            Job::Measure { recipe, limit, .. } if recipe.steps.is_empty() => Some(*limit),
+            _ => None,
+        })
+        .collect();
+    // On the edits' samples first; then on all that the epochs are judged on.
+    assert_eq!(wanted, [Some(1_000)]);
+}
