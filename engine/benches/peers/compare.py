@@ -88,12 +88,16 @@ class TorchStep:
 
 
 def alternated(rounds, *sides):
-    """Seconds of each side, medians over alternated rounds."""
-    for side in sides:
-        side(), side()
+    """Seconds of each side, medians over alternated rounds.
+
+    The threads of both peers go on spinning for a while after a run, at the cost of whoever comes next: so each turn
+    begins with a pause and a run that is not counted.
+    """
     times = [[] for _ in sides]
     for _ in range(rounds):
         for side, list_ in zip(sides, times):
+            time.sleep(0.15)
+            side()
             list_.append(side())
     return [statistics.median(t) for t in times]
 

@@ -244,25 +244,21 @@ impl Lowered {
                 let spec = &self.specs[*weight];
                 let work = sweep.pixels() * spec.outputs() * spec.depth * spec.taps;
                 let parts = if shared && work >= WORTH_SHARING {
-                    2 * rayon::current_num_threads()
+                    rayon::current_num_threads()
                 } else {
                     1
                 };
-                planes::by_rows(&sweep, parts, out, |sweep, out| {
-                    match &*weights.ready[*weight] {
-                        Ready::Dense(packed) => planes::conv(sweep, packed, x, added, out, *tail),
-                        Ready::Depthwise { weight, bias } => planes::depthwise(
-                            sweep,
-                            spec.groups,
-                            weight,
-                            Some(bias),
-                            x,
-                            added,
-                            out,
-                            *tail,
-                        ),
+                match &*weights.ready[*weight] {
+                    Ready::Dense(packed) => {
+                        planes::conv_in_parts(&sweep, packed, x, added, out, *tail, parts);
                     }
-                });
+                    Ready::Depthwise { weight, bias } => {
+                        planes::by_rows(&sweep, parts, out, |sweep, out| {
+                            let (channels, bias) = (spec.groups, Some(bias.as_slice()));
+                            planes::depthwise(sweep, channels, weight, bias, x, added, out, *tail);
+                        });
+                    }
+                }
             }
             Kind::Add { a, b, limits } => {
                 planes::add(images, of(*a), Some(of(*b)), (out, plane), *limits);

@@ -7,6 +7,8 @@ use super::{
     lanes::{Isa, Lanes, for_each_isa},
     sweep::{Sweep, Tap},
 };
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// Weights of a convolution (or of its input gradient, with the roles of the channels exchanged), laid out for [`conv`].
 #[derive(Clone, Debug)]
@@ -120,9 +122,27 @@ pub fn conv(
     output: &mut [f32],
     tail: Tail,
 ) {
-    if sweep.pixels() == 0 {
+    conv_in_parts(sweep, packed, input, added, output, tail, 1);
+}
+
+/// [`conv`] with its pixels shared out to `parts` tasks on the pool of the calling thread.
+///
+/// # Panics
+/// As [`conv`].
+pub fn conv_in_parts(
+    sweep: &Sweep,
+    packed: &Packed,
+    input: &[f32],
+    added: Option<&[f32]>,
+    output: &mut [f32],
+    tail: Tail,
+    parts: usize,
+) {
+    let total = sweep.pixels();
+    if total == 0 {
         return;
     }
+    let parts = parts.min(total);
     let all = packed.groups * packed.channels;
     assert!(
         sweep.reads_within(input.len(), packed.groups * packed.depth)
@@ -136,27 +156,49 @@ pub fn conv(
             },
         "conv: a sweep lies within its buffers (a wrong geometry was computed)"
     );
+    let own = added.is_none().then_some(sweep.added).flatten();
+    assert!(
+        parts < 2
+            || sweep.keeps_apart(&sweep.output, all) && own.is_none_or(|grid| grid == sweep.output),
+        "conv: pixels that are written side by side do not overlap (a wrong geometry was computed)"
+    );
     let added = match (&sweep.added, added) {
         (None, _) => std::ptr::null(),
         (Some(_), Some(buffer)) => buffer.as_ptr(),
         (Some(_), None) => output.as_ptr(),
     };
-    // SAFETY: the assertion shows that every float read and written lies in its buffer: a grid's steps are not negative, so
+    // Why this is sound: the assertion shows that every float read and written lies in its buffer: a grid's steps are not negative, so
     // its first and last pixel bound all, and each access reaches `depth` or `channels` floats from a pixel. The packed panels
     // were laid out by `Packed::new` for just these counts. `output` is borrowed mutably; where the added values come from
-    // it too, each is read by the tile that overwrites it, before it does.
-    unsafe {
-        run(
-            packed.isa,
-            sweep,
-            packed,
-            input.as_ptr(),
-            added,
-            output.as_mut_ptr(),
-            tail,
-        );
+    // it too, each is read by the tile that overwrites it, before it does. Parts write different pixels, which
+    // do not overlap, and `output` is not touched otherwise until all are done.
+    let shared = Shared {
+        input: input.as_ptr(),
+        added,
+        output: output.as_mut_ptr(),
+    };
+    let part = |range: Range<usize>| {
+        let shared = &shared;
+        // SAFETY: see above.
+        unsafe { run(packed.isa, sweep, packed, shared, tail, range) }
+    };
+    if parts < 2 {
+        return part(0..total);
     }
+    (0..parts)
+        .into_par_iter()
+        .for_each(|at| part(total * at / parts..total * (at + 1) / parts));
 }
+
+/// The buffers of a convolution, for the tasks that share them.
+struct Shared {
+    input: *const f32,
+    added: *const f32,
+    output: *mut f32,
+}
+
+// SAFETY: only `conv_in_parts` makes one, for tasks that end before it returns; it shows that they write different floats.
+unsafe impl Sync for Shared {}
 
 for_each_isa!(
     /// # Safety
@@ -164,10 +206,9 @@ for_each_isa!(
     fn run => body(
         sweep: &Sweep,
         packed: &Packed,
-        input: *const f32,
-        added: *const f32,
-        output: *mut f32,
+        shared: &Shared,
         tail: Tail,
+        pixels: Range<usize>,
     )
 );
 
@@ -196,20 +237,28 @@ struct Place {
 unsafe fn body<L: Lanes>(
     sweep: &Sweep,
     packed: &Packed,
-    input: *const f32,
-    added: *const f32,
-    output: *mut f32,
+    shared: &Shared,
     tail: Tail,
+    pixels: Range<usize>,
 ) {
+    let &Shared {
+        input,
+        added,
+        output,
+    } = shared;
     let (depth, channels) = (packed.depth, packed.channels);
     let padded = channels.div_ceil(L::WIDTH) * L::WIDTH;
     let most = (PANEL / depth.max(1)).clamp(4 * L::ROWS, MOST_PIXELS);
-    let total = sweep.pixels();
+    let total = pixels.len();
     let parts = total.div_ceil(most);
     let mut places: Vec<Place> = Vec::with_capacity(total.div_ceil(parts) + L::ROWS);
     // SAFETY: see `conv`.
     let (low, high) = unsafe { (L::splat(tail.low), L::splat(tail.high)) };
-    let (mut n, mut y, mut x) = (0, 0, 0);
+    let (mut n, mut y, mut x) = (
+        pixels.start / (sweep.h * sweep.w),
+        pixels.start / sweep.w % sweep.h,
+        pixels.start % sweep.w,
+    );
     let mut done = 0;
     for part in 0..parts {
         let end = total * (part + 1) / parts;

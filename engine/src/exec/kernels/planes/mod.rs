@@ -13,7 +13,7 @@ mod sweep;
 mod tests;
 mod weight_gradient;
 
-pub use conv::{Packed, Quant, Tail, conv};
+pub use conv::{Packed, Quant, Tail, conv, conv_in_parts};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use lanes::{Isa, isa};
 pub use pointwise::{

@@ -149,6 +149,15 @@ impl Sweep {
         }) && self.input.down >= 0
             && self.input.right >= 0
     }
+    /// Whether no two pixels of a grid share a float.
+    pub(super) fn keeps_apart(&self, grid: &Grid, channels: usize) -> bool {
+        let reach = |count: usize, step: isize, inner: usize| (count - 1) * step as usize + inner;
+        let row = reach(self.w, grid.right, channels);
+        let image = reach(self.h, grid.down, row);
+        (self.w < 2 || grid.right as usize >= channels)
+            && (self.h < 2 || grid.down as usize >= row)
+            && (self.images < 2 || grid.image >= image)
+    }
     /// The same for a grid that is read or written without taps.
     pub(super) fn stays_within(&self, grid: &Grid, len: usize, channels: usize) -> bool {
         let (first, last) = grid.span(self.images, self.h, self.w);
