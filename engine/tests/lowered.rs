@@ -64,7 +64,7 @@ fn both_ways(graph: &Graph, shape: &[usize]) {
     let x = images(shape);
     let cancel = CancelToken::default();
     let general = program
-        .run(&[x.clone()], &mut Watching, &cancel)
+        .run(std::slice::from_ref(&x), &mut Watching, &cancel)
         .expect("runs");
     let fused = program.run(&[x], &mut NoTaps, &cancel).expect("runs");
     for (fused, general) in fused.iter().zip(&general) {
@@ -137,7 +137,7 @@ fn gradients(program: &Program, x: &Tensor, fused: bool) -> (f64, BTreeMap<Strin
         (all.loss, all.store)
     } else {
         let out = program
-            .run(&[x.clone()], &mut Watching, &cancel)
+            .run(std::slice::from_ref(x), &mut Watching, &cancel)
             .expect("runs");
         let value = loss(0..n, &out).expect("a loss");
         let number = value.to_scalar::<f32>().expect("a scalar");
@@ -205,7 +205,11 @@ fn gradients_have_the_same_bits_on_any_number_of_threads() {
     let run = |x: &Tensor| {
         flat(
             &inference
-                .run(&[x.clone()], &mut NoTaps, &CancelToken::default())
+                .run(
+                    std::slice::from_ref(x),
+                    &mut NoTaps,
+                    &CancelToken::default(),
+                )
                 .expect("runs")[0],
         )
     };
@@ -296,7 +300,7 @@ fn members_of_a_family_give_what_they_give_alone() {
     let run = |program: &Program| {
         flat(
             &program
-                .run(&[x.clone()], &mut NoTaps, &cancel)
+                .run(std::slice::from_ref(&x), &mut NoTaps, &cancel)
                 .expect("runs")[0],
         )
     };

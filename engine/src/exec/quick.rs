@@ -2,8 +2,7 @@
 
 use super::{
     CancelToken, ExecError, Fail, Mode, Program,
-    fuse::Step,
-    lowered::{Gradients, Loss, Lowered, Source, Spaces, weight_slots},
+    lowered::{Gradients, Loss, Lowered, Planned, Source, Spaces, weight_slots},
     ops,
     pool::on_pool,
     program::{check_shape, node_error},
@@ -13,16 +12,18 @@ use crate::graph::ElementType;
 use candle_core::{Result as CandleResult, Tensor};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
     sync::{Arc, Mutex},
 };
 
 /// Lowered forms made so far, by the shape of a sample; `None` where there is none.
 #[derive(Default)]
 pub(super) struct Quick {
-    forms: Mutex<Vec<(Vec<usize>, Option<Arc<Lowered>>)>>,
+    forms: Mutex<Vec<Form>>,
     spaces: Spaces,
 }
+
+/// Shape of a sample, and the form for it.
+type Form = (Vec<usize>, Option<Arc<Lowered>>);
 
 /// A program as lowering sees it, with the values of what depends on weights alone.
 struct View<'a> {
@@ -31,7 +32,7 @@ struct View<'a> {
 }
 
 impl Source for View<'_> {
-    fn steps(&self) -> Vec<(&Step, &[Option<usize>], &[Option<usize>])> {
+    fn steps(&self) -> Vec<Planned<'_>> {
         parts(self.program)
     }
     fn input(&self) -> Option<usize> {
@@ -55,7 +56,7 @@ impl Source for View<'_> {
     }
 }
 
-fn parts(program: &Program) -> Vec<(&Step, &[Option<usize>], &[Option<usize>])> {
+fn parts(program: &Program) -> Vec<Planned<'_>> {
     program
         .steps
         .iter()
@@ -65,7 +66,7 @@ fn parts(program: &Program) -> Vec<(&Step, &[Option<usize>], &[Option<usize>])> 
 
 impl Program {
     /// Values of the parameters and of all that is computed from them and constants alone.
-    fn from_weights(&self) -> Result<BTreeMap<usize, Val>, ExecError> {
+    fn weight_values(&self) -> Result<BTreeMap<usize, Val>, ExecError> {
         let mut values = BTreeMap::new();
         for (name, &slot) in &self.places {
             values.insert(slot, Val::f32(self.masked(name)?));
@@ -107,7 +108,7 @@ impl Program {
         like: Option<&Lowered>,
     ) -> Result<Option<Lowered>, ExecError> {
         let weights = match self.mode {
-            Mode::Training => self.from_weights()?,
+            Mode::Training => self.weight_values()?,
             Mode::Inference => BTreeMap::new(),
         };
         let view = View {
@@ -177,7 +178,7 @@ impl Program {
     pub fn gradients(
         &self,
         feed: &Tensor,
-        loss: &(dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync),
+        loss: &Loss<'_>,
         cancel: &CancelToken,
     ) -> Result<Gradients, ExecError> {
         let feeds = std::slice::from_ref(feed);
@@ -185,14 +186,13 @@ impl Program {
         on_pool(|| {
             let form = self.quick_form(feeds)?;
             if let Some(form) = form.filter(|form| form.untrainable().is_none()) {
-                let values = self.from_weights()?;
+                let values = self.weight_values()?;
                 let slot = |slot: usize| -> CandleResult<Tensor> {
                     match values.get(&slot).or_else(|| self.constants.get(&slot)) {
                         Some(Val::Float(tensor, _)) => Ok(tensor.clone()),
                         _ => candle_core::bail!("a weight is not a float tensor"),
                     }
                 };
-                let loss: &Loss<'_> = loss;
                 return with_f32(feed, |x| {
                     form.gradients(x, images, &slot, loss, &self.quick.spaces, cancel)
                 })?;

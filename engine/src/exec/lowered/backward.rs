@@ -18,8 +18,7 @@ use std::ops::Range;
 const PIECES: usize = 8;
 
 /// The loss of some samples of the batch, their share of the whole batch's, from their rows of the outputs.
-pub(in crate::exec) type Loss<'a> =
-    dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync + 'a;
+pub type Loss<'a> = dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync + 'a;
 
 /// What a step of training needs: the loss, and its gradients by parameter.
 pub struct Gradients {

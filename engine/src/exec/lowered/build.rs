@@ -7,19 +7,22 @@ use super::{
 use crate::{
     exec::{
         fuse,
-        kernels::planes::{Plane, Quant, Tail, Window2d},
+        kernels::planes::Plane,
         ops,
         scalar::Fun,
-        value::{Array, Val, int_range},
+        value::{Array, Val},
     },
-    graph::{BinaryOp, ElementType, Op, PadMode, ReduceOp, UnaryOp, VariadicOp, Window},
+    graph::{BinaryOp, ElementType, Op, PadMode, ReduceOp, UnaryOp, VariadicOp},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A step of a program: what is done, slots read, slots written.
+pub(in crate::exec) type Planned<'a> = (&'a fuse::Step, &'a [Option<usize>], &'a [Option<usize>]);
+
 /// What a program tells of itself.
 pub(in crate::exec) trait Source {
-    /// Its steps: what is done, slots read, slots written.
-    fn steps(&self) -> Vec<(&fuse::Step, &[Option<usize>], &[Option<usize>])>;
+    /// In order.
+    fn steps(&self) -> Vec<Planned<'_>>;
     /// The one input's slot and the outputs'; `None` where there are several inputs.
     fn input(&self) -> Option<usize>;
     fn outputs(&self) -> Vec<usize>;
@@ -31,12 +34,12 @@ pub(in crate::exec) trait Source {
 }
 
 /// Why a program cannot be lowered: for tests and profiles, not for users.
-type Refusal = &'static str;
-type R<T> = Result<T, Refusal>;
+pub(super) type Refusal = &'static str;
+pub(super) type R<T> = Result<T, Refusal>;
 
 /// What a slot holds.
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     Nchw(Id),
     /// The same memory under another order of axes.
     Nhwc(Id),
@@ -48,17 +51,17 @@ enum Place {
     Shape(Box<[Val; 2]>),
 }
 
-struct Builder<'a> {
-    source: &'a dyn Source,
-    places: BTreeMap<usize, Place>,
+pub(super) struct Builder<'a> {
+    pub source: &'a dyn Source,
+    pub places: BTreeMap<usize, Place>,
     /// How many steps and outputs read a slot.
-    uses: BTreeMap<usize, usize>,
-    planes: Vec<Plane>,
+    pub uses: BTreeMap<usize, usize>,
+    pub planes: Vec<Plane>,
     /// Step that makes a value, and the slot it first stood in.
-    makers: Vec<Option<(usize, usize)>>,
-    steps: Vec<Step>,
-    specs: Vec<Spec>,
-    untrainable: Option<Refusal>,
+    pub makers: Vec<Option<(usize, usize)>>,
+    pub steps: Vec<Step>,
+    pub specs: Vec<Spec>,
+    pub untrainable: Option<Refusal>,
 }
 
 impl Lowered {
@@ -197,38 +200,38 @@ impl Builder<'_> {
         Ok(lowered)
     }
 
-    fn value(&mut self, plane: Plane, slot: usize) -> Id {
+    pub(super) fn value(&mut self, plane: Plane, slot: usize) -> Id {
         self.planes.push(plane);
         self.makers.push(Some((self.steps.len(), slot)));
         self.planes.len() - 1
     }
 
-    fn push(&mut self, kind: Kind, plane: Plane, slot: usize) -> Id {
+    pub(super) fn push(&mut self, kind: Kind, plane: Plane, slot: usize) -> Id {
         let output = self.value(plane, slot);
         self.steps.push(Step { kind, output });
         output
     }
 
-    fn place(&self, slot: Option<usize>) -> R<&Place> {
+    pub(super) fn place(&self, slot: Option<usize>) -> R<&Place> {
         self.places
             .get(&slot.ok_or("an absent input")?)
             .ok_or("an input that is no plane")
     }
 
-    fn plane(&self, slot: Option<usize>) -> R<Id> {
+    pub(super) fn plane(&self, slot: Option<usize>) -> R<Id> {
         match self.place(slot)? {
             Place::Nchw(value) => Ok(*value),
             _ => Err("an input of another layout"),
         }
     }
 
-    fn floats(&self, slot: Option<usize>) -> R<Option<Vec<f32>>> {
+    pub(super) fn floats(&self, slot: Option<usize>) -> R<Option<Vec<f32>>> {
         let Some(slot) = slot else { return Ok(None) };
         let val = self.source.constant(slot).ok_or("not a constant")?;
         val.to_f32s().map(Some).map_err(|_| "not floats")
     }
 
-    fn ints(&self, slot: Option<usize>) -> R<Vec<i64>> {
+    pub(super) fn ints(&self, slot: Option<usize>) -> R<Vec<i64>> {
         let val = self
             .source
             .constant(slot.ok_or("an absent input")?)
@@ -237,7 +240,7 @@ impl Builder<'_> {
     }
 
     /// The step that made the value in `slot`, where nothing else reads it and so its tail can take more.
-    fn sole_maker(&self, slot: Option<usize>) -> Option<usize> {
+    pub(super) fn sole_maker(&self, slot: Option<usize>) -> Option<usize> {
         let slot = slot?;
         let (Place::Nchw(value) | Place::Flat(value)) = self.places.get(&slot)? else {
             return None;
@@ -247,7 +250,7 @@ impl Builder<'_> {
     }
 
     /// Lets the step before do the work of this one: `slot` becomes another name of its value.
-    fn rename(&mut self, step: usize, from: Option<usize>, slot: usize) {
+    pub(super) fn rename(&mut self, step: usize, from: Option<usize>, slot: usize) {
         let value = self.steps[step].output;
         if let Some(place) = from.and_then(|from| self.places.get(&from).cloned()) {
             self.places.insert(slot, place);
@@ -540,471 +543,6 @@ impl Builder<'_> {
         let fixed = self.ints(slot)?;
         Ok([fixed.clone(), fixed])
     }
-
-    fn same(&mut self, from: Option<usize>, to: usize) -> R<()> {
-        let place = self.place(from)?.clone();
-        self.places.insert(to, place);
-        Ok(())
-    }
-
-    fn point(&self, id: Id) -> Plane {
-        Plane::new(1, 1, self.planes[id].c)
-    }
-
-    /// The window over a value's plane; `more` is padding that stands before it.
-    fn window(&self, id: Id, window: &Window, kernel: &[usize], more: [usize; 4]) -> R<Window2d> {
-        let plane = &self.planes[id];
-        let size = (plane.h + more[0] + more[2], plane.w + more[1] + more[3]);
-        let mut found =
-            ops::window_over(window, kernel, size).map_err(|_| "a window of another kind")?;
-        found.before.0 += more[0];
-        found.before.1 += more[1];
-        Ok(found)
-    }
-
-    fn conv(
-        &mut self,
-        inputs: &[Option<usize>],
-        window: &Window,
-        groups: usize,
-        output: usize,
-    ) -> R<()> {
-        let input = |i: usize| inputs.get(i).copied().flatten();
-        let (id, more) = match self.place(input(0))? {
-            Place::Nchw(id) => (*id, [0; 4]),
-            Place::Padded(id, more) => (*id, *more),
-            _ => return Err("a convolution over another layout"),
-        };
-        let weight = input(1).ok_or("no weight")?;
-        let shape = self
-            .source
-            .weight_shape(weight)
-            .ok_or("a computed weight")?;
-        let &[o, depth, kh, kw] = shape.as_slice() else {
-            return Err("a weight of another rank");
-        };
-        let c = self.planes[id].c;
-        if groups == 0 || depth * groups != c || o % groups != 0 || o == 0 {
-            return Err("groups that do not fit");
-        }
-        let window = self.window(id, window, &[kh, kw], more)?;
-        self.weighted(
-            id,
-            window,
-            Spec {
-                form: Form::OutputFirst,
-                weight,
-                biases: self.bias(input(2), o)?,
-                norm: None,
-                groups,
-                channels: o / groups,
-                depth,
-                taps: kh * kw,
-                depthwise: depth == 1 && groups == o && groups > 1,
-            },
-            Place::Nchw,
-            output,
-        )
-    }
-
-    fn bias(&self, slot: Option<usize>, outputs: usize) -> R<Vec<usize>> {
-        let Some(slot) = slot else {
-            return Ok(Vec::new());
-        };
-        let shape = self.source.weight_shape(slot).ok_or("a computed bias")?;
-        if shape.iter().product::<usize>() != outputs {
-            return Err("a bias of another shape");
-        }
-        Ok(vec![slot])
-    }
-
-    fn product(
-        &mut self,
-        x: Option<usize>,
-        weight: Option<usize>,
-        bias: Option<usize>,
-        form: Form,
-        output: usize,
-    ) -> R<()> {
-        let Place::Flat(id) = *self.place(x)? else {
-            return Err("a matrix product over another layout");
-        };
-        let weight = weight.ok_or("no weight")?;
-        let shape = self
-            .source
-            .weight_shape(weight)
-            .ok_or("a computed weight")?;
-        let &[a, b] = shape.as_slice() else {
-            return Err("a matrix of another rank");
-        };
-        let (o, k) = if form == Form::OutputFirst {
-            (a, b)
-        } else {
-            (b, a)
-        };
-        if k != self.planes[id].c || o == 0 {
-            return Err("a matrix that does not fit");
-        }
-        let window = Window2d {
-            kernel: (1, 1),
-            stride: (1, 1),
-            dilation: (1, 1),
-            before: (0, 0),
-            h: 1,
-            w: 1,
-        };
-        let spec = Spec {
-            form,
-            weight,
-            biases: self.bias(bias, o)?,
-            norm: None,
-            groups: 1,
-            channels: o,
-            depth: k,
-            taps: 1,
-            depthwise: false,
-        };
-        self.weighted(id, window, spec, Place::Flat, output)
-    }
-
-    fn weighted(
-        &mut self,
-        input: Id,
-        window: Window2d,
-        spec: Spec,
-        place: fn(Id) -> Place,
-        output: usize,
-    ) -> R<()> {
-        let plane = Plane::new(window.h, window.w, spec.outputs());
-        let (weight, added, tail) = (self.specs.len(), None, Tail::NONE);
-        let kind = if spec.depthwise {
-            Kind::Depthwise {
-                input,
-                window,
-                weight,
-                added,
-                tail,
-            }
-        } else {
-            Kind::Conv {
-                input,
-                window,
-                weight,
-                added,
-                tail,
-            }
-        };
-        self.specs.push(spec);
-        let made = self.push(kind, plane, output);
-        self.places.insert(output, place(made));
-        Ok(())
-    }
-
-    fn norm(&mut self, inputs: &[Option<usize>], epsilon: f32, output: usize) -> R<()> {
-        let mut slots = [0; 4];
-        let id = self.plane(inputs.first().copied().flatten())?;
-        let c = self.planes[id].c;
-        for (slot, given) in slots.iter_mut().zip(inputs.iter().skip(1)) {
-            *slot = given.ok_or("no statistics")?;
-            if self.source.weight_shape(*slot) != Some(vec![c]) {
-                return Err("statistics of another shape");
-            }
-        }
-        let norm = Some((slots, epsilon));
-        let from = inputs.first().copied().flatten();
-        if let Some(step) = self.sole_maker(from)
-            && let Kind::Conv {
-                weight,
-                added: None,
-                tail: Tail::NONE,
-                ..
-            }
-            | Kind::Depthwise {
-                weight,
-                added: None,
-                tail: Tail::NONE,
-                ..
-            } = self.steps[step].kind
-            && self.specs[weight].norm.is_none()
-        {
-            self.specs[weight].norm = norm;
-            self.rename(step, from, output);
-            return Ok(());
-        }
-        let window = Window2d {
-            kernel: (1, 1),
-            stride: (1, 1),
-            dilation: (1, 1),
-            before: (0, 0),
-            h: self.planes[id].h,
-            w: self.planes[id].w,
-        };
-        let spec = Spec {
-            form: Form::Ones,
-            weight: 0,
-            biases: Vec::new(),
-            norm,
-            groups: c,
-            channels: 1,
-            depth: 1,
-            taps: 1,
-            depthwise: true,
-        };
-        self.weighted(id, window, spec, Place::Nchw, output)
-    }
-
-    fn clip(&mut self, from: Option<usize>, (low, high): (f32, f32), output: usize) -> R<()> {
-        if let Some(step) = self.sole_maker(from) {
-            let unlimited = (f32::NEG_INFINITY, f32::INFINITY);
-            match &mut self.steps[step].kind {
-                Kind::Conv { tail, .. } | Kind::Depthwise { tail, .. } if *tail == Tail::NONE => {
-                    (tail.low, tail.high) = (low, high);
-                    self.rename(step, from, output);
-                    return Ok(());
-                }
-                Kind::Add { limits, .. } if *limits == unlimited => {
-                    *limits = (low, high);
-                    self.rename(step, from, output);
-                    return Ok(());
-                }
-                _ => {}
-            }
-        }
-        let place = self.place(from)?.clone();
-        let (Place::Nchw(id) | Place::Flat(id)) = place else {
-            return Err("limits of another layout");
-        };
-        let limits = (low, high);
-        let made = self.push(Kind::Clip { input: id, limits }, self.bare(id), output);
-        let flat = matches!(place, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
-        Ok(())
-    }
-
-    fn bare(&self, id: Id) -> Plane {
-        let p = &self.planes[id];
-        Plane::new(p.h, p.w, p.c)
-    }
-
-    fn add(&mut self, a: Option<usize>, b: Option<usize>, output: usize) -> R<()> {
-        // A constant vector behind a product is its bias.
-        for (x, bias) in [(a, b), (b, a)] {
-            let Some(slot) = bias.filter(|slot| self.source.weight_shape(*slot).is_some()) else {
-                continue;
-            };
-            let step = self.sole_maker(x).ok_or("a constant is added")?;
-            let Some(Place::Flat(id)) = x.and_then(|x| self.places.get(&x)) else {
-                return Err("a constant is added to a plane");
-            };
-            let outputs = self.planes[*id].c;
-            let shape = self.source.weight_shape(slot).ok_or("a computed bias")?;
-            let along_last = shape.last() == Some(&outputs);
-            let Kind::Conv {
-                weight,
-                added: None,
-                tail: Tail::NONE,
-                ..
-            } = self.steps[step].kind
-            else {
-                return Err("a constant is added");
-            };
-            if !along_last || self.specs[weight].norm.is_some() {
-                return Err("a constant of another shape is added");
-            }
-            let more = self.bias(Some(slot), outputs)?;
-            self.specs[weight].biases.extend(more);
-            self.rename(step, x, output);
-            return Ok(());
-        }
-        let (x, y) = (self.place(a)?.clone(), self.place(b)?.clone());
-        let ((Place::Nchw(ia), Place::Nchw(ib)) | (Place::Flat(ia), Place::Flat(ib))) = (&x, &y)
-        else {
-            return Err("a sum of different layouts");
-        };
-        let (ia, ib) = (*ia, *ib);
-        if self.bare(ia) != self.bare(ib) {
-            return Err("a sum that broadcasts");
-        }
-        // The later of the two makers adds the other one's value before it stores its own.
-        let made = |id: Id| self.makers[id].map_or(0, |(step, _)| step + 1);
-        let (late, from, other) = if made(ia) > made(ib) {
-            (ia, a, ib)
-        } else {
-            (ib, b, ia)
-        };
-        if ia != ib
-            && let Some(step) = self.sole_maker(from)
-            && self.steps[step].output == late
-            && let Kind::Conv { added, tail, .. } | Kind::Depthwise { added, tail, .. } =
-                &mut self.steps[step].kind
-            && added.is_none()
-            && *tail == Tail::NONE
-        {
-            *added = Some(other);
-            self.rename(step, from, output);
-            return Ok(());
-        }
-        let limits = (f32::NEG_INFINITY, f32::INFINITY);
-        let plane = self.bare(ia);
-        let made = self.push(
-            Kind::Add {
-                a: ia,
-                b: ib,
-                limits,
-            },
-            plane,
-            output,
-        );
-        let flat = matches!(x, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
-        Ok(())
-    }
-
-    fn mul(&mut self, a: Option<usize>, b: Option<usize>, output: usize) -> R<()> {
-        let (ia, ib) = (self.plane(a)?, self.plane(b)?);
-        let point = |id: Id| self.planes[id].h * self.planes[id].w == 1;
-        let (input, factors) = match (point(ia), point(ib)) {
-            (false, true) => (ia, ib),
-            (true, false) => (ib, ia),
-            _ => return Err("a product of two planes"),
-        };
-        if self.planes[input].c != self.planes[factors].c {
-            return Err("a product that broadcasts");
-        }
-        self.untrainable = Some("factors computed from the image");
-        let plane = self.bare(input);
-        let made = self.push(Kind::Scale { input, factors }, plane, output);
-        self.places.insert(output, Place::Nchw(made));
-        Ok(())
-    }
-
-    fn concat(&mut self, inputs: &[Option<usize>], output: usize) -> R<()> {
-        let ids = inputs
-            .iter()
-            .map(|slot| self.plane(*slot))
-            .collect::<R<Vec<_>>>()?;
-        let first = self.planes[*ids.first().ok_or("nothing to join")?];
-        let mut plane = Plane::new(first.h, first.w, 0);
-        for id in &ids {
-            let p = &self.planes[*id];
-            if (p.h, p.w) != (first.h, first.w) {
-                return Err("planes of different sizes are joined");
-            }
-            plane.c += p.c;
-        }
-        self.untrainable = Some("concatenation");
-        let made = self.push(Kind::Concat { inputs: ids }, plane, output);
-        self.places.insert(output, Place::Nchw(made));
-        Ok(())
-    }
-
-    fn pad(&mut self, inputs: &[Option<usize>], output: usize) -> R<()> {
-        let input = |i: usize| inputs.get(i).copied().flatten();
-        let id = self.plane(input(0))?;
-        if let Some(values) = self.floats(input(2))?
-            && values.iter().any(|v| *v != 0.0)
-        {
-            return Err("padding with something else than zeros");
-        }
-        if input(3).is_some() {
-            return Err("padding of named axes");
-        }
-        let pads = self.ints(input(1))?;
-        let &[0, 0, top, left, 0, 0, bottom, right] = pads.as_slice() else {
-            return Err("padding of other axes");
-        };
-        let mut more = [0; 4];
-        for (more, pad) in more.iter_mut().zip([top, left, bottom, right]) {
-            *more = usize::try_from(pad)
-                .ok()
-                .filter(|p| *p < 1 << 12)
-                .ok_or("padding that cuts")?;
-        }
-        self.places.insert(output, Place::Padded(id, more));
-        Ok(())
-    }
-
-    fn flatten(&mut self, from: Option<usize>, output: usize) -> R<()> {
-        let id = match *self.place(from)? {
-            Place::Flat(id) => id,
-            Place::Nchw(id) if self.planes[id].h * self.planes[id].w == 1 => id,
-            Place::Nchw(id) => {
-                let plane = Plane::new(1, 1, self.planes[id].elements());
-                self.push(Kind::Flatten { input: id }, plane, output)
-            }
-            _ => return Err("flattening of another layout"),
-        };
-        self.places.insert(output, Place::Flat(id));
-        Ok(())
-    }
-
-    fn quant(
-        &self,
-        scale: Option<usize>,
-        zero: Option<usize>,
-        block: usize,
-        to: ElementType,
-    ) -> R<Quant> {
-        let scales = self.floats(scale)?.ok_or("no scale")?;
-        let &[scale] = scales.as_slice() else {
-            return Err("activations quantised by channel");
-        };
-        if block != 0 || !(scale.is_finite() && scale > 0.0) {
-            return Err("activations quantised in blocks");
-        }
-        let zero = match zero {
-            None => 0,
-            Some(_) => *self.ints(zero)?.first().ok_or("no zero point")?,
-        };
-        let (low, high) = int_range(to);
-        if !(-(1 << 22)..=1 << 22).contains(&low.saturating_sub(zero))
-            || !(-(1 << 22)..=1 << 22).contains(&high.saturating_sub(zero))
-        {
-            return Err("a wide quantised type");
-        }
-        Ok(Quant {
-            scale,
-            low: (low - zero) as f32,
-            high: (high - zero) as f32,
-        })
-    }
-
-    fn quantise(&mut self, from: Option<usize>, quant: Quant, output: usize) -> R<()> {
-        // Gradients need the value from before it was quantised.
-        if !self.source.training()
-            && let Some(step) = self.sole_maker(from)
-            && let Kind::Conv { tail, .. } | Kind::Depthwise { tail, .. } =
-                &mut self.steps[step].kind
-            && tail.quant.is_none()
-        {
-            tail.quant = Some(quant);
-            self.rename(step, from, output);
-            return Ok(());
-        }
-        let place = self.place(from)?.clone();
-        let (Place::Nchw(id) | Place::Flat(id)) = place else {
-            return Err("quantisation of another layout");
-        };
-        let made = self.push(Kind::Quant { input: id, quant }, self.bare(id), output);
-        let flat = matches!(place, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
-        Ok(())
-    }
 }
 
 /// Functions of one value that are mapped element by element.
@@ -1026,7 +564,7 @@ fn function(op: &Op) -> Option<Fun> {
 
 /// Slots that depend on weights alone, with their shapes, found by walking a schedule once.
 pub(in crate::exec) fn weight_slots(
-    steps: &[(&fuse::Step, &[Option<usize>], &[Option<usize>])],
+    steps: &[Planned<'_>],
     known: &BTreeSet<usize>,
 ) -> (BTreeSet<usize>, Vec<usize>) {
     let mut slots = known.clone();

@@ -8,11 +8,11 @@ mod backward;
 mod build;
 mod family;
 mod forward;
+mod joins;
 mod weights;
 
-pub use backward::Gradients;
-pub(super) use backward::Loss;
-pub(super) use build::{Source, weight_slots};
+pub use backward::{Gradients, Loss};
+pub(super) use build::{Planned, Source, weight_slots};
 pub use family::Family;
 pub(super) use forward::Spaces;
 

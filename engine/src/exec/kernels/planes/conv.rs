@@ -2,6 +2,7 @@
 //! all channels of the tile, and the weights from panels packed beforehand. No patches are unfolded.
 
 #![allow(unsafe_code)] // raw pointers into buffers whose extent is asserted before the first of them is made
+#![allow(clippy::needless_range_loop)] // tiles are indexed by row and column, as in the algebra
 
 use super::{
     lanes::{Isa, Lanes, for_each_isa},

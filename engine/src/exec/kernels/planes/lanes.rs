@@ -283,9 +283,12 @@ mod x86 {
     }
 }
 
-/// Which of the three a kernel runs as.
+/// Which of the three a kernel runs as. Only [`Isa::all`] makes one, after asking the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub struct Isa(pub(super) Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     Avx512,
     Avx2,
     Portable,
@@ -294,29 +297,29 @@ pub enum Isa {
 impl Isa {
     /// Floats in a vector.
     pub fn width(self) -> usize {
-        match self {
-            Self::Avx512 => 16,
-            Self::Avx2 | Self::Portable => 8,
+        match self.0 {
+            Kind::Avx512 => 16,
+            Kind::Avx2 | Kind::Portable => 8,
         }
     }
     /// Vectors of output channels a convolution's tile takes at most.
     pub(super) fn columns(self) -> usize {
-        match self {
-            Self::Avx512 | Self::Avx2 => 2,
-            Self::Portable => 1,
+        match self.0 {
+            Kind::Avx512 | Kind::Avx2 => 2,
+            Kind::Portable => 1,
         }
     }
 
     /// Those that this processor has, best first.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Portable];
+        let mut all = vec![Self(Kind::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.insert(0, Self::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.insert(0, Self::Avx512);
+                all.insert(0, Self(Kind::Avx2));
+                if is_x86_feature_detected!("avx512f") {
+                    all.insert(0, Self(Kind::Avx512));
+                }
             }
         }
         all
@@ -348,14 +351,14 @@ macro_rules! for_each_isa {
             unsafe fn avx2($($arg: $ty),*) {
                 unsafe { $body::<lanes::Avx2>($($arg),*) }
             }
-            // SAFETY: an `Isa` other than `Portable` comes from `Isa::all`, which asked the processor for the features that the
-            // function is compiled with (AVX-512F includes AVX2 and FMA on every processor made); the body's own contract is passed on to the caller.
+            // SAFETY: an `Isa` other than the portable one comes from `Isa::all`, which asked the processor for all the features
+            // that the function is compiled with; the body's own contract is passed on to the caller.
             unsafe {
-                match isa {
+                match isa.0 {
                     #[cfg(target_arch = "x86_64")]
-                    lanes::Isa::Avx512 => avx512($($arg),*),
+                    lanes::Kind::Avx512 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    lanes::Isa::Avx2 => avx2($($arg),*),
+                    lanes::Kind::Avx2 => avx2($($arg),*),
                     _ => $body::<lanes::Portable>($($arg),*),
                 }
             }

@@ -1,6 +1,7 @@
 //! The gradient of a convolution's weights: for every tap, the sum over pixels of input channels × gradient channels.
 
 #![allow(unsafe_code)] // raw pointers into buffers whose extent is asserted before the first of them is made
+#![allow(clippy::needless_range_loop)] // tiles are indexed by row and column, as in the algebra
 
 use super::{
     lanes::{Isa, Lanes, for_each_isa},
