@@ -143,7 +143,11 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
         };
         details.push_str(&format!("\n{word}: {}", goal.words));
     }
-    let tail = if partial { ", partial" } else { "" };
+    let tail = match (partial, other) {
+        (true, _) => ", partial",
+        (false, true) => ", other settings",
+        _ => "",
+    };
     Some(PlanVerdict {
         verdict,
         point: Some((point.id, metrics.split, metrics.top1.n)),

@@ -120,11 +120,17 @@ impl Program {
 
     /// The lowered form for samples of this shape.
     fn lowered(&self, sample: &[usize]) -> Result<Option<Arc<Lowered>>, ExecError> {
-        let mut forms = self.quick.forms.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((_, form)) = forms.iter().find(|(shape, _)| shape == sample) {
-            return Ok(form.clone());
+        let lock = || self.quick.forms.lock().unwrap_or_else(|e| e.into_inner());
+        let known = |forms: &[Form]| forms.iter().find(|(shape, _)| shape == sample).cloned();
+        if let Some((_, form)) = known(&lock()) {
+            return Ok(form);
         }
+        // Not under the lock: lowering computes on the pool, whose threads may come by here.
         let form = self.lowered_like(sample, None)?.map(Arc::new);
+        let mut forms = lock();
+        if let Some((_, form)) = known(&forms) {
+            return Ok(form);
+        }
         // A model is run on images of one size; two or three at most.
         if forms.len() > 3 {
             forms.remove(0);

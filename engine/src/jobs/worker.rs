@@ -292,7 +292,8 @@ impl Worker {
         let mut kept = self.kept.borrow_mut();
         kept.retain(|k| k.steps_sha256 != fresh.steps_sha256);
         kept.push(fresh);
-        let size = |kept: &[Kept]| kept.iter().map(|k| k.built.bytes.len()).sum::<usize>();
+        // The file's bytes, and about as much for its graph.
+        let size = |kept: &[Kept]| kept.iter().map(|k| 2 * k.built.bytes.len()).sum::<usize>();
         while kept.len() > 1 && size(&kept) > KEPT_BYTES {
             kept.remove(0);
         }

@@ -262,7 +262,7 @@ impl Recipe {
         let mut recipe = self.clone();
         recipe.steps.truncate(index + 1);
         if let Some(Step::Distil(settings)) = recipe.steps.last_mut() {
-            settings.stop_after = Some(epochs);
+            settings.stop_after = (epochs < settings.epochs).then_some(epochs);
         }
         recipe
     }

@@ -19,6 +19,8 @@ use std::{
 /// Measures the cells not in `known`, most telling first, on the first `limit` samples of the search split. Returns what was
 /// finished, also when cancelled (by the token or by the observer answering [`ExecError::Cancelled`]).
 ///
+/// When cancelled, cells in work that have seen 128 samples are given as they are; they are measured again the next time.
+///
 /// Unless `exact`, a cell is settled early, on fewer samples, once its interval is narrow (±0.5 points) or lies beyond a drop of 2 points
 /// whole; its `n` says so.
 ///
@@ -98,13 +100,6 @@ fn walk(
         seed: 0,
     };
     let (folded, _) = compress_layers(model.clone(), &BTreeMap::new(), scheme, None, &context)?;
-    let todo = order(&folded, scheme, known);
-    if todo.is_empty() {
-        return Ok(());
-    }
-    let total = known_measured(known).len() + todo.len();
-    let done_before = total - todo.len();
-
     let count = data
         .len(SplitName::Search)
         .min(limit.unwrap_or(usize::MAX))
@@ -115,6 +110,14 @@ fn walk(
         )
         .into());
     }
+    let known = final_cells(known, count, exact);
+    let todo = order(&folded, scheme, &known);
+    if todo.is_empty() {
+        return Ok(());
+    }
+    let total = known.len() + todo.len();
+    let done_before = total - todo.len();
+
     let integers = |c: &Candidate| matches!(c, Candidate::Int8 | Candidate::Int4);
     let ranges = if scheme.activations == Activations::Int8 && todo.iter().any(|(_, c)| integers(c))
     {
@@ -156,11 +159,15 @@ struct Open {
     divergence: f64,
 }
 
-/// Samples after which a cell may be settled for the first time, and between two looks at it.
+/// Samples between two looks at a cell, and before the first.
 const ROUND: usize = 64;
+const FIRST_LOOK: usize = 128;
 
 /// A drop whose whole interval lies beyond this is settled: no plan will want the cell.
 const TOO_MUCH: f64 = 0.02;
+
+/// Looking again and again until an interval lies beyond a limit finds one too often: for this it is taken half as wide again.
+const MANY_LOOKS: f64 = 1.5;
 
 /// Half the width of an interval that is narrow enough.
 const NARROW: f64 = 0.005;
@@ -197,10 +204,11 @@ impl Cells<'_> {
     ) -> Result<(), SensitivityError> {
         let base = Program::compile(&self.folded.graph, Mode::Inference)?;
         let sample = self.data()?.info().sample_shape.clone();
+        let first = Family::new(&base, &sample)?;
         let mut slow = Vec::new();
         // One candidate after the other: all its layers share what lies before them.
         for cells in todo.chunk_by(|a, b| a.1 == b.1) {
-            let Some(mut family) = Family::new(&base, &sample)? else {
+            let Some(mut family) = first.as_ref().map(Family::without_members) else {
                 slow.extend_from_slice(cells);
                 continue;
             };
@@ -265,20 +273,33 @@ impl Cells<'_> {
                 .map_err(EvalError::from)?;
             let wanted: Vec<usize> = open.iter().map(|cell| cell.member).collect();
             let mut between = || observer.batch();
-            let (base, rows) =
-                family.run(&batch.images, &wanted, &mut between, self.context.cancel)?;
+            let cancel = self.context.cancel;
+            let ran = family.run(&batch.images, &wanted, &mut between, cancel);
+            if matches!(ran, Err(ExecError::Cancelled)) && start >= FIRST_LOOK {
+                // What is known by now is worth keeping: each cell says on how many samples.
+                for cell in &open {
+                    let told = self.so_far(cell, start);
+                    self.tell(told, done, observer, finished);
+                }
+            }
+            let (base, rows) = ran?;
             let (base, _) = reader.read(base, start)?;
-            for (cell, rows) in open.iter_mut().zip(rows) {
-                let (rows, predictions) = reader.read(rows, start)?;
+            let mut finite = Vec::with_capacity(open.len());
+            for (mut cell, rows) in std::mem::take(&mut open).into_iter().zip(rows) {
+                // A candidate that gives no numbers has no cell; the others go on.
+                let Ok((rows, predictions)) = reader.read(rows, start) else {
+                    continue;
+                };
                 cell.predictions.extend(predictions);
                 cell.divergence +=
                     mean_kl(&base, &rows, data.info().classes.len()).value * (end - start) as f64;
+                finite.push(cell);
             }
+            open = finite;
             start = end;
             let mut still = Vec::with_capacity(open.len());
             for cell in open {
-                let kl = cell.divergence / start as f64;
-                let told = self.cell(cell.layer.clone(), cell.candidate, &cell.predictions, kl);
+                let told = self.so_far(&cell, start);
                 if start == self.count || (!self.exact && settled(&told)) {
                     self.tell(told, done, observer, finished);
                 } else {
@@ -288,6 +309,11 @@ impl Cells<'_> {
             open = still;
         }
         Ok(())
+    }
+
+    fn so_far(&self, cell: &Open, samples: usize) -> Cell {
+        let kl = cell.divergence / samples as f64;
+        self.cell(cell.layer.clone(), cell.candidate, &cell.predictions, kl)
     }
 
     fn tell(
@@ -334,21 +360,30 @@ impl Cells<'_> {
 
 /// Whether more samples would change nothing that anyone decides by.
 fn settled(cell: &Cell) -> bool {
-    cell.ci
-        .is_some_and(|[low, high]| low > TOO_MUCH || (high - low) / 2.0 <= NARROW)
+    cell.n >= FIRST_LOOK as u64
+        && cell.ci.is_some_and(|[low, high]| {
+            let cautious = cell.value - MANY_LOOKS * (cell.value - low);
+            cautious > TOO_MUCH || (high - low) / 2.0 <= NARROW
+        })
 }
 
-fn known_measured(known: &[Cell]) -> BTreeSet<(LayerId, Candidate)> {
+/// Measured cells that another visit would not change: those of a map that was stopped may have seen fewer samples.
+fn final_cells(known: &[Cell], count: usize, exact: bool) -> BTreeSet<(LayerId, Candidate)> {
     known
         .iter()
         .filter(|cell| cell.tier == Tier::Measured)
+        .filter(|cell| cell.n >= count as u64 || (!exact && settled(cell)))
         .map(|cell| (cell.layer.clone(), cell.candidate))
         .collect()
 }
 
 /// Cells to measure. The candidates that tell layers apart come first for all layers, the harmless ones last; within a
 /// candidate the layers with most noise times size come first, because there is most to win and to lose.
-fn order(model: &Model, scheme: &QuantScheme, known: &[Cell]) -> Vec<(LayerId, Candidate)> {
+fn order(
+    model: &Model,
+    scheme: &QuantScheme,
+    known: &BTreeSet<(LayerId, Candidate)>,
+) -> Vec<(LayerId, Candidate)> {
     const TELLING: [Candidate; 6] = [
         Candidate::Int4,
         Candidate::P50,
@@ -363,7 +398,6 @@ fn order(model: &Model, scheme: &QuantScheme, known: &[Cell]) -> Vec<(LayerId, C
         .into_iter()
         .map(|layer| (layer.id, layer.params))
         .collect();
-    let known = known_measured(known);
     let mut cells: Vec<(usize, f64, usize, LayerId, Candidate)> = proxy(&model.graph, scheme)
         .into_iter()
         .enumerate()

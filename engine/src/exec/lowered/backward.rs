@@ -2,13 +2,13 @@
 //! the cache; the pieces' gradients are added up in their order, whatever the number of threads.
 
 use super::{
-    Id, Kind, Lowered,
-    forward::{PLAIN, Spaces, Workspace, inside},
+    Id, Kind, Lowered, Step,
+    forward::{Spaces, Workspace, inside},
     weights::{Effective, Ready, Spec, Weights},
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Plane, WeightGradient, isa},
+    kernels::planes::{self, Plane, Tail, WeightGradient, isa},
 };
 use candle_core::{Device, Result as CandleResult, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
@@ -16,6 +16,9 @@ use std::ops::Range;
 
 /// Pieces that a batch falls into at most: each has gradients of all weights of its own. Part of what a sum's bits are.
 const PIECES: usize = 8;
+
+/// Floats that the gradients of all pieces together may take (512 MB).
+const PIECE_FLOATS: usize = 1 << 27;
 
 /// The loss of some samples of the batch, their share of the whole batch's, from their rows of the outputs.
 pub type Loss<'a> = dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync + 'a;
@@ -45,6 +48,12 @@ impl Sum {
         } else {
             Self::Dense(WeightGradient::new(isa(), spec.sizes()), bias)
         }
+    }
+
+    /// What it holds, lanes that fill up vectors included.
+    fn floats(spec: &Spec) -> usize {
+        let width = isa().width();
+        spec.groups * spec.channels.div_ceil(width) * width * spec.depth * spec.taps
     }
 
     fn add(&mut self, other: &Self) {
@@ -104,8 +113,11 @@ impl Lowered {
             .collect::<CandleResult<Vec<Effective>>>()?;
         let weights = Weights::pack(&self.specs, &effective, true, None)?;
         let sample = self.planes[self.input].elements();
-        let piece = images.div_ceil(PIECES).max(1);
-        let places = self.gradient_planes();
+        // By sizes only: the cut is part of what the sums' bits are.
+        let floats: usize = self.specs.iter().map(Sum::floats).sum();
+        let pieces = (PIECE_FLOATS / floats.max(1)).clamp(1, PIECES);
+        let piece = images.div_ceil(pieces).max(1);
+        let places = gradient_planes(&self.planes, &self.steps);
         let sums = input
             .par_chunks(piece * sample)
             .enumerate()
@@ -155,23 +167,6 @@ impl Lowered {
         })
     }
 
-    /// A value's gradient has the margin that the sweeps back over the window that made it want.
-    fn gradient_planes(&self) -> Vec<Plane> {
-        let bare = |p: &Plane| Plane::new(p.h, p.w, p.c);
-        let mut planes: Vec<Plane> = self.planes.iter().map(bare).collect();
-        for step in &self.steps {
-            let (Kind::Conv { input, window, .. }
-            | Kind::Depthwise { input, window, .. }
-            | Kind::Average { input, window, .. }) = &step.kind
-            else {
-                continue;
-            };
-            let from = &self.planes[*input];
-            planes[step.output].margin = window.gradient_margin(from.h, from.w);
-        }
-        planes
-    }
-
     #[allow(clippy::too_many_arguments)]
     fn piece_gradients(
         &self,
@@ -216,7 +211,11 @@ impl Lowered {
                 continue;
             };
             let flat = gradient.flatten_all()?.to_vec1::<f32>()?;
-            self.seed(output.value, &flat, n, &places[output.value], gradients);
+            let own = &self.planes[output.value];
+            let plane = Plane::new(own.h, own.w, own.c);
+            let mut buffer = vec![0.0; flat.len()];
+            planes::from_nchw(n, &flat, (&mut buffer, &plane));
+            self.pass(output.value, n, places, gradients, (&buffer, &plane));
         }
         for step in self.steps.iter().rev() {
             if cancel.is_cancelled() {
@@ -240,14 +239,6 @@ impl Lowered {
             gradients.give(gradient);
         }
         Ok(sums)
-    }
-
-    /// Sets an output's gradient, given as N×C×H×W.
-    fn seed(&self, value: Id, flat: &[f32], n: usize, plane: &Plane, gradients: &mut Workspace) {
-        let mut buffer = gradients.take(n * plane.size());
-        plane.clear_margin(&mut buffer, n);
-        planes::from_nchw(n, flat, (&mut buffer, plane));
-        gradients.values[value] = buffer;
     }
 
     /// The gradient buffer of a value, and whether something stands in it already.
@@ -359,10 +350,10 @@ impl Lowered {
                             &gradient,
                             None,
                             &mut to,
-                            PLAIN,
+                            Tail::NONE,
                         ),
                         (_, Some(packed)) => {
-                            planes::conv(&sweep, packed, &gradient, None, &mut to, PLAIN);
+                            planes::conv(&sweep, packed, &gradient, None, &mut to, Tail::NONE);
                         }
                         _ => unreachable!("dense weights are packed for both ways"),
                     }
@@ -445,16 +436,14 @@ impl Lowered {
                 gradients.values[*input] = to;
             }
             Kind::Flatten { input } => {
-                let plane = &places[*input];
-                let mut inner = Workspace::default();
-                inner.values.resize_with(self.planes.len(), Vec::new);
-                let start = place.origin();
+                let own = &self.planes[*input];
+                let plane = Plane::new(own.h, own.w, own.c);
                 let flat: Vec<f32> = (0..n)
-                    .flat_map(|i| gradient[i * place.size() + start..][..place.c].to_vec())
+                    .flat_map(|i| gradient[i * place.size() + place.origin()..][..place.c].to_vec())
                     .collect();
-                self.seed(*input, &flat, n, plane, &mut inner);
-                let own = std::mem::take(&mut inner.values[*input]);
-                self.pass(*input, n, places, gradients, (&own, plane));
+                let mut buffer = vec![0.0; flat.len()];
+                planes::from_nchw(n, &flat, (&mut buffer, &plane));
+                self.pass(*input, n, places, gradients, (&buffer, &plane));
             }
             Kind::Scale { .. } | Kind::Map { .. } | Kind::Concat { .. } | Kind::Softmax { .. } => {
                 unreachable!("networks with these are trained the general way")
@@ -506,4 +495,21 @@ impl Lowered {
             }
         }
     }
+}
+
+/// Where the gradients of values lie: with the margin that the sweeps back over the window that made a value want.
+pub(super) fn gradient_planes(values: &[Plane], steps: &[Step]) -> Vec<Plane> {
+    let bare = |p: &Plane| Plane::new(p.h, p.w, p.c);
+    let mut planes: Vec<Plane> = values.iter().map(bare).collect();
+    for step in steps {
+        let (Kind::Conv { input, window, .. }
+        | Kind::Depthwise { input, window, .. }
+        | Kind::Average { input, window, .. }) = &step.kind
+        else {
+            continue;
+        };
+        let from = &values[*input];
+        planes[step.output].margin = window.gradient_margin(from.h, from.w);
+    }
+    planes
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Id, Kind, Lowered, Output, Step,
+    backward::gradient_planes,
     weights::{Form, Spec, Weights},
 };
 use crate::{
@@ -32,6 +33,9 @@ pub(in crate::exec) trait Source {
     fn weight_shape(&self, slot: usize) -> Option<Vec<usize>>;
     fn training(&self) -> bool;
 }
+
+/// Floats that one image may take in one value: beyond this the general way says what is wrong.
+pub(super) const MOST_FLOATS: usize = 1 << 26;
 
 /// Why a program cannot be lowered: for tests and profiles, not for users.
 pub(super) type Refusal = &'static str;
@@ -159,6 +163,12 @@ impl Builder<'_> {
             let plane = &mut self.planes[*input];
             let margin = window.margin(plane.h, plane.w);
             plane.widen(margin);
+        }
+        // What a hostile file asks for, margins included, must not be allocated.
+        let gradients = gradient_planes(&self.planes, &self.steps);
+        let fits = |p: &Plane| p.checked_size(MOST_FLOATS).is_some();
+        if !self.planes.iter().all(fits) || !gradients.iter().all(fits) {
+            return Err("a value too large to be worked on as a whole");
         }
         let mut last_use = vec![0; self.planes.len()];
         for (at, step) in self.steps.iter().enumerate() {
@@ -356,7 +366,8 @@ impl Builder<'_> {
                 let window = self.window(id, window, &window.kernel, [0; 4])?;
                 let plane = Plane::new(window.h, window.w, self.planes[id].c);
                 let padded = *count_include_pad;
-                if !padded && window.before != (0, 0) {
+                let from = &self.planes[id];
+                if !padded && window.margin(from.h, from.w) != [0; 4] {
                     self.untrainable = Some("averages that leave out their padding");
                 }
                 let made = self.push(

@@ -23,7 +23,7 @@ use std::{
 pub struct Family {
     base: Arc<Lowered>,
     /// Values of the base by what they are computed from.
-    known: BTreeMap<u64, Id>,
+    known: Arc<BTreeMap<u64, Id>>,
     sample: Vec<usize>,
     members: Vec<Member>,
     spaces: Spaces,
@@ -71,12 +71,24 @@ impl Family {
             .collect();
         Ok(Some(Self {
             base: Arc::new(base),
-            known,
+            known: Arc::new(known),
             sample: sample.to_vec(),
             members: Vec::new(),
             spaces: Spaces::default(),
             kept: Spaces::default(),
         }))
+    }
+
+    /// A family of the same first network without other members.
+    pub fn without_members(&self) -> Self {
+        Self {
+            base: self.base.clone(),
+            known: self.known.clone(),
+            sample: self.sample.clone(),
+            members: Vec::new(),
+            spaces: Spaces::default(),
+            kept: Spaces::default(),
+        }
     }
 
     /// Adds a member; its number, or `None` where it has no fused form.
@@ -157,9 +169,7 @@ impl Family {
             ));
         };
         let sample: usize = self.sample.iter().product();
-        let threads = rayon::current_num_threads()
-            .max(1)
-            .max(on_pool(rayon::current_num_threads));
+        let threads = on_pool(rayon::current_num_threads).max(1);
         let piece = self.base.piece().min(images.div_ceil(threads)).max(1);
         let mut base = Vec::new();
         let mut results: Vec<Vec<f32>> = vec![Vec::new(); wanted.len()];

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Plane, Tail, Window2d},
+    kernels::planes::{self, Plane, Window2d},
     scalar::Float,
 };
 use candle_core::{Device, Tensor};
@@ -267,7 +267,7 @@ impl Lowered {
             Kind::Quant { input, quant } => {
                 planes::fake_quant(images, of(*input), (out, plane), quant);
             }
-            Kind::Mean { input } => mean(images, of(*input), out),
+            Kind::Mean { input } => mean(images, of(*input), (out, plane)),
             Kind::Average {
                 input,
                 window,
@@ -386,15 +386,16 @@ fn clip(images: usize, x: (&[f32], &Plane), out: (&mut [f32], &Plane), (low, hig
     }
 }
 
-fn mean(images: usize, x: (&[f32], &Plane), out: &mut [f32]) {
-    let plane = x.1;
-    let share = 1.0 / (plane.h * plane.w) as f32;
+fn mean(images: usize, x: (&[f32], &Plane), out: (&mut [f32], &Plane)) {
+    let (plane, to) = (x.1, out.1);
+    let share = 1.0 / (plane.h * plane.w) as f64;
     for n in 0..images {
-        let sums = &mut out[n * plane.c..(n + 1) * plane.c];
-        sums.fill(0.0);
-        let one = n * plane.size()..(n + 1) * plane.size();
-        planes::bias_gradient(1, (&x.0[one], plane), sums);
-        sums.iter_mut().for_each(|s| *s *= share);
+        let one = &x.0[n * plane.size()..(n + 1) * plane.size()];
+        let start = n * to.size() + to.origin();
+        let sums = planes::channel_sums(1, (one, plane));
+        for (to, sum) in out.0[start..start + to.c].iter_mut().zip(sums) {
+            *to = (sum * share) as f32;
+        }
     }
 }
 
@@ -416,6 +417,3 @@ fn covered(window: &Window2d, from: &Plane, padded: bool, y: usize, x: usize) ->
         .count();
     count.max(1) as f32
 }
-
-/// No clipping and no quantisation: for sums of gradients.
-pub(super) const PLAIN: Tail = Tail::NONE;

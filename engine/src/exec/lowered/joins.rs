@@ -2,7 +2,7 @@
 
 use super::{
     Id, Kind,
-    build::{Builder, Place, R},
+    build::{Builder, MOST_FLOATS, Place, R},
     weights::{Form, Spec},
 };
 use crate::{
@@ -37,6 +37,10 @@ impl Builder<'_> {
         let size = (plane.h + more[0] + more[2], plane.w + more[1] + more[3]);
         let mut found =
             ops::window_over(window, kernel, size).map_err(|_| "a window of another kind")?;
+        let pixels = found.h.checked_mul(found.w);
+        if pixels.is_none_or(|pixels| pixels > MOST_FLOATS) {
+            return Err("a window with too many places");
+        }
         found.before.0 += more[0];
         found.before.1 += more[1];
         Ok(found)
@@ -74,7 +78,7 @@ impl Builder<'_> {
             Spec {
                 form: Form::OutputFirst,
                 weight,
-                biases: self.bias(input(2), o)?,
+                biases: self.bias(input(2), o, false)?,
                 norm: None,
                 groups,
                 channels: o / groups,
@@ -87,12 +91,13 @@ impl Builder<'_> {
         )
     }
 
-    pub(super) fn bias(&self, slot: Option<usize>, outputs: usize) -> R<Vec<usize>> {
+    /// A vector with an entry an output; `row` lets it be a matrix of one row.
+    pub(super) fn bias(&self, slot: Option<usize>, outputs: usize, row: bool) -> R<Vec<usize>> {
         let Some(slot) = slot else {
             return Ok(Vec::new());
         };
         let shape = self.source.weight_shape(slot).ok_or("a computed bias")?;
-        if shape.iter().product::<usize>() != outputs {
+        if shape != [outputs] && !(row && shape == [1, outputs]) {
             return Err("a bias of another shape");
         }
         Ok(vec![slot])
@@ -136,7 +141,7 @@ impl Builder<'_> {
         let spec = Spec {
             form,
             weight,
-            biases: self.bias(bias, o)?,
+            biases: self.bias(bias, o, true)?,
             norm: None,
             groups: 1,
             channels: o,
@@ -156,6 +161,9 @@ impl Builder<'_> {
         output: usize,
     ) -> R<()> {
         let plane = Plane::new(window.h, window.w, spec.outputs());
+        if plane.checked_size(MOST_FLOATS).is_none() {
+            return Err("a value too large to be worked on as a whole");
+        }
         let (weight, added, tail) = (self.specs.len(), None, Tail::NONE);
         let kind = if spec.depthwise {
             Kind::Depthwise {
@@ -287,8 +295,6 @@ impl Builder<'_> {
                 return Err("a constant is added to a plane");
             };
             let outputs = self.planes[*id].c;
-            let shape = self.source.weight_shape(slot).ok_or("a computed bias")?;
-            let along_last = shape.last() == Some(&outputs);
             let Kind::Conv {
                 weight,
                 added: None,
@@ -298,10 +304,10 @@ impl Builder<'_> {
             else {
                 return Err("a constant is added");
             };
-            if !along_last || self.specs[weight].norm.is_some() {
+            if self.specs[weight].norm.is_some() {
                 return Err("a constant of another shape is added");
             }
-            let more = self.bias(Some(slot), outputs)?;
+            let more = self.bias(Some(slot), outputs, true)?;
             self.specs[weight].biases.extend(more);
             self.rename(step, x, output);
             return Ok(());

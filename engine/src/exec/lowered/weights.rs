@@ -2,7 +2,10 @@
 
 use crate::exec::kernels::planes::{Packed, isa, pack_depthwise};
 use candle_core::{DType, Device, Result, Tensor};
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 /// How a weight lies in the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -138,24 +141,12 @@ impl Weights {
 
 /// A number that two different weights have in common by accident only.
 fn digest(spec: &Spec, weight: &[f32], bias: &[f32]) -> u64 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |h: u64, word: u64| (h ^ word).wrapping_mul(FACTOR).rotate_left(29);
-    let (groups, channels, depth, taps) = spec.sizes();
-    let mut digest = [groups, channels, depth, taps, usize::from(spec.depthwise)]
-        .iter()
-        .fold(FACTOR, |h, size| mix(h, *size as u64));
-    for part in [weight, bias] {
-        let (pairs, rest) = part.as_chunks::<2>();
-        for [a, b] in pairs {
-            digest = mix(
-                digest,
-                u64::from(a.to_bits()) << 32 | u64::from(b.to_bits()),
-            );
-        }
-        for a in rest {
-            digest = mix(digest, u64::from(a.to_bits()));
-        }
-        digest ^= digest >> 31;
+    let mut hasher = DefaultHasher::new();
+    (spec.sizes(), spec.depthwise, weight.len()).hash(&mut hasher);
+    let mut bytes = Vec::with_capacity(4 * (weight.len() + bias.len()));
+    for value in weight.iter().chain(bias) {
+        bytes.extend_from_slice(&value.to_bits().to_le_bytes());
     }
-    digest
+    hasher.write(&bytes);
+    hasher.finish()
 }

@@ -163,10 +163,11 @@ pub fn conv_in_parts(
             || sweep.keeps_apart(&sweep.output, all) && own.is_none_or(|grid| grid == sweep.output),
         "conv: pixels that are written side by side do not overlap (a wrong geometry was computed)"
     );
+    let output = output.as_mut_ptr();
     let added = match (&sweep.added, added) {
         (None, _) => std::ptr::null(),
         (Some(_), Some(buffer)) => buffer.as_ptr(),
-        (Some(_), None) => output.as_ptr(),
+        (Some(_), None) => output.cast_const(),
     };
     // Why this is sound: the assertion shows that every float read and written lies in its buffer: a grid's steps are not negative, so
     // its first and last pixel bound all, and each access reaches `depth` or `channels` floats from a pixel. The packed panels
@@ -176,7 +177,7 @@ pub fn conv_in_parts(
     let shared = Shared {
         input: input.as_ptr(),
         added,
-        output: output.as_mut_ptr(),
+        output,
     };
     let part = |range: Range<usize>| {
         let shared = &shared;
@@ -268,7 +269,7 @@ unsafe fn body<L: Lanes>(
             // SAFETY: pixels of the sweep lie in their buffers.
             places.push(unsafe {
                 Place {
-                    input: input.offset(sweep.input.at(n, y, x)),
+                    input: input.wrapping_offset(sweep.input.at(n, y, x)),
                     added: match &sweep.added {
                         Some(grid) => added.offset(grid.at(n, y, x)),
                         None => std::ptr::null(),
@@ -366,7 +367,11 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
         for tap in job.taps {
             let mut from = [std::ptr::null::<f32>(); M];
             for (from, place) in from.iter_mut().zip(places) {
-                *from = place.input.add(input_shift).offset(tap.offset);
+                // A pixel alone may lie beyond its buffer; with its tap it does not.
+                *from = place
+                    .input
+                    .wrapping_add(input_shift)
+                    .wrapping_offset(tap.offset);
             }
             let mut panel = job.panel.add(tap.weight * job.depth * step);
             for channel in 0..job.depth {

@@ -53,6 +53,7 @@ pub fn depthwise(
             },
         "depthwise: a sweep lies within its buffers (a wrong geometry was computed)"
     );
+    let output = output.as_mut_ptr();
     let job = Job {
         sweep,
         channels,
@@ -62,9 +63,9 @@ pub fn depthwise(
         added: match (&sweep.added, added) {
             (None, _) => std::ptr::null(),
             (Some(_), Some(buffer)) => buffer.as_ptr(),
-            (Some(_), None) => output.as_ptr(),
+            (Some(_), None) => output.cast_const(),
         },
-        output: output.as_mut_ptr(),
+        output,
         tail,
     };
     // SAFETY: the assertion shows that every float read and written lies in its buffer (see `conv`).
@@ -122,7 +123,8 @@ unsafe fn tile<L: Lanes, const M: usize>(job: &Job<'_>, (n, y, x): (usize, usize
     let sweep = job.sweep;
     // SAFETY: as shown in `depthwise`.
     unsafe {
-        let input = job.input.offset(sweep.input.at(n, y, x));
+        // A pixel alone may lie beyond its buffer; with its tap it does not.
+        let input = job.input.wrapping_offset(sweep.input.at(n, y, x));
         let output = job.output.offset(sweep.output.at(n, y, x));
         let added = match &sweep.added {
             Some(grid) => (job.added.offset(grid.at(n, y, x)), grid.right),
@@ -173,9 +175,9 @@ unsafe fn vector<L: Lanes, const M: usize, const WHOLE: bool>(
         for tap in &job.sweep.taps {
             let weight =
                 part::<L, WHOLE>(job.weights.add(tap.weight * job.channels + channel), count);
-            let from = input.offset(tap.offset).add(channel);
+            let from = input.wrapping_offset(tap.offset).wrapping_add(channel);
             for (pixel, sum) in sums.iter_mut().enumerate() {
-                let x = part::<L, WHOLE>(from.offset(pixel as isize * right), count);
+                let x = part::<L, WHOLE>(from.wrapping_offset(pixel as isize * right), count);
                 *sum = x.fma(weight, *sum);
             }
         }
@@ -296,13 +298,13 @@ unsafe fn some_taps<L: Lanes, const T: usize>(
         let mut sums = [L::splat(0.0); T];
         for n in 0..sweep.images {
             for y in 0..sweep.h {
-                let mut from = input.offset(sweep.input.at(n, y, 0));
+                let mut from = input.wrapping_offset(sweep.input.at(n, y, 0));
                 let mut g = gradient.offset(sweep.output.at(n, y, 0));
                 if count == L::WIDTH {
                     for _ in 0..sweep.w {
                         let value = L::load(g);
                         for (sum, tap) in sums.iter_mut().zip(taps) {
-                            *sum = L::load(from.offset(tap.offset)).fma(value, *sum);
+                            *sum = L::load(from.wrapping_offset(tap.offset)).fma(value, *sum);
                         }
                         from = from.wrapping_offset(sweep.input.right);
                         g = g.wrapping_offset(sweep.output.right);
@@ -311,7 +313,7 @@ unsafe fn some_taps<L: Lanes, const T: usize>(
                     for _ in 0..sweep.w {
                         let value = L::load_part(g, count);
                         for (sum, tap) in sums.iter_mut().zip(taps) {
-                            let x = L::load_part(from.offset(tap.offset), count);
+                            let x = L::load_part(from.wrapping_offset(tap.offset), count);
                             *sum = x.fma(value, *sum);
                         }
                         from = from.wrapping_offset(sweep.input.right);

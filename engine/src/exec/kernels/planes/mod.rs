@@ -17,8 +17,8 @@ pub use conv::{Packed, Quant, Tail, conv, conv_in_parts};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use lanes::{Isa, isa};
 pub use pointwise::{
-    add, bias_gradient, copy, fake_quant, fake_quant_gradient, from_nchw, gate, max_pool,
-    sum_windows, to_nchw,
+    add, bias_gradient, channel_sums, copy, fake_quant, fake_quant_gradient, from_nchw, gate,
+    max_pool, sum_windows, to_nchw,
 };
 pub use sweep::{Grid, Plane, Sweep, Tap, Window2d, by_rows};
 pub use weight_gradient::{WeightGradient, weight_gradient};

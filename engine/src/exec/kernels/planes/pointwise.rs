@@ -78,22 +78,17 @@ pub fn add(
     let (target, plane) = out;
     rows(images, plane.h, |n, y| {
         let first = row(a.0, a.1, n, y);
-        let to = row_mut(target, plane, n, y);
-        let second = b.map_or(to.as_ptr(), |b| row(b.0, b.1, n, y).as_ptr());
-        assert_eq!(first.len(), to.len(), "planes of one size are added");
-        // SAFETY: all three rows hold `to.len()` floats; `second` is a row of the same size or `to` itself, each of whose
+        let second = b.map(|b| row(b.0, b.1, n, y));
+        let row = row_mut(target, plane, n, y);
+        assert!(
+            first.len() == row.len() && second.is_none_or(|s| s.len() == row.len()),
+            "planes of one size are added"
+        );
+        let (count, to) = (row.len(), row.as_mut_ptr());
+        let second = second.map_or(to.cast_const(), <[f32]>::as_ptr);
+        // SAFETY: all three rows hold `count` floats; `second` is a row of its own or `to` itself, each of whose
         // elements is read before it is written.
-        unsafe {
-            add_row(
-                isa(),
-                first.as_ptr(),
-                second,
-                to.as_mut_ptr(),
-                to.len(),
-                low,
-                high,
-            )
-        };
+        unsafe { add_row(isa(), first.as_ptr(), second, to, count, low, high) };
     });
 }
 
@@ -137,21 +132,16 @@ pub fn gate(
     let (target, plane) = out;
     rows(images, plane.h, |n, y| {
         let kept = row(result.0, result.1, n, y);
-        let to = row_mut(target, plane, n, y);
-        let from = gradient.map_or(to.as_ptr(), |g| row(g.0, g.1, n, y).as_ptr());
-        assert_eq!(kept.len(), to.len(), "planes of one size are gated");
+        let from = gradient.map(|g| row(g.0, g.1, n, y));
+        let row = row_mut(target, plane, n, y);
+        assert!(
+            kept.len() == row.len() && from.is_none_or(|f| f.len() == row.len()),
+            "planes of one size are gated"
+        );
+        let (count, to) = (row.len(), row.as_mut_ptr());
+        let from = from.map_or(to.cast_const(), <[f32]>::as_ptr);
         // SAFETY: as in `add`.
-        unsafe {
-            gate_row(
-                isa(),
-                from,
-                kept.as_ptr(),
-                to.as_mut_ptr(),
-                to.len(),
-                low,
-                high,
-            )
-        };
+        unsafe { gate_row(isa(), from, kept.as_ptr(), to, count, low, high) };
     });
 }
 
@@ -276,16 +266,30 @@ unsafe fn through_body<L: Lanes>(
     }
 }
 
-/// Adds the sum over all pixels of each channel to `sums`: the gradient of a bias.
-pub fn bias_gradient(images: usize, gradient: (&[f32], &Plane), sums: &mut [f32]) {
-    let plane = gradient.1;
+/// The sum over all pixels of each channel: a row at a time in f32, rows in f64.
+pub fn channel_sums(images: usize, x: (&[f32], &Plane)) -> Vec<f64> {
+    let plane = x.1;
+    let mut totals = vec![0.0f64; plane.c];
+    let mut sums = vec![0.0f32; plane.c];
     rows(images, plane.h, |n, y| {
-        for pixel in row(gradient.0, plane, n, y).chunks_exact(plane.c) {
-            for (sum, g) in sums.iter_mut().zip(pixel) {
-                *sum += g;
+        sums.fill(0.0);
+        for pixel in row(x.0, plane, n, y).chunks_exact(plane.c) {
+            for (sum, x) in sums.iter_mut().zip(pixel) {
+                *sum += x;
             }
         }
+        for (total, sum) in totals.iter_mut().zip(&sums) {
+            *total += f64::from(*sum);
+        }
     });
+    totals
+}
+
+/// Adds the sum over all pixels of each channel to `sums`: the gradient of a bias.
+pub fn bias_gradient(images: usize, gradient: (&[f32], &Plane), sums: &mut [f32]) {
+    for (sum, total) in sums.iter_mut().zip(channel_sums(images, gradient)) {
+        *sum += total as f32;
+    }
 }
 
 /// `output += factor · Σ taps input`, each output pixel's factor by its row and column: average pooling (and its gradient,

@@ -34,6 +34,15 @@ impl Plane {
     pub fn size(&self) -> usize {
         (self.margin[0] + self.h + self.margin[2]) * self.row()
     }
+    /// [`Plane::size`], or `None` where it is beyond `limit`.
+    pub fn checked_size(&self, limit: usize) -> Option<usize> {
+        let [top, left, bottom, right] = self.margin;
+        let rows = top.checked_add(self.h)?.checked_add(bottom)?;
+        let columns = left.checked_add(self.w)?.checked_add(right)?;
+        rows.checked_mul(columns)?
+            .checked_mul(self.c)
+            .filter(|size| *size <= limit)
+    }
     /// Of the first pixel.
     pub fn origin(&self) -> usize {
         self.margin[0] * self.row() + self.margin[1] * self.c

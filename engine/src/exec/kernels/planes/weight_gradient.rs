@@ -118,7 +118,7 @@ unsafe fn body<L: Lanes>(
             // SAFETY: pixels of the sweep lie in their buffers.
             places.push(unsafe {
                 (
-                    input.offset(sweep.input.at(n, y, x)),
+                    input.wrapping_offset(sweep.input.at(n, y, x)),
                     gradient.offset(sweep.output.at(n, y, x)),
                 )
             });
@@ -222,7 +222,8 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(job: &Job<'_>) {
         let mut sums = [[L::splat(0.0); N]; M];
         let whole = job.channels >= N * L::WIDTH;
         for (x, g) in job.places {
-            let x = x.offset(job.input);
+            // A pixel alone may lie beyond its buffer; with its tap it does not.
+            let x = x.wrapping_offset(job.input);
             let g = g.add(job.gradient);
             let mut gradient = [L::splat(0.0); N];
             for (column, value) in gradient.iter_mut().enumerate() {
