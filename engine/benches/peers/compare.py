@@ -90,15 +90,17 @@ class TorchStep:
 def alternated(rounds, *sides):
     """Seconds of each side, medians over alternated rounds.
 
-    The threads of both peers go on spinning for a while after a run, at the cost of whoever comes next: so each turn
-    begins with a pause and a run that is not counted.
+    The threads of both peers go on spinning for a while after a run, at the cost of whoever comes next, and threads
+    that slept take a few runs to find their cores: so each turn begins with a pause and three runs that are not
+    counted, and is the median of the next three.
     """
     times = [[] for _ in sides]
     for _ in range(rounds):
         for side, list_ in zip(sides, times):
             time.sleep(0.15)
-            side()
-            list_.append(side())
+            for _ in range(3):
+                side()
+            list_.append(statistics.median(side() for _ in range(3)))
     return [statistics.median(t) for t in times]
 
 

@@ -171,13 +171,13 @@ fn a_point_from_before_the_training_is_no_verdict_on_a_distilled_plan() {
     };
     answer(&mut rig, &run, 0.932, 150_000);
     assert!(text(&rig).starts_with("Pass"), "{}", text(&rig));
-    // A second one with other settings leaves the verdict as it is until it is done.
+    // A second one with other settings leaves the verdict until it is done, and says so.
     let before = text(&rig);
     rig.run(Command::StartDistil(DistilSettings {
         epochs: 9,
         ..DistilSettings::default()
     }));
-    assert_eq!(text(&rig), before);
+    assert_eq!(text(&rig), format!("{before}, other settings"));
     let details = &rig.state().verdict().expect("goals are set").details;
     assert!(details.contains("other settings"), "{details}");
 }
