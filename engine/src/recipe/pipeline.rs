@@ -180,20 +180,7 @@ pub fn run(
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<RunOutcome, PipelineError> {
-    let samples = session.samples(split, limit)? as u64;
-    let mut work = Work::new(session, recipe, samples, observer, cancel)?;
-    let started = Instant::now();
-    let baseline = work.evaluate_baseline(split, limit, samples)?;
-    let built = work.build(session, Some((split, limit, &baseline, started)))?;
-    work.judge(
-        session,
-        recipe.clone(),
-        built,
-        split,
-        limit,
-        baseline,
-        started,
-    )
+    judged(session, recipe, None, split, limit, observer, cancel)
 }
 
 /// Carries the recipe out without judging it. Steps that need no data run without.
@@ -222,11 +209,29 @@ pub fn judge_built(
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<RunOutcome, PipelineError> {
+    judged(session, recipe, Some(built), split, limit, observer, cancel)
+}
+
+fn judged(
+    session: &Session,
+    recipe: &Recipe,
+    built: Option<Built>,
+    split: SplitName,
+    limit: Option<usize>,
+    observer: &mut dyn RunObserver,
+    cancel: &CancelToken,
+) -> Result<RunOutcome, PipelineError> {
     let samples = session.samples(split, limit)? as u64;
     let mut work = Work::new(session, recipe, samples, observer, cancel)?;
-    work.total = 2 * samples;
+    if built.is_some() {
+        work.total = 2 * samples;
+    }
     let started = Instant::now();
     let baseline = work.evaluate_baseline(split, limit, samples)?;
+    let built = match built {
+        Some(built) => built,
+        None => work.build(session, Some((split, limit, &baseline, started)))?,
+    };
     work.judge(
         session,
         recipe.clone(),

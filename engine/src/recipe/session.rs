@@ -1,6 +1,9 @@
 //! An opened model with its data, and what is worth keeping between runs: baselines and calibration ranges.
 
-use super::{PipelineError, RecipeError, files::sha256_file};
+use super::{
+    PipelineError, RecipeError,
+    files::{sha256, sha256_file},
+};
 use crate::{
     compress::{Model, Ranges},
     data::{Dataset, SplitName},
@@ -20,7 +23,7 @@ use std::{
 pub struct Session {
     pub model_path: PathBuf,
     pub task_path: Option<PathBuf>,
-    /// SHA-256 of the model file, hex.
+    /// SHA-256 of the model file, hex; where weights lie in files beside it, that of all their hashes, a line each.
     pub model_sha256: String,
     /// Version of the standard operator set that the file imports.
     pub opset: u32,
@@ -44,6 +47,19 @@ struct Cache {
 /// Calibrations kept: a handful of schemes that one switches between.
 const KEPT_RANGES: usize = 8;
 
+/// What tells a model from another: a data file that was trained anew counts as well.
+fn model_sha256(model: &Path, data: &[PathBuf]) -> std::io::Result<String> {
+    let own = sha256_file(model)?;
+    if data.is_empty() {
+        return Ok(own);
+    }
+    let mut lines = own + "\n";
+    for file in data {
+        lines += &(sha256_file(file)? + "\n");
+    }
+    Ok(sha256(lines.as_bytes()))
+}
+
 /// A `task.ron` beside the model, if there is one.
 pub fn task_beside(model: &Path) -> Option<PathBuf> {
     let task = model.with_file_name("task.ron");
@@ -57,7 +73,7 @@ impl Session {
     /// A file that is missing, unreadable or broken.
     pub fn open(model: &Path, task: Option<&Path>) -> Result<Self, PipelineError> {
         let file = onnx::read_model(model)?;
-        let model_sha256 = sha256_file(model).map_err(PipelineError::Io)?;
+        let model_sha256 = model_sha256(model, &file.data_files).map_err(PipelineError::Io)?;
         let data = task.map(Dataset::open).transpose()?;
         Ok(Self::new(
             file.graph,
@@ -355,6 +371,23 @@ impl From<RecipeError> for PipelineError {
 mod tests {
     use super::*;
     use crate::graph::{ElementType, Value};
+
+    #[test]
+    fn external_data_counts_for_what_a_model_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let [model, data] = ["m.onnx", "m.data"].map(|name| dir.path().join(name));
+        std::fs::write(&model, "model").unwrap();
+        std::fs::write(&data, "weights").unwrap();
+        let alone = model_sha256(&model, &[]).unwrap();
+        assert_eq!(alone, sha256(b"model"));
+        let first = model_sha256(&model, std::slice::from_ref(&data)).unwrap();
+        assert_ne!(first, alone);
+        std::fs::write(&data, "Weights").unwrap();
+        assert_ne!(
+            model_sha256(&model, std::slice::from_ref(&data)).unwrap(),
+            first
+        );
+    }
 
     #[test]
     fn an_absurd_fixed_batch_is_refused_before_anything_is_padded_to_it() {

@@ -55,6 +55,17 @@ pub(super) enum Place {
     Shape(Box<[Val; 2]>),
 }
 
+impl Place {
+    /// Another value in the same place.
+    pub(super) fn of(&self, made: Id) -> Self {
+        match self {
+            Self::Flat(_) => Self::Flat(made),
+            Self::Nhwc(_) => Self::Nhwc(made),
+            _ => Self::Nchw(made),
+        }
+    }
+}
+
 pub(super) struct Builder<'a> {
     pub source: &'a dyn Source,
     pub places: BTreeMap<usize, Place>,
@@ -458,12 +469,7 @@ impl Builder<'_> {
                     self.untrainable = Some("a function other than ReLU and Clip");
                     let plane = self.planes[id];
                     let made = self.push(Kind::Map { input: id, fun }, plane, output);
-                    let place = match place {
-                        Place::Nhwc(_) => Place::Nhwc(made),
-                        Place::Flat(_) => Place::Flat(made),
-                        _ => Place::Nchw(made),
-                    };
-                    self.places.insert(output, place);
+                    self.places.insert(output, place.of(made));
                     Ok(())
                 }
                 None => Err("another operator"),

@@ -269,13 +269,7 @@ impl Builder<'_> {
         };
         let limits = (low, high);
         let made = self.push(Kind::Clip { input: id, limits }, self.bare(id), output);
-        let flat = matches!(place, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
+        self.places.insert(output, place.of(made));
         Ok(())
     }
 
@@ -351,13 +345,7 @@ impl Builder<'_> {
             plane,
             output,
         );
-        let flat = matches!(x, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
+        self.places.insert(output, x.of(made));
         Ok(())
     }
 
@@ -487,13 +475,7 @@ impl Builder<'_> {
             return Err("quantisation of another layout");
         };
         let made = self.push(Kind::Quant { input: id, quant }, self.bare(id), output);
-        let flat = matches!(place, Place::Flat(_));
-        let place = if flat {
-            Place::Flat(made)
-        } else {
-            Place::Nchw(made)
-        };
-        self.places.insert(output, place);
+        self.places.insert(output, place.of(made));
         Ok(())
     }
 }

@@ -52,6 +52,10 @@ impl ExternalFiles {
         self.maps.values().map(|m| m.len() as u64).sum()
     }
 
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.maps.keys().cloned().collect()
+    }
+
     /// The bytes that `entries` point at: `expected` of them. The error is the reason alone.
     pub(super) fn bytes(&mut self, entries: &[Entry], expected: usize) -> Result<Bytes, String> {
         let get = |key: &str| {

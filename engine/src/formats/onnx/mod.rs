@@ -59,6 +59,8 @@ pub struct ModelFile {
     pub producer: String,
     /// Bytes of the file and of the external data files it refers to.
     pub size_bytes: u64,
+    /// Those external data files, sorted.
+    pub data_files: Vec<PathBuf>,
 }
 
 /// Reads an ONNX file, opset 9 to 21 (newer ones where their operators have not changed).

@@ -95,6 +95,7 @@ pub(super) fn model(
             .collect::<Vec<_>>()
             .join(" "),
         size_bytes: size + reader.external.total_bytes(),
+        data_files: reader.external.paths(),
         graph: reader.graph,
     })
 }

@@ -256,11 +256,7 @@ unsafe fn body<L: Lanes>(
     let mut places: Vec<Place> = Vec::with_capacity(total.div_ceil(parts) + L::ROWS);
     // SAFETY: see `conv`.
     let (low, high) = unsafe { (L::splat(tail.low), L::splat(tail.high)) };
-    let (mut n, mut y, mut x) = (
-        pixels.start / (sweep.h * sweep.w),
-        pixels.start / sweep.w % sweep.h,
-        pixels.start % sweep.w,
-    );
+    let mut pixel = sweep.cursor(pixels.start);
     let mut done = 0;
     for part in 0..parts {
         let end = total * (part + 1) / parts;
@@ -269,24 +265,16 @@ unsafe fn body<L: Lanes>(
             // SAFETY: pixels of the sweep lie in their buffers.
             places.push(unsafe {
                 Place {
-                    input: input.wrapping_offset(sweep.input.at(n, y, x)),
+                    input: input.wrapping_offset(pixel.at(&sweep.input)),
                     added: match &sweep.added {
-                        Some(grid) => added.offset(grid.at(n, y, x)),
+                        Some(grid) => added.offset(pixel.at(grid)),
                         None => std::ptr::null(),
                     },
-                    output: output.offset(sweep.output.at(n, y, x)),
+                    output: output.offset(pixel.at(&sweep.output)),
                 }
             });
             done += 1;
-            x += 1;
-            if x == sweep.w {
-                x = 0;
-                y += 1;
-                if y == sweep.h {
-                    y = 0;
-                    n += 1;
-                }
-            }
+            pixel.step();
         }
         for group in 0..packed.groups {
             let mut panel = group * padded * depth * packed.taps;

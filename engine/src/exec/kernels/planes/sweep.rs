@@ -125,7 +125,42 @@ pub struct Sweep {
     pub taps: Vec<Tap>,
 }
 
+/// A pixel of a sweep, and the way to the next one.
+pub(super) struct Cursor<'a> {
+    sweep: &'a Sweep,
+    n: usize,
+    y: usize,
+    x: usize,
+}
+
+impl Cursor<'_> {
+    pub fn at(&self, grid: &Grid) -> isize {
+        grid.at(self.n, self.y, self.x)
+    }
+    pub fn step(&mut self) {
+        self.x += 1;
+        if self.x == self.sweep.w {
+            self.x = 0;
+            self.y += 1;
+            if self.y == self.sweep.h {
+                self.y = 0;
+                self.n += 1;
+            }
+        }
+    }
+}
+
 impl Sweep {
+    /// At the pixel of this number, counted by images, rows, columns.
+    pub(super) fn cursor(&self, pixel: usize) -> Cursor<'_> {
+        Cursor {
+            sweep: self,
+            n: pixel / (self.h * self.w),
+            y: pixel / self.w % self.h,
+            x: pixel % self.w,
+        }
+    }
+
     pub fn pixels(&self) -> usize {
         self.images * self.h * self.w
     }

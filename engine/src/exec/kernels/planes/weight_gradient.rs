@@ -110,7 +110,8 @@ unsafe fn body<L: Lanes>(
     let total = sweep.pixels();
     let parts = total.div_ceil(PIXELS);
     let mut places: Vec<Place> = Vec::with_capacity(PIXELS + 1);
-    let (mut n, mut y, mut x, mut done) = (0, 0, 0, 0);
+    let mut pixel = sweep.cursor(0);
+    let mut done = 0;
     for part in 0..parts {
         let end = total * (part + 1) / parts;
         places.clear();
@@ -118,20 +119,12 @@ unsafe fn body<L: Lanes>(
             // SAFETY: pixels of the sweep lie in their buffers.
             places.push(unsafe {
                 (
-                    input.wrapping_offset(sweep.input.at(n, y, x)),
-                    gradient.offset(sweep.output.at(n, y, x)),
+                    input.wrapping_offset(pixel.at(&sweep.input)),
+                    gradient.offset(pixel.at(&sweep.output)),
                 )
             });
             done += 1;
-            x += 1;
-            if x == sweep.w {
-                x = 0;
-                y += 1;
-                if y == sweep.h {
-                    y = 0;
-                    n += 1;
-                }
-            }
+            pixel.step();
         }
         for group in 0..sums.groups {
             for tap in &sweep.taps {

@@ -301,6 +301,7 @@ fn external_data_is_read_from_the_models_folder_only() {
         super::super::read_model(&path)
     };
     let file = read(external("sub/weights.bin", "4", "8")).unwrap();
+    assert!(file.data_files.len() == 1 && file.data_files[0].ends_with("sub/weights.bin"));
     let w = file.graph.find_value("w").unwrap();
     assert_eq!(
         file.graph.value(w).data.as_ref().unwrap().to_f32_vec(),
