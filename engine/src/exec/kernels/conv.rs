@@ -4,7 +4,7 @@
 use super::{
     host::{on_pool, sized, with_scratch},
     planes::{
-        self, Packed, Plane, Sweep, Tail, WeightGradient, Window2d, by_rows, from_nchw, isa,
+        self, Hands, Packed, Plane, Sweep, Tail, WeightGradient, Window2d, by_rows, from_nchw, isa,
         pack_depthwise, to_nchw,
     },
     simd,
@@ -113,17 +113,17 @@ pub(super) fn forward(
     p.input.margin = p.window.margin(shape.h, shape.w);
     let weights = Weights::new(shape, weight, bias, false);
     let sweep = p.window.forward(1, &p.input, &p.output);
-    let parts = if shape.n == 1 {
-        2 * on_pool(rayon::current_num_threads)
+    let hands = if shape.n == 1 {
+        Hands::Pool
     } else {
-        1
+        Hands::Alone
     };
     let size = p.output.elements();
     each_image(&mut output, size, (p.input.size(), size), |n, out, x, y| {
         p.input.clear_margin(x, 1);
         from_nchw(1, &input[n * p.input.elements()..], (x, &p.input));
         let x = &*x;
-        by_rows(&sweep, parts, y, |sweep, y| {
+        by_rows(hands, &sweep, y, |sweep, y| {
             weights.run(sweep, shape.c, bias, x, y)
         });
         to_nchw(1, (y, &p.output), out);

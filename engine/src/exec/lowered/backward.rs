@@ -8,7 +8,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Plane, Tail, WeightGradient, isa},
+    kernels::planes::{self, Hands, Plane, Tail, WeightGradient, isa},
 };
 use candle_core::{Device, Result as CandleResult, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
@@ -180,7 +180,7 @@ impl Lowered {
         cancel: &CancelToken,
     ) -> Result<Sums, ExecError> {
         let n = rows.len();
-        self.forward(weights, input, n, space, true, false, cancel)?;
+        self.forward(weights, input, n, space, true, Hands::Alone, cancel)?;
         let outputs = self
             .outputs
             .iter()

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError, Program,
-    kernels::planes::{self, Quant},
+    kernels::planes::{self, Hands, Quant},
     pool::on_pool,
     value::with_f32,
 };
@@ -187,7 +187,7 @@ impl Family {
                         .try_for_each(|(space, &(start, n))| {
                             let input = &x[start * sample..(start + n) * sample];
                             self.base
-                                .forward(weights, input, n, space, true, false, cancel)
+                                .forward(weights, input, n, space, true, Hands::Alone, cancel)
                         })
                 })
             })??;
@@ -259,7 +259,7 @@ impl Family {
                         images,
                         &value,
                         &mut out,
-                        false,
+                        Hands::Alone,
                     ),
                 }
                 space.values[step.output] = out;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Plane, Window2d},
+    kernels::planes::{self, Hands, Plane, Team, Window2d},
     scalar::Float,
 };
 use candle_core::{Device, Tensor};
@@ -91,15 +91,16 @@ impl Lowered {
         let sample = self.planes[self.input].elements();
         let threads = rayon::current_num_threads().max(1);
         // Fewer images than threads: one after another, all threads on each.
-        let (piece, shared) = if images < threads {
-            (1, true)
+        let alone = images >= threads;
+        let piece = if alone {
+            self.piece().min(images.div_ceil(threads))
         } else {
-            (self.piece().min(images.div_ceil(threads)), false)
+            1
         };
-        let work = |input: &[f32]| -> Result<Vec<Vec<f32>>, ExecError> {
+        let work = |input: &[f32], hands: Hands<'_>| -> Result<Vec<Vec<f32>>, ExecError> {
             let n = input.len() / sample;
             spaces.with(|space| {
-                self.forward(weights, input, n, space, false, shared, cancel)?;
+                self.forward(weights, input, n, space, false, hands, cancel)?;
                 Ok(self
                     .outputs
                     .iter()
@@ -107,16 +108,18 @@ impl Lowered {
                     .collect())
             })
         };
-        let pieces: Vec<Vec<Vec<f32>>> = if shared {
-            input
-                .chunks(piece * sample)
-                .map(work)
-                .collect::<Result<_, _>>()?
-        } else {
+        let pieces: Vec<Vec<Vec<f32>>> = if alone {
             input
                 .par_chunks(piece * sample)
-                .map(work)
+                .map(|input| work(input, Hands::Alone))
                 .collect::<Result<_, _>>()?
+        } else {
+            Team::lead(threads, |team| {
+                input
+                    .chunks(piece * sample)
+                    .map(|input| work(input, Hands::Team(team)))
+                    .collect::<Result<_, _>>()
+            })?
         };
         self.outputs
             .iter()
@@ -164,7 +167,7 @@ impl Lowered {
         images: usize,
         space: &mut Workspace,
         keep: bool,
-        shared: bool,
+        hands: Hands<'_>,
         cancel: &CancelToken,
     ) -> Result<(), ExecError> {
         space.clear(self.planes.len());
@@ -185,7 +188,7 @@ impl Lowered {
                 images,
                 &value,
                 &mut out,
-                shared,
+                hands,
             );
             space.values[step.output] = out;
             if keep {
@@ -218,7 +221,7 @@ impl Lowered {
         images: usize,
         values: &dyn Fn(Id) -> (&'v [f32], &'v Plane),
         out: &mut [f32],
-        shared: bool,
+        hands: Hands<'_>,
     ) {
         let plane = &self.planes[output];
         let of = values;
@@ -243,17 +246,17 @@ impl Lowered {
                 let added = added.map(|id| of(id).0);
                 let spec = &self.specs[*weight];
                 let work = sweep.pixels() * spec.outputs() * spec.depth * spec.taps;
-                let parts = if shared && work >= WORTH_SHARING {
-                    rayon::current_num_threads()
+                let hands = if work >= WORTH_SHARING {
+                    hands
                 } else {
-                    1
+                    Hands::Alone
                 };
                 match &*weights.ready[*weight] {
                     Ready::Dense(packed) => {
-                        planes::conv_in_parts(&sweep, packed, x, added, out, *tail, parts);
+                        planes::conv_by(hands, &sweep, packed, x, added, out, *tail);
                     }
                     Ready::Depthwise { weight, bias } => {
-                        planes::by_rows(&sweep, parts, out, |sweep, out| {
+                        planes::by_rows(hands, &sweep, out, |sweep, out| {
                             let (channels, bias) = (spec.groups, Some(bias.as_slice()));
                             planes::depthwise(sweep, channels, weight, bias, x, added, out, *tail);
                         });

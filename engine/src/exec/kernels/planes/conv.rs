@@ -7,8 +7,8 @@
 use super::{
     lanes::{Isa, Lanes, for_each_isa},
     sweep::{Sweep, Tap},
+    team::Hands,
 };
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Weights of a convolution (or of its input gradient, with the roles of the channels exchanged), laid out for [`conv`].
@@ -123,27 +123,27 @@ pub fn conv(
     output: &mut [f32],
     tail: Tail,
 ) {
-    conv_in_parts(sweep, packed, input, added, output, tail, 1);
+    conv_by(Hands::Alone, sweep, packed, input, added, output, tail);
 }
 
-/// [`conv`] with its pixels shared out to `parts` tasks on the pool of the calling thread.
+/// [`conv`] with its pixels shared out.
 ///
 /// # Panics
 /// As [`conv`].
-pub fn conv_in_parts(
+pub fn conv_by(
+    hands: Hands<'_>,
     sweep: &Sweep,
     packed: &Packed,
     input: &[f32],
     added: Option<&[f32]>,
     output: &mut [f32],
     tail: Tail,
-    parts: usize,
 ) {
     let total = sweep.pixels();
     if total == 0 {
         return;
     }
-    let parts = parts.min(total);
+    let parts = hands.count().min(total);
     let all = packed.groups * packed.channels;
     assert!(
         sweep.reads_within(input.len(), packed.groups * packed.depth)
@@ -184,12 +184,9 @@ pub fn conv_in_parts(
         // SAFETY: see above.
         unsafe { run(packed.isa, sweep, packed, shared, tail, range) }
     };
-    if parts < 2 {
-        return part(0..total);
-    }
-    (0..parts)
-        .into_par_iter()
-        .for_each(|at| part(total * at / parts..total * (at + 1) / parts));
+    hands.each(parts, &|at| {
+        part(total * at / parts..total * (at + 1) / parts)
+    });
 }
 
 /// The buffers of a convolution, for the tasks that share them.
@@ -199,7 +196,7 @@ struct Shared {
     output: *mut f32,
 }
 
-// SAFETY: only `conv_in_parts` makes one, for tasks that end before it returns; it shows that they write different floats.
+// SAFETY: only `conv_by` makes one, for tasks that end before it returns; it shows that they write different floats.
 unsafe impl Sync for Shared {}
 
 for_each_isa!(

@@ -9,11 +9,12 @@ mod depthwise;
 mod lanes;
 mod pointwise;
 mod sweep;
+mod team;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
-pub use conv::{Packed, Quant, Tail, conv, conv_in_parts};
+pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use lanes::{Isa, isa};
 pub use pointwise::{
@@ -21,4 +22,5 @@ pub use pointwise::{
     max_pool, sum_windows, to_nchw,
 };
 pub use sweep::{Grid, Plane, Sweep, Tap, Window2d, by_rows};
+pub use team::{Hands, Team};
 pub use weight_gradient::{WeightGradient, weight_gradient};

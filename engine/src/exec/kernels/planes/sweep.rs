@@ -1,6 +1,7 @@
 //! Where pixels lie, and which of them a window joins.
 
-use rayon::prelude::*;
+use super::team::Hands;
+use std::sync::Mutex;
 
 /// The place of an image in a channels-last buffer: `h`×`w` pixels of `c` channels inside a margin of zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,13 +375,14 @@ fn phase(a: usize, stride: usize, before: usize, extent: usize) -> Option<(usize
     (first < extent).then(|| (first, (extent - first).div_ceil(stride)))
 }
 
-/// Runs `work` on parts of a sweep, by whole rows of one image, in parallel.
+/// Runs `work` on parts of a sweep, by whole rows of one image.
 pub fn by_rows(
+    hands: Hands<'_>,
     sweep: &Sweep,
-    parts: usize,
     out: &mut [f32],
     work: impl Fn(&Sweep, &mut [f32]) + Sync,
 ) {
+    let parts = hands.count();
     if parts < 2 || sweep.images != 1 || sweep.h < 2 {
         return work(sweep, out);
     }
@@ -402,11 +404,14 @@ pub fn by_rows(
             },
             ..part.clone()
         };
-        tasks.push((part, own));
+        tasks.push(Mutex::new((part, own)));
         gone += end;
         rest = later;
     }
-    tasks
-        .into_par_iter()
-        .for_each(|(part, own)| work(&part, own));
+    hands.each(tasks.len(), &|at| {
+        // Each is locked once.
+        let mut task = tasks[at].lock().unwrap_or_else(|e| e.into_inner());
+        let (part, own) = &mut *task;
+        work(part, own);
+    });
 }

@@ -381,3 +381,40 @@ fn sums_and_maxima_of_windows() {
             .all(|(t, x)| *t == (2.0 * x).clamp(0.0, 1.0))
     );
 }
+
+#[test]
+fn a_team_does_every_part_once_whoever_is_there() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    for threads in [1, 2, 4] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        // More helpers asked for than there are threads.
+        let total = pool.install(|| {
+            Team::lead(3, |team| {
+                let mut total = 0;
+                for job in 0..2_000usize {
+                    let counts: Vec<AtomicUsize> =
+                        (0..job % 7).map(|_| AtomicUsize::new(0)).collect();
+                    Hands::Team(team).each(counts.len(), &|part| {
+                        counts[part].fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                    total += counts.len();
+                }
+                total
+            })
+        });
+        assert_eq!(total, (0..2_000).map(|job| job % 7).sum::<usize>());
+        // A part that panics takes the leader with it, and nobody hangs.
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.install(|| {
+                Team::lead(2, |team| {
+                    Hands::Team(team).each(4, &|part| assert!(part != 2, "on purpose"));
+                });
+            });
+        }));
+        assert!(panicked.is_err());
+    }
+}
