@@ -217,7 +217,7 @@ impl Command {
             Self::SetPlotAxis(PlotAxis::Size) => "Plot against size".into(),
             Self::SetPlotAxis(PlotAxis::Macs) => "Plot against MACs".into(),
             Self::SetSplit(split) => format!("Show points on {}", split_label(*split)),
-            Self::ToggleTheme => "Switch dark and light".into(),
+            Self::ToggleTheme => "Switch theme: dark, light".into(),
             Self::OpenPalette => "Search commands".into(),
             Self::ClosePalette => "Close search".into(),
             Self::ShowLog(true) => "Show log".into(),
