@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 use limbeck_engine::{
     compress::{
-        CompressError, LayerSetting, Model, PassContext, Precision, QuantScheme, Ratio,
-        compress_layers,
+        Calibration, CompressError, LayerSetting, Model, PassContext, Precision, QuantScheme,
+        Ratio, compress_layers,
     },
     data::Dataset,
     exec::{CancelToken, ExecError, Family, Mode, NoTaps, Program, Taps},
@@ -314,6 +314,50 @@ fn members_of_a_family_give_what_they_give_alone() {
     assert!(own <= 2 && all > 20, "{own} of {all}");
     let (own, all) = family.own_steps(members[1]);
     assert!(own >= all - 2, "{own} of {all}");
+    // A first network that is quantised itself, and one whose scales alone differ.
+    let with = |calibration| {
+        let scheme = QuantScheme {
+            calibration,
+            ..scheme.clone()
+        };
+        let plan = original
+            .layers()
+            .into_iter()
+            .map(|layer| {
+                let (precision, sparsity) = (Precision::Int8, Ratio(0.0));
+                (
+                    layer.id,
+                    LayerSetting {
+                        precision,
+                        sparsity,
+                    },
+                )
+            })
+            .collect();
+        let model = Model {
+            graph: original.clone(),
+            masks: BTreeMap::new(),
+        };
+        let (model, _) =
+            compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
+        Program::compile(&model.graph, Mode::Inference).expect("compiles")
+    };
+    let (tight, wide) = (
+        with(Calibration::Percentile(99.0)),
+        with(Calibration::MinMax),
+    );
+    let mut quantised = Family::new(&tight, &[1, 28, 28])
+        .expect("lowers")
+        .expect("has a fused form");
+    let member = quantised
+        .add(&wide)
+        .expect("lowers")
+        .expect("has a fused form");
+    let (first, others) = quantised
+        .run(&x, &[member], &mut || Ok(()), &cancel)
+        .expect("runs");
+    assert!(first == run(&tight) && others[0] == run(&wide) && first != others[0]);
+
     let mut stop = || Err(ExecError::Cancelled);
     let stopped = family.run(&x, &members, &mut stop, &cancel);
     assert!(matches!(stopped, Err(ExecError::Cancelled)));
