@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
-use limbeck_engine::exec::kernels::{Conv2dGeometry, add_relu, batch_norm, conv2d, relu};
+use limbeck_engine::exec::kernels::{Conv2dGeometry, batch_norm, conv2d};
 use std::{hint::black_box, time::Duration};
 
 const BATCH: usize = 16;
@@ -98,17 +98,12 @@ fn convolutions(c: &mut Criterion) {
 
 fn others(c: &mut Criterion) {
     let x = random(&[BATCH, 64, 28, 28]);
-    let y = random(&[BATCH, 64, 28, 28]);
     let (scale, shift) = (random(&[64]), random(&[64]));
     let (mean, variance) = (
         random(&[64]),
         Tensor::ones(64, candle_core::DType::F32, &Device::Cpu),
     );
     let variance = variance.expect("memory suffices");
-    measure(c, "relu/ours", &[&x], |t| relu(t[0]));
-    measure(c, "relu/candle", &[&x], |t| t[0].relu());
-    measure(c, "add_relu/ours", &[&x, &y], |t| add_relu(t[0], t[1]));
-    measure(c, "add_relu/candle", &[&x, &y], |t| (t[0] + t[1])?.relu());
     measure(c, "batch_norm/ours", &[&x, &scale, &shift], |t| {
         batch_norm(t[0], t[1], t[2], &mean, &variance, 1e-5)
     });

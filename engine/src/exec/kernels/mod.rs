@@ -3,7 +3,6 @@
 
 mod conv;
 mod conv_ops;
-mod elementwise;
 mod fake_quant;
 mod host;
 mod norm;
@@ -16,7 +15,6 @@ mod window;
 mod tests;
 
 pub use conv_ops::{conv_transpose2d, conv2d};
-pub use elementwise::{add, add_relu, clip, relu, round_ties_even};
 pub use fake_quant::{FakeQuant, fake_quant};
 pub use norm::batch_norm;
 pub use pool::{avg_pool2d, max_pool2d};

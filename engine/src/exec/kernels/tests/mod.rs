@@ -1,7 +1,7 @@
 //! Kernels against plain references, finite differences, and themselves on other numbers of threads.
 
 mod conv;
-mod elementwise;
+mod norm;
 mod pooling;
 mod quant;
 
