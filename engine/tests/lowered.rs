@@ -3,13 +3,13 @@
 use candle_core::{Device, Tensor};
 use limbeck_engine::{
     compress::{
-        Calibration, CompressError, LayerSetting, Model, PassContext, Precision, QuantScheme,
-        Ratio, compress_layers,
+        Activations, Calibration, CompressError, LayerSetting, Model, PassContext, Precision,
+        QuantScheme, Ratio, compress_layers,
     },
     data::Dataset,
     exec::{CancelToken, ExecError, Family, Mode, NoTaps, Program, Taps},
     formats::onnx,
-    graph::{Graph, ValueId},
+    graph::{Graph, LayerId, ValueId},
 };
 use std::{
     collections::BTreeMap,
@@ -360,5 +360,109 @@ fn members_of_a_family_give_what_they_give_alone() {
 
     let mut stop = || Err(ExecError::Cancelled);
     let stopped = family.run(&x, &members, &mut stop, &cancel);
+    assert!(matches!(stopped, Err(ExecError::Cancelled)));
+}
+
+/// To first order a layer's error times the gradient at its output is what the outputs change by along the direction sent back.
+#[test]
+fn what_is_noticed_of_a_layers_error_is_what_the_outputs_do() {
+    let original = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
+    let cancel = CancelToken::default();
+    let context = PassContext {
+        data: None,
+        cancel: &cancel,
+        seed: 0,
+    };
+    let scheme = QuantScheme {
+        activations: Activations::Float,
+        ..QuantScheme::default()
+    };
+    let plan = |layers: &[LayerId], precision: Precision| {
+        let setting = LayerSetting {
+            precision,
+            sparsity: Ratio(0.0),
+        };
+        let plan = layers.iter().map(|l| (l.clone(), setting)).collect();
+        let model = Model {
+            graph: original.clone(),
+            masks: BTreeMap::new(),
+        };
+        let (model, _) =
+            compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
+        Program::compile(&model.graph, Mode::Inference).expect("compiles")
+    };
+    let base = plan(&[], Precision::Fp32);
+    let mut family = Family::new(&base, &[1, 28, 28])
+        .expect("lowers")
+        .expect("has a fused form");
+    let layers: Vec<LayerId> = original.layers().into_iter().map(|l| l.id).collect();
+    let programs: Vec<Program> = layers
+        .iter()
+        .map(|layer| plan(std::slice::from_ref(layer), Precision::Int8))
+        .collect();
+    let mut add = |program: &Program| family.add(program).expect("lowers").expect("fused");
+    let mut members: Vec<usize> = programs.iter().map(&mut add).collect();
+    // Nothing changed, and everything.
+    members.push(add(&base));
+    members.push(add(&plan(&layers, Precision::Int4)));
+
+    let count = 21;
+    let x = images(&[count, 1, 28, 28]);
+    let direction = |image: usize, class: usize| ((image * 31 + class * 17) % 13) as f32 - 6.0;
+    let seed = |first: usize, rows: &[f32], softmaxed: bool| -> Vec<f32> {
+        assert!(!softmaxed);
+        (0..rows.len())
+            .map(|i| direction(first + i / 10, i % 10))
+            .collect()
+    };
+    let mut visits = 0;
+    let mut between = || {
+        visits += 1;
+        Ok(())
+    };
+    let errors = family
+        .local(&base, &x, &members, &seed, &mut between, &cancel)
+        .expect("runs");
+    assert!(visits > 1);
+    let (outputs, changed) = family
+        .run(&x, &members, &mut || Ok(()), &cancel)
+        .expect("runs");
+    for (place, layer) in layers.iter().enumerate() {
+        let found = errors[place].expect("one layer differs");
+        assert!(
+            found.error > 0.0 && found.error < 0.01 * found.signal,
+            "{layer:?} {found:?}"
+        );
+        let expected: f64 = (0..count)
+            .map(|image| {
+                let along = |class: usize| {
+                    let at = image * 10 + class;
+                    f64::from(direction(image, class) * (changed[place][at] - outputs[at]))
+                };
+                (0..10).map(along).sum::<f64>().powi(2)
+            })
+            .sum();
+        let noticed = found.noticed.expect("gradients can be taken");
+        // ReLUs that open and close are no part of first order.
+        assert!(
+            (0.7..1.4).contains(&(noticed / expected)),
+            "{layer:?} {noticed} {expected}"
+        );
+    }
+    // The last layer's output is the network's: exact.
+    let last = errors[layers.len() - 1].expect("one layer differs");
+    let squares: f64 = outputs
+        .iter()
+        .zip(&changed[layers.len() - 1])
+        .map(|(a, b)| f64::from(a - b).powi(2))
+        .sum();
+    assert!(
+        (last.error / squares - 1.0).abs() < 1e-3,
+        "{last:?} {squares}"
+    );
+    let nothing = errors[layers.len()].expect("nothing differs");
+    assert_eq!(nothing.error, 0.0);
+    let mut stop = || Err(ExecError::Cancelled);
+    let stopped = family.local(&base, &x, &members, &seed, &mut stop, &cancel);
     assert!(matches!(stopped, Err(ExecError::Cancelled)));
 }

@@ -90,6 +90,11 @@ fn scales(ui: &mut Ui, state: &State) {
     ui.spacing_mut().item_spacing.x = gap;
     for scale in scales.iter().take(fit).rev() {
         let (name, hover) = match (scale.kind, state.view.colour_by) {
+            (HeatKind::Estimated, _) => (
+                format!("Hatched cells: estimated divergence, up to {}", scale.high),
+                "Hatched: not measured yet. Divergence of the outputs (KL, nats, logarithmic scale) as the error of the layer's own output \
+                 predicts it, from some images without their labels. It ranks layers well and knows nothing of accuracy.",
+            ),
             (HeatKind::Proxy, _) => (
                 format!("Hatched cells: weight {}, up to {}", scale.low, scale.high),
                 "Hatched: not measured yet. Noise to signal of the weights alone, 0.01 % to 30 %, on a logarithmic scale. It is \
@@ -115,7 +120,7 @@ fn scales(ui: &mut Ui, state: &State) {
             low: &scale.low,
             high: &scale.high,
             range: scale.range,
-            hatched: scale.kind == HeatKind::Proxy,
+            hatched: scale.kind != HeatKind::Known,
         };
         widgets::legend(ui, &look, bars(fit).min(96.0), &name).on_hover_text(hover);
     }

@@ -355,7 +355,7 @@ fn cells(
         let colour = t.heat(heat.value);
         let look = match heat.kind {
             HeatKind::Known => CellLook::Solid(colour),
-            HeatKind::Proxy => CellLook::Hatched(colour),
+            HeatKind::Estimated | HeatKind::Proxy => CellLook::Hatched(colour),
             HeatKind::Unknown => CellLook::Outline,
         };
         widgets::heat_cell(ui.painter(), rect, look, t, hatch);
@@ -365,8 +365,9 @@ fn cells(
         });
         if response.hovered() {
             let mut text = words::cell_hover(state, index, candidate);
-            if state.view.colour_by == ColourBy::Sensitivity && heat.kind == HeatKind::Proxy {
-                text += "\nMeasured cells replace proxies while the map runs";
+            let hatched = matches!(heat.kind, HeatKind::Estimated | HeatKind::Proxy);
+            if state.view.colour_by == ColourBy::Sensitivity && hatched {
+                text += "\nMeasured cells replace hatched ones while the map runs";
             }
             response.on_hover_text(text);
         }

@@ -35,10 +35,10 @@ pub fn candidate_long(c: Candidate) -> &'static str {
     }
 }
 
-/// Drop of a cell as the tables show it: "0.31 ± 0.12"; a proxy knows of none.
+/// Drop of a cell as the tables show it: "0.31 ± 0.12"; earlier tiers know of none.
 pub fn cell_value(cell: &Cell) -> String {
     match (cell.tier, cell.ci) {
-        (Tier::Proxy, _) => "–".into(),
+        (Tier::Proxy | Tier::Local | Tier::Fisher, _) => "–".into(),
         (Tier::Measured, Some(ci)) => number::points_with_interval(cell.value, ci),
         (Tier::Measured, None) => number::percent(cell.value, 2),
     }
@@ -53,12 +53,26 @@ fn percent_of_error(value: f64) -> String {
     }
 }
 
-/// Where a cell's number comes from: "n 1,000", or what is known instead: "noise 2.1 %" of the weights.
+/// Where a cell's number comes from: "n 1,000" or "n 64/1,000" where the rest could not matter, or what is known instead:
+/// "noise 2.1 %" of the weights or of the layer's output, "≈ 0.0021 nats" of divergence.
 pub fn cell_origin(cell: &Cell) -> String {
     match cell.tier {
-        Tier::Proxy => format!("noise {} %", percent_of_error(cell.value)),
+        Tier::Proxy | Tier::Local => format!("noise {} %", percent_of_error(cell.value)),
+        Tier::Fisher => format!("≈ {} nats", nats(cell.value)),
+        Tier::Measured if cell.n < cell.of => {
+            format!("n {}/{}", number::grouped(cell.n), number::grouped(cell.of))
+        }
         Tier::Measured => format!("n {}", number::grouped(cell.n)),
     }
+}
+
+/// Two significant digits of a divergence.
+fn nats(value: f64) -> String {
+    if value < 1e-6 {
+        return "<0.000001".into();
+    }
+    let decimals = (1.0 - value.log10().floor()).max(0.0) as usize;
+    format!("{value:.decimals$}")
 }
 
 /// What hovering a heat cell says; its first line is the cell's accessible name.
@@ -109,18 +123,42 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
                         percent_of_error(cell.value)
                     );
                 }
+                Tier::Local | Tier::Fisher => {
+                    text += &format!(
+                        "divergence of the outputs {}, estimated from the layer's own error (n {}, no labels)",
+                        cell_origin(cell),
+                        number::grouped(cell.n)
+                    );
+                }
                 Tier::Measured => {
                     text += &format!(
-                        "drop {} pt, measured, {}",
+                        "drop {} pt, measured, n {}",
                         cell_value(cell),
-                        cell_origin(cell)
+                        number::grouped(cell.n)
                     );
+                    if cell.n < cell.of {
+                        text += &format!(
+                            " of {}: those nearest to flipping and some of the rest; what the others may add is in the interval",
+                            number::grouped(cell.of)
+                        );
+                    }
                     if let Some(kl) = cell.kl {
-                        text += &format!("\nKL divergence of the outputs {kl:.4} nats");
+                        text += &format!("\nKL divergence of the outputs {} nats", nats(kl));
                     }
                 }
             },
         },
+    }
+    let local = state
+        .mirror
+        .slot(row, c)
+        .and_then(|slot| slot.local.as_ref());
+    if let (ColourBy::Sensitivity, Some(local)) = (state.view.colour_by, local) {
+        text += &format!(
+            "\nThe layer's own output: {} % of error, n {}",
+            percent_of_error(local.value),
+            number::grouped(local.n)
+        );
     }
     text
 }

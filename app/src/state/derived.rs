@@ -19,6 +19,8 @@ use std::path::Path;
 pub enum HeatKind {
     /// Solid: measured, or exactly known.
     Known,
+    /// Hatched: estimated from a layer's own error.
+    Estimated,
     /// Hatched and paler: a proxy.
     Proxy,
     /// Empty outline.
@@ -56,6 +58,9 @@ pub struct PredictedPoint {
 
 /// Measured drop (fraction) at the hot end of the scale.
 const HOT_DROP: f64 = 0.02;
+/// Estimated divergence (nats) at the ends of the scale: what loses some points, and what no one notices.
+const HOT_NATS: f64 = 0.1;
+const COLD_NATS: f64 = 1e-5;
 /// Relative squared weight error at the hot end of the scale.
 const HOT_ERROR: f64 = 0.3;
 /// Weight noise (noise to signal) at the cold end of the proxies' own scale, which is logarithmic; its hot end is [`HOT_ERROR`].
@@ -260,8 +265,11 @@ fn shown(state: &State, row: usize, candidate: Candidate) -> (u8, f64) {
     match state.view.colour_by {
         ColourBy::Sensitivity => match state.cell(row, candidate) {
             None => (0, 0.0),
-            Some(cell) if cell.tier == Tier::Proxy => (1, cell.value),
-            Some(cell) => (2, cell.value),
+            Some(cell) => match cell.tier {
+                Tier::Proxy | Tier::Local => (1, cell.value),
+                Tier::Fisher => (2, cell.value),
+                Tier::Measured => (3, cell.value),
+            },
         },
         ColourBy::Error => {
             let slot = state.mirror.slot(row, candidate);
@@ -369,10 +377,16 @@ pub fn heat(state: &State, row: usize, candidate: Candidate) -> Heat {
     match state.view.colour_by {
         ColourBy::Sensitivity => match state.cell(row, candidate) {
             None => UNKNOWN,
-            Some(cell) if cell.tier == Tier::Measured => known(cell.value / HOT_DROP),
-            Some(cell) => Heat {
-                value: noise(cell.value) as f32,
-                kind: HeatKind::Proxy,
+            Some(cell) => match cell.tier {
+                Tier::Measured => known(cell.value / HOT_DROP),
+                Tier::Fisher => Heat {
+                    value: divergence(cell.value) as f32,
+                    kind: HeatKind::Estimated,
+                },
+                Tier::Local | Tier::Proxy => Heat {
+                    value: noise(cell.value) as f32,
+                    kind: HeatKind::Proxy,
+                },
             },
         },
         ColourBy::Error => state
@@ -399,6 +413,13 @@ fn noise(value: f64) -> f64 {
     NOISE_SHARE * if place.is_nan() { 1.0 } else { place.min(1.0) }
 }
 
+/// Place of an estimated divergence on the heat scale.
+fn divergence(value: f64) -> f64 {
+    let decades = (HOT_NATS / COLD_NATS).log10();
+    let place = (value.max(COLD_NATS) / COLD_NATS).log10() / decades;
+    if place.is_nan() { 1.0 } else { place.min(1.0) }
+}
+
 fn bits(candidate: Candidate) -> u8 {
     match candidate {
         Candidate::Fp16 => 16,
@@ -419,11 +440,20 @@ pub fn legend(state: &State) -> Vec<Legend> {
     match state.view.colour_by {
         ColourBy::Sensitivity => {
             let (measured, all) = state.map_progress();
+            let estimated = state.mirror.estimated_cells();
             let mut scales = Vec::new();
             if measured > 0 {
                 scales.push(solid("≥ 2 pt".into()));
             }
-            if measured < all {
+            if estimated > 0 {
+                scales.push(Legend {
+                    low: format!("{COLD_NATS:.0e}"),
+                    high: format!("≥ {HOT_NATS} nats"),
+                    range: [0.0, 1.0],
+                    kind: HeatKind::Estimated,
+                });
+            }
+            if measured + estimated < all {
                 scales.push(Legend {
                     low: "noise".into(),
                     high: format!("≥ {:.0} %", HOT_ERROR * 100.0),

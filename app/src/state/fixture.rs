@@ -11,7 +11,7 @@ use limbeck_engine::{
     measure::{Bytes, Sizes},
     recipe::{Goal, Recipe},
     search::LayerFacts,
-    sensitivity::{Candidate, Cell, Tier},
+    sensitivity::{Candidate, Cell, Direction, Tier},
     train::TrainPoint,
 };
 use std::{path::PathBuf, time::Duration};
@@ -60,10 +60,13 @@ pub fn demo() -> State {
             cells.push(Cell {
                 layer: layer.id.clone(),
                 candidate,
+                direction: Direction::Alone,
                 tier: Tier::Measured,
                 value: weight * 0.02,
                 ci: Some([weight * 0.02 - 0.001, weight * 0.02 + 0.001]),
                 n: 1_000,
+                of: 1_000,
+                settled: true,
                 kl: Some(weight * 0.05),
             });
         }
@@ -204,10 +207,13 @@ pub fn opened() -> State {
             cells.push(Cell {
                 layer: layer.id.clone(),
                 candidate,
+                direction: Direction::Alone,
                 tier: Tier::Proxy,
                 value: weight(candidate).powi(2) * 0.2 / (1.0 + row as f64 / 10.0),
                 ci: None,
                 n: 0,
+                of: 0,
+                settled: true,
                 kl: None,
             });
         }

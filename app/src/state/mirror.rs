@@ -7,7 +7,7 @@ use limbeck_engine::{
     jobs::{Event, Inspection, JobId, ModelInfo, Point},
     recipe::Step,
     search::LayerFacts,
-    sensitivity::{Candidate, Cell, Tier},
+    sensitivity::{Candidate, Cell, Direction, Tier},
     train::TrainPoint,
 };
 use std::{
@@ -126,13 +126,23 @@ pub struct LogLine {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CellSlot {
     pub proxy: Option<Cell>,
+    /// Error of the layer's own output.
+    pub local: Option<Cell>,
+    /// Divergence of the outputs as that error predicts it.
+    pub fisher: Option<Cell>,
     pub measured: Option<Cell>,
 }
 
 impl CellSlot {
-    /// The measured cell if there is one, else the proxy.
+    /// The measured cell if there is one, else the predicted divergence, else the proxy.
     pub fn best(&self) -> Option<&Cell> {
-        self.measured.as_ref().or(self.proxy.as_ref())
+        let early = self.fisher.as_ref().or(self.proxy.as_ref());
+        self.measured.as_ref().or(early)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Cell> {
+        let tiers = [&self.proxy, &self.local, &self.fisher, &self.measured];
+        tiers.into_iter().flatten()
     }
 }
 
@@ -208,10 +218,7 @@ impl Mirror {
 
     /// Every cell of every tier (what a project keeps, what `Map` is told is known).
     pub fn all_cells(&self) -> impl Iterator<Item = &Cell> {
-        self.slots
-            .iter()
-            .flatten()
-            .flat_map(|slot| slot.proxy.iter().chain(slot.measured.iter()))
+        self.slots.iter().flatten().flat_map(CellSlot::all)
     }
 
     /// Measured cells and all there are.
@@ -224,6 +231,12 @@ impl Mirror {
             .filter(|slot| slot.measured.is_some())
             .count();
         (measured, all)
+    }
+
+    /// Cells with an estimated divergence that are not measured.
+    pub fn estimated_cells(&self) -> usize {
+        let estimated = |slot: &&CellSlot| slot.measured.is_none() && slot.fisher.is_some();
+        self.slots.iter().flatten().filter(estimated).count()
     }
 
     /// Takes a newly opened model; everything known of another one is dropped.
@@ -246,7 +259,10 @@ impl Mirror {
     /// Other data for the same model: what was measured on the old data goes.
     pub fn set_data(&mut self, model: ModelInfo) {
         for slot in self.slots.iter_mut().flatten() {
-            slot.measured = None;
+            *slot = CellSlot {
+                proxy: slot.proxy.take(),
+                ..CellSlot::default()
+            };
         }
         self.points.clear();
         self.model = Some(Arc::new(model));
@@ -262,10 +278,15 @@ impl Mirror {
                 continue;
             };
             let slot = &mut self.slots[*row][cell.candidate as usize];
-            match cell.tier {
-                Tier::Proxy => slot.proxy = Some(cell),
-                Tier::Measured => slot.measured = Some(cell),
-            }
+            let place = match (cell.tier, cell.direction) {
+                (Tier::Proxy, _) => &mut slot.proxy,
+                (Tier::Local, _) => &mut slot.local,
+                (Tier::Fisher, _) => &mut slot.fisher,
+                (Tier::Measured, Direction::Alone) => &mut slot.measured,
+                // The window draws what one layer alone costs.
+                (Tier::Measured, Direction::AllBut) => continue,
+            };
+            *place = Some(cell);
         }
         self.cells_version += 1;
     }

@@ -6,7 +6,7 @@ mod run;
 mod stats;
 
 pub use outputs::{RowReader, mean_kl};
-pub use run::{Logits, evaluate, evaluate_with_logits};
+pub use run::{Logits, evaluate, evaluate_with_logits, rows_of};
 pub use stats::{mean, paired_drop, proportion};
 
 use crate::{data::SplitName, exec::ExecError};

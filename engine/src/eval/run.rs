@@ -58,6 +58,36 @@ fn batch_size(sample_shape: &[usize]) -> usize {
     (2_500_000 / elements).clamp(4, 64)
 }
 
+/// The first output for chosen samples of a split, as [`super::RowReader`] reads it: n×classes, row by row.
+///
+/// # Errors
+/// Data that cannot be read, an output that does not fit the task, cancellation.
+pub fn rows_of(
+    program: &Program,
+    data: &Dataset,
+    split: SplitName,
+    samples: &[usize],
+    cancel: &CancelToken,
+) -> Result<Vec<f32>, EvalError> {
+    let info = data.info();
+    let classes = info.classes.len();
+    let fixed = fixed_batch(program);
+    let step = fixed.unwrap_or_else(|| batch_size(&info.sample_shape));
+    let mut all = Vec::with_capacity(samples.len() * classes);
+    for chunk in samples.chunks(step) {
+        let mut indices = chunk.to_vec();
+        // A model that takes only so many at a time has the batch filled up with its last sample.
+        if let (Some(size), Some(last)) = (fixed, chunk.last()) {
+            indices.resize(size, *last);
+        }
+        let batch = data.gather(split, &indices)?;
+        let outputs = program.run(&[batch.images], &mut NoTaps, cancel)?;
+        let rows = rows(&outputs, indices.len(), classes, &info.name)?;
+        all.extend_from_slice(&rows[..chunk.len() * classes]);
+    }
+    Ok(all)
+}
+
 /// The number of samples the model takes at a time, where its input fixes it.
 fn fixed_batch(program: &Program) -> Option<usize> {
     let shape = program.input_shapes().next()??;

@@ -21,7 +21,7 @@ mod tests;
 mod value;
 
 pub use claims::{CLAIMS, Claim};
-pub use lowered::{Family, Gradients, Loss};
+pub use lowered::{Family, Gradients, LocalError, Loss, Seed};
 pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
 

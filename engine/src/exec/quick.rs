@@ -2,7 +2,7 @@
 
 use super::{
     CancelToken, ExecError, Fail, Mode, Program,
-    lowered::{Gradients, Loss, Lowered, Planned, Source, Spaces, weight_slots},
+    lowered::{Gradients, Loss, Lowered, Planned, Source, Spaces, TwoWay, weight_slots},
     ops,
     pool::on_pool,
     program::{check_shape, node_error},
@@ -116,6 +116,17 @@ impl Program {
             weights,
         };
         Ok(Lowered::new(&view, sample, like).ok())
+    }
+
+    /// The weights of a form of this program, packed for both directions.
+    pub(super) fn two_way(&self, form: &Lowered) -> Result<TwoWay, ExecError> {
+        let slot = |slot: usize| -> CandleResult<Tensor> {
+            match self.constants.get(&slot) {
+                Some(Val::Float(tensor, _)) => Ok(tensor.clone()),
+                _ => candle_core::bail!("a weight is not a float tensor"),
+            }
+        };
+        Ok(form.two_way(&slot)?)
     }
 
     /// The lowered form for samples of this shape.

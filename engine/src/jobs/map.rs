@@ -11,7 +11,7 @@ use crate::{
     eval::Observer,
     exec::ExecError,
     recipe::PipelineError,
-    sensitivity::{self, Cell, MapObserver, SensitivityError},
+    sensitivity::{self, Cell, MapObserver, MapOptions, SensitivityError},
 };
 
 impl Worker {
@@ -37,9 +37,11 @@ impl Worker {
             &QuantScheme::default(),
             &baseline,
             data,
-            limit,
+            &MapOptions {
+                limit,
+                ..MapOptions::default()
+            },
             known,
-            false,
             &mut watch,
             &context.cancel,
         )?;
@@ -69,6 +71,13 @@ impl Mapping<'_> {
 }
 
 impl MapObserver for Mapping<'_> {
+    fn early(&mut self, cells: Vec<Cell>) {
+        self.worker.emitter().send(Event::Cells {
+            job: self.context.job,
+            cells,
+        });
+    }
+
     fn cell(&mut self, cell: Cell, done: usize, total: usize) {
         (self.done, self.total) = (done, total);
         self.worker.emitter().send(Event::Cells {

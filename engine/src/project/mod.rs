@@ -141,7 +141,7 @@ mod tests {
         data::SplitName,
         eval::{Estimate, PairedDrop},
         measure::Bytes,
-        sensitivity::{Candidate, Tier},
+        sensitivity::{Candidate, Direction, Tier},
     };
 
     fn full() -> ProjectFile {
@@ -165,19 +165,25 @@ mod tests {
             Cell {
                 layer: LayerId("fc".into()),
                 candidate: Candidate::P50,
+                direction: Direction::Alone,
                 tier: Tier::Measured,
                 value: -0.001,
                 ci: Some([-0.01, 1.0 / 3.0]),
                 n: 512,
+                of: 512,
+                settled: true,
                 kl: Some(1e-300),
             },
             Cell {
                 layer: LayerId("fc".into()),
                 candidate: Candidate::Int4,
+                direction: Direction::Alone,
                 tier: Tier::Proxy,
                 value: f64::INFINITY,
                 ci: None,
                 n: 0,
+                of: 0,
+                settled: true,
                 kl: None,
             },
         ];

@@ -2,11 +2,11 @@
 
 use crate::{
     compress::{LayerSetting, Precision},
-    sensitivity::{Candidate, Cell, Tier},
+    sensitivity::{Candidate, Cell, Direction, Tier},
 };
 use std::collections::BTreeMap;
 
-/// Measured drops of a layer, by candidate, with the samples behind each.
+/// Measured drops of a layer, by candidate, with the samples that each speaks for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LayerDrops {
     cells: BTreeMap<Candidate, (f64, u64)>,
@@ -21,15 +21,16 @@ pub(super) struct Drop {
 
 impl LayerDrops {
     pub fn add(&mut self, cell: &Cell) {
-        if cell.tier != Tier::Measured || !cell.value.is_finite() {
+        let alone = cell.direction == Direction::Alone;
+        if cell.tier != Tier::Measured || !alone || !cell.value.is_finite() {
             return;
         }
         let slot = self
             .cells
             .entry(cell.candidate)
-            .or_insert((cell.value, cell.n));
-        if cell.n >= slot.1 {
-            *slot = (cell.value, cell.n);
+            .or_insert((cell.value, cell.of));
+        if cell.of >= slot.1 {
+            *slot = (cell.value, cell.of);
         }
     }
 
@@ -119,10 +120,13 @@ mod tests {
             drops.add(&Cell {
                 layer: LayerId("l".into()),
                 candidate: *candidate,
+                direction: Direction::Alone,
                 tier: Tier::Measured,
                 value: *value,
                 ci: None,
                 n: 100,
+                of: 100,
+                settled: true,
                 kl: None,
             });
         }
@@ -177,10 +181,13 @@ mod tests {
         let cell = |tier, value, n| Cell {
             layer: LayerId("l".into()),
             candidate: Candidate::Int8,
+            direction: Direction::Alone,
             tier,
             value,
             ci: None,
             n,
+            of: n,
+            settled: true,
             kl: None,
         };
         d.add(&cell(Tier::Proxy, 9.0, 0));

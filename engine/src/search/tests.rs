@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     compress::{Activations, Granularity, Precision, Ratio},
-    sensitivity::Candidate,
+    sensitivity::{Candidate, Direction},
 };
 
 fn layer(name: &str, out: usize, inp: usize) -> LayerFacts {
@@ -34,10 +34,13 @@ fn cell(name: &str, candidate: Candidate, value: f64) -> Cell {
     Cell {
         layer: LayerId(name.into()),
         candidate,
+        direction: Direction::Alone,
         tier: Tier::Measured,
         value,
         ci: Some([value - 0.01, value + 0.01]),
         n: 2000,
+        of: 2000,
+        settled: true,
         kl: None,
     }
 }

@@ -1,32 +1,32 @@
 //! Real evaluations: one layer changed at a time, judged on the search split against the unchanged model.
 
-use super::{Candidate, Cell, MapObserver, SensitivityError, Tier, proxy};
+use super::{
+    Candidate, Cell, Direction, MapObserver, MapOptions, SensitivityError, Tier, local,
+    looks::{Looks, Seen},
+    networks::{Networks, Runs},
+};
 use crate::{
-    compress::{
-        Activations, CompressError, Model, PassContext, QuantScheme, Ranges, calibrate_layers,
-        compress_layers,
+    compress::{CompressError, Model, PassContext, QuantScheme},
+    data::{DataError, Dataset, SplitName},
+    eval::{
+        self, EvalError, Evaluation, Logits, RowReader, evaluate_with_logits, mean_kl, rows_of,
     },
-    data::{Dataset, SplitName},
-    eval::{self, EvalError, Evaluation, Logits, RowReader, evaluate_with_logits, mean_kl},
-    exec::{CancelToken, ExecError, Family, Mode, Program},
+    exec::{CancelToken, ExecError, Family, Program},
     graph::LayerId,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use candle_core::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Measures the cells not in `known`, most telling first, on the first `limit` samples of the search split. Returns what was
-/// finished, also when cancelled (by the token or by the observer answering [`ExecError::Cancelled`]).
+/// Measures the cells not in `known`, most telling first, and returns what was finished, also when cancelled (by the token or by the
+/// observer answering [`ExecError::Cancelled`]). The observer is told the cells of the tiers before this one first.
 ///
-/// When cancelled, cells in work that have seen 128 samples are given as they are; they are measured again the next time.
+/// A cell is the plan that changes this layer alone, or all layers but this one: batch norms folded, then pruned or quantised by
+/// `scheme`, exactly as [`compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split; cells compare on
+/// the samples that both have. Ranges are calibrated once for all cells.
 ///
-/// Unless `exact`, a cell is settled early, on fewer samples, once its interval is narrow (±0.5 points) or lies beyond a drop of 2 points
-/// whole; its `n` says so.
-///
-/// A cell is the plan that changes this layer alone: batch norms folded, then pruned or quantised by `scheme`, exactly as
-/// [`compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split; cells compare on the
-/// samples that both have. Ranges are calibrated once for all cells.
+/// Unless [`MapOptions::exact`], a cell is shown the samples nearest to flipping first and is settled once what the others may add is within half a
+/// point of top-1 (or half of what chance leaves open with all of them run), or its whole interval lies beyond a drop of 2 points. When cancelled, cells in work are given as they are, and
+/// measured again the next time.
 ///
 /// # Errors
 /// A model or data that cannot be run, no samples, a baseline of another split. Candidates that a layer refuses (weights
@@ -37,25 +37,25 @@ pub fn measure(
     scheme: &QuantScheme,
     baseline: &Evaluation,
     data: &Dataset,
-    limit: Option<usize>,
+    options: &MapOptions,
     known: &[Cell],
-    exact: bool,
     observer: &mut dyn MapObserver,
     cancel: &CancelToken,
 ) -> Result<Vec<Cell>, SensitivityError> {
     let mut finished = Vec::new();
-    match walk(
-        model,
+    let context = PassContext {
+        data: Some(data),
+        cancel,
+        seed: 0,
+    };
+    let asked = Asked {
         scheme,
         baseline,
         data,
-        limit,
-        known,
-        exact,
-        observer,
-        cancel,
-        &mut finished,
-    ) {
+        options,
+        context: &context,
+    };
+    match walk(model, &asked, known, observer, &mut finished) {
         Ok(()) => Ok(finished),
         Err(error) if cancelled(&error) => Ok(finished),
         Err(error) => Err(error),
@@ -63,7 +63,6 @@ pub fn measure(
 }
 
 fn cancelled(error: &SensitivityError) -> bool {
-    use crate::data::DataError;
     matches!(
         error,
         SensitivityError::Exec(ExecError::Cancelled)
@@ -74,19 +73,23 @@ fn cancelled(error: &SensitivityError) -> bool {
     )
 }
 
-#[allow(clippy::too_many_arguments)]
+/// What a map is asked for.
+struct Asked<'a> {
+    scheme: &'a QuantScheme,
+    baseline: &'a Evaluation,
+    data: &'a Dataset,
+    options: &'a MapOptions,
+    context: &'a PassContext<'a>,
+}
+
 fn walk(
     model: &Model,
-    scheme: &QuantScheme,
-    baseline: &Evaluation,
-    data: &Dataset,
-    limit: Option<usize>,
+    asked: &Asked<'_>,
     known: &[Cell],
-    exact: bool,
     observer: &mut dyn MapObserver,
-    cancel: &CancelToken,
     finished: &mut Vec<Cell>,
 ) -> Result<(), SensitivityError> {
+    let (baseline, data) = (asked.baseline, asked.data);
     if baseline.split != SplitName::Search {
         return Err(EvalError::Shape(format!(
             "the baseline of a sensitivity map is measured on the search split, this one on {:?}",
@@ -94,15 +97,9 @@ fn walk(
         ))
         .into());
     }
-    let context = PassContext {
-        data: Some(data),
-        cancel,
-        seed: 0,
-    };
-    let (folded, _) = compress_layers(model.clone(), &BTreeMap::new(), scheme, None, &context)?;
     let count = data
         .len(SplitName::Search)
-        .min(limit.unwrap_or(usize::MAX))
+        .min(asked.options.limit.unwrap_or(usize::MAX))
         .min(baseline.predictions.len());
     if count == 0 {
         return Err(EvalError::Shape(
@@ -110,198 +107,180 @@ fn walk(
         )
         .into());
     }
-    let known = final_cells(known, count, exact);
-    let todo = order(&folded, scheme, &known);
+    let done = final_cells(known, count, asked.options);
+    let networks = Networks::new(model, asked.scheme, asked.options, asked.context)?;
+    let todo = networks.order(&done);
     if todo.is_empty() {
         return Ok(());
     }
-    let total = known.len() + todo.len();
-    let done_before = total - todo.len();
+    let networks = networks.calibrated(&todo)?;
+    let map = Map {
+        asked,
+        networks: &networks,
+        original: Original::new(networks.base(), asked, count, observer)?,
+        total: done.len() + todo.len(),
+    };
+    let mut progress = Progress {
+        done: done.len(),
+        pictures: BTreeMap::new(),
+        room: asked.options.memory / 2,
+        observer,
+        finished,
+    };
+    map.measure(&todo, &mut progress)
+}
 
-    let integers = |c: &Candidate| matches!(c, Candidate::Int8 | Candidate::Int4);
-    let ranges = if scheme.activations == Activations::Int8 && todo.iter().any(|(_, c)| integers(c))
-    {
-        calibrate_layers(&folded.graph, data, scheme, cancel)?
-    } else {
-        Ranges::default()
-    };
-    let cells = Cells {
-        folded: &folded,
-        scheme,
-        ranges: Arc::new(ranges),
-        context: &context,
-        baseline,
-        count,
-        exact,
-        total,
-    };
-    cells.measure(todo, done_before, observer, finished)
+/// What the unchanged model gives on the samples of the map.
+struct Original {
+    logits: Logits,
+    /// Predicted class of each.
+    classes: Vec<usize>,
+    looks: Looks,
+}
+
+impl Original {
+    fn new(
+        base: &Program,
+        asked: &Asked<'_>,
+        count: usize,
+        observer: &mut dyn MapObserver,
+    ) -> Result<Self, SensitivityError> {
+        let (evaluation, logits) = evaluate_with_logits(
+            base,
+            asked.data,
+            SplitName::Search,
+            Some(count),
+            &mut Batches(observer),
+            asked.context.cancel,
+        )?;
+        let classes: Vec<usize> = evaluation.predictions.iter().map(|c| *c as usize).collect();
+        let margins: Vec<f32> = classes
+            .iter()
+            .zip(logits.values.chunks_exact(logits.classes))
+            .map(|(class, row)| margin(row, *class))
+            .collect();
+        Ok(Self {
+            logits,
+            classes,
+            looks: Looks::new(&margins),
+        })
+    }
+
+    fn row(&self, sample: usize) -> &[f32] {
+        &self.logits.values[sample * self.logits.classes..][..self.logits.classes]
+    }
+}
+
+/// By how much a class's logit lies above the next.
+fn margin(row: &[f32], class: usize) -> f32 {
+    let others = row.iter().enumerate().filter(|(c, _)| *c != class);
+    row[class] - others.map(|(_, v)| *v).fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// What all cells of one map share.
-struct Cells<'a> {
-    folded: &'a Model,
-    scheme: &'a QuantScheme,
-    ranges: Arc<Ranges>,
-    context: &'a PassContext<'a>,
-    baseline: &'a Evaluation,
-    count: usize,
-    exact: bool,
+struct Map<'a> {
+    asked: &'a Asked<'a>,
+    networks: &'a Networks<'a>,
+    original: Original,
     total: usize,
 }
 
-/// A cell that is being measured, with what is known after the samples so far.
+/// What has been told, and images decoded for it.
+struct Progress<'a> {
+    done: usize,
+    /// Images of each look, as long as there is room.
+    pictures: BTreeMap<usize, Tensor>,
+    /// Bytes left for them.
+    room: u64,
+    observer: &'a mut dyn MapObserver,
+    finished: &'a mut Vec<Cell>,
+}
+
+/// A cell that is being measured, with what was seen of it.
 struct Open {
     layer: LayerId,
     candidate: Candidate,
-    member: usize,
-    predictions: Vec<u32>,
-    divergence: f64,
+    runs: Runs,
+    seen: Vec<Seen>,
 }
 
-/// Samples between two looks at a cell, and before the first.
-const ROUND: usize = 64;
-const FIRST_LOOK: usize = 128;
-
-/// A drop whose whole interval lies beyond this is settled: no plan will want the cell.
-const TOO_MUCH: f64 = 0.02;
-
-/// Looking again and again until an interval lies beyond a limit finds one too often: for this it is taken half as wide again.
-const MANY_LOOKS: f64 = 1.5;
-
-/// Half the width of an interval that is narrow enough.
-const NARROW: f64 = 0.005;
-
-impl Cells<'_> {
-    /// The model with this layer alone changed; `None` where the layer refuses.
-    fn changed(
-        &self,
-        layer: &LayerId,
-        candidate: Candidate,
-    ) -> Result<Option<Program>, SensitivityError> {
-        let settings = BTreeMap::from([(layer.clone(), candidate.setting())]);
-        let ranges = Some(self.ranges.clone());
-        match compress_layers(
-            self.folded.clone(),
-            &settings,
-            self.scheme,
-            ranges,
-            self.context,
-        ) {
-            Ok((changed, _)) => Ok(Some(Program::compile(&changed.graph, Mode::Inference)?)),
-            // This candidate is not for this layer (weights too large for half precision, say): no cell.
-            Err(CompressError::Layer { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
+impl Map<'_> {
     fn measure(
         &self,
-        todo: Vec<(LayerId, Candidate)>,
-        mut done: usize,
-        observer: &mut dyn MapObserver,
-        finished: &mut Vec<Cell>,
+        todo: &[(LayerId, Candidate)],
+        progress: &mut Progress<'_>,
     ) -> Result<(), SensitivityError> {
-        let base = Program::compile(&self.folded.graph, Mode::Inference)?;
-        let sample = self.data()?.info().sample_shape.clone();
-        let first = Family::new(&base, &sample)?;
-        let mut slow = Vec::new();
-        // One candidate after the other: all its layers share what lies before them.
-        for cells in todo.chunk_by(|a, b| a.1 == b.1) {
-            let Some(mut family) = first.as_ref().map(Family::without_members) else {
-                slow.extend_from_slice(cells);
-                continue;
-            };
-            let mut open = Vec::with_capacity(cells.len());
-            for (layer, candidate) in cells {
-                observer.batch()?;
-                let Some(program) = self.changed(layer, *candidate)? else {
-                    continue;
-                };
-                match family.add(&program)? {
-                    Some(member) => open.push(Open {
-                        layer: layer.clone(),
-                        candidate: *candidate,
-                        member,
-                        predictions: Vec::with_capacity(self.count),
-                        divergence: 0.0,
-                    }),
-                    None => slow.push((layer.clone(), *candidate)),
-                }
+        for group in self.networks.groups(todo) {
+            let relatives = self.networks.relatives(group, progress.observer)?;
+            if self.asked.options.direction == Direction::Alone {
+                let (data, cancel) = (self.asked.data, self.asked.context.cancel);
+                let cells = local::of(&relatives, data, progress.observer, cancel)?;
+                progress.observer.early(cells);
             }
-            self.together(&family, open, &mut done, observer, finished)?;
-        }
-        if slow.is_empty() {
-            return Ok(());
-        }
-        // Networks without a fused form, one cell at a time.
-        let (_, unchanged) = self.judge(&base, observer)?;
-        for (layer, candidate) in slow {
-            let Some(program) = self.changed(&layer, candidate)? else {
-                continue;
-            };
-            let (evaluation, logits) = self.judge(&program, observer)?;
-            let kl = mean_kl(&unchanged.values, &logits.values, logits.classes).value;
-            let cell = self.cell(layer, candidate, &evaluation.predictions, kl);
-            self.tell(cell, &mut done, observer, finished);
+            let family = relatives.family;
+            let mut open: Vec<Open> = relatives
+                .cells
+                .into_iter()
+                .map(|(layer, candidate, runs)| Open {
+                    layer,
+                    candidate,
+                    runs,
+                    seen: Vec::new(),
+                })
+                .collect();
+            // One candidate after the other, the most telling first. What has no fused form is run cell by cell.
+            while !open.is_empty() {
+                let candidate = open[0].candidate;
+                let member = |c: &Open| matches!(c.runs, Runs::Member(_));
+                let same = |c: &Open| c.candidate == candidate && member(c);
+                let several = open.iter().position(|c| !same(c)).unwrap_or(open.len());
+                let rest = open.split_off(several.max(1));
+                self.together(family.as_ref(), open, progress)?;
+                open = rest;
+            }
         }
         Ok(())
     }
 
-    fn data(&self) -> Result<&Dataset, SensitivityError> {
-        self.context
-            .data
-            .ok_or_else(|| EvalError::Shape("measuring sensitivity needs data".to_owned()).into())
-    }
-
-    /// Measures cells of one family side by side, and lets go of each once it is settled.
+    /// Measures cells side by side, and lets go of each once it is settled.
     fn together(
         &self,
-        family: &Family,
+        family: Option<&Family>,
         mut open: Vec<Open>,
-        done: &mut usize,
-        observer: &mut dyn MapObserver,
-        finished: &mut Vec<Cell>,
+        progress: &mut Progress<'_>,
     ) -> Result<(), SensitivityError> {
-        let data = self.data()?;
-        let mut reader = RowReader::new(data.info().classes.len());
-        let mut start = 0;
-        while start < self.count && !open.is_empty() {
-            let end = (start + ROUND).min(self.count);
-            let batch = data
-                .batch(SplitName::Search, start..end)
-                .map_err(EvalError::from)?;
-            let wanted: Vec<usize> = open.iter().map(|cell| cell.member).collect();
-            let mut between = || observer.batch();
-            let cancel = self.context.cancel;
-            let ran = family.run(&batch.images, &wanted, &mut between, cancel);
-            if matches!(ran, Err(ExecError::Cancelled)) && start >= FIRST_LOOK {
-                // What is known by now is worth keeping: each cell says on how many samples.
-                for cell in &open {
-                    let told = self.so_far(cell, start);
-                    self.tell(told, done, observer, finished);
-                }
+        let original = &self.original;
+        let mut reader = RowReader::new(original.logits.classes);
+        for look in 0..original.looks.len() {
+            if open.is_empty() {
+                break;
             }
-            let (base, rows) = ran?;
-            let (base, _) = reader.read(base, start)?;
-            let mut finite = Vec::with_capacity(open.len());
-            for (mut cell, rows) in std::mem::take(&mut open).into_iter().zip(rows) {
+            let samples = original.looks.fresh(look);
+            let rows = match self.rows(family, &open, look, progress) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    if look > 0 && cancelled(&error) {
+                        // What is known by now is worth keeping: each cell says on how many samples.
+                        for cell in &open {
+                            progress.tell(self.cell(cell, look - 1), self.total);
+                        }
+                    }
+                    return Err(error);
+                }
+            };
+            let mut still = Vec::with_capacity(open.len());
+            for (mut cell, rows) in open.into_iter().zip(rows) {
                 // A candidate that gives no numbers has no cell; the others go on.
-                let Ok((rows, predictions)) = reader.read(rows, start) else {
+                let Ok((rows, predictions)) = reader.read(rows, samples[0]) else {
                     continue;
                 };
-                cell.predictions.extend(predictions);
-                cell.divergence +=
-                    mean_kl(&base, &rows, data.info().classes.len()).value * (end - start) as f64;
-                finite.push(cell);
-            }
-            open = finite;
-            start = end;
-            let mut still = Vec::with_capacity(open.len());
-            for cell in open {
-                let told = self.so_far(&cell, start);
-                if start == self.count || (!self.exact && settled(&told)) {
-                    self.tell(told, done, observer, finished);
+                let rows = rows.chunks_exact(original.logits.classes);
+                for ((sample, row), prediction) in samples.iter().zip(rows).zip(predictions) {
+                    cell.seen.push(self.seen(*sample, row, prediction));
+                }
+                let told = self.cell(&cell, look);
+                if look + 1 == original.looks.len() || (!self.asked.options.exact && told.settled) {
+                    progress.tell(told, self.total);
                 } else {
                     still.push(cell);
                 }
@@ -311,114 +290,116 @@ impl Cells<'_> {
         Ok(())
     }
 
-    fn so_far(&self, cell: &Open, samples: usize) -> Cell {
-        let kl = cell.divergence / samples as f64;
-        self.cell(cell.layer.clone(), cell.candidate, &cell.predictions, kl)
-    }
-
-    fn tell(
+    /// Rows of the open cells for the samples of a look.
+    fn rows(
         &self,
-        cell: Cell,
-        done: &mut usize,
-        observer: &mut dyn MapObserver,
-        finished: &mut Vec<Cell>,
-    ) {
-        finished.push(cell.clone());
-        *done += 1;
-        observer.cell(cell, *done, self.total);
+        family: Option<&Family>,
+        open: &[Open],
+        look: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<Vec<f32>>, SensitivityError> {
+        let samples = self.original.looks.fresh(look);
+        let cancel = self.asked.context.cancel;
+        let member = |cell: &Open| match cell.runs {
+            Runs::Member(member) => Some(member),
+            Runs::Alone(_) => None,
+        };
+        let wanted: Option<Vec<usize>> = open.iter().map(member).collect();
+        if let (Some(family), Some(wanted)) = (family, wanted) {
+            let images = progress.images(self.asked.data, look, samples)?;
+            let mut between = || progress.observer.batch();
+            return Ok(family.run(&images, &wanted, &mut between, cancel)?.1);
+        }
+        let mut all = Vec::with_capacity(open.len());
+        for cell in open {
+            let Runs::Alone(program) = &cell.runs else {
+                continue;
+            };
+            progress.observer.batch()?;
+            all.push(rows_of(
+                program,
+                self.asked.data,
+                SplitName::Search,
+                samples,
+                cancel,
+            )?);
+        }
+        Ok(all)
     }
 
-    fn cell(&self, layer: LayerId, candidate: Candidate, predictions: &[u32], kl: f64) -> Cell {
-        let drop = self.baseline.drop_of(predictions);
-        Cell {
-            layer,
-            candidate,
-            tier: Tier::Measured,
-            value: drop.drop,
-            ci: Some(drop.ci),
-            n: drop.n,
-            kl: Some(kl),
+    fn seen(&self, sample: usize, row: &[f32], prediction: u32) -> Seen {
+        let (original, class) = (self.original.row(sample), self.original.classes[sample]);
+        let baseline = self.asked.baseline;
+        let right = |predicted: u32| i8::from(predicted == baseline.labels[sample]);
+        Seen {
+            sample,
+            divergence: mean_kl(original, row, row.len()).value,
+            shift: f64::from(margin(original, class) - margin(row, class)),
+            lost: right(baseline.predictions[sample]) - right(prediction),
         }
     }
 
-    /// Evaluates a model on the first samples, with its logits.
-    fn judge(
-        &self,
-        program: &Program,
-        observer: &mut dyn MapObserver,
-    ) -> Result<(Evaluation, Logits), SensitivityError> {
-        Ok(evaluate_with_logits(
-            program,
-            self.data()?,
-            SplitName::Search,
-            Some(self.count),
-            &mut Batches(observer),
-            self.context.cancel,
-        )?)
+    fn cell(&self, cell: &Open, look: usize) -> Cell {
+        let known = self.original.looks.judge(look, &cell.seen);
+        Cell {
+            layer: cell.layer.clone(),
+            candidate: cell.candidate,
+            direction: self.asked.options.direction,
+            tier: Tier::Measured,
+            value: known.drop,
+            ci: Some(known.ci),
+            n: cell.seen.len() as u64,
+            of: self.original.classes.len() as u64,
+            settled: known.settled,
+            kl: Some(known.divergence),
+        }
     }
 }
 
-/// Whether more samples would change nothing that anyone decides by.
-fn settled(cell: &Cell) -> bool {
-    cell.n >= FIRST_LOOK as u64
-        && cell.ci.is_some_and(|[low, high]| {
-            let cautious = cell.value - MANY_LOOKS * (cell.value - low);
-            cautious > TOO_MUCH || (high - low) / 2.0 <= NARROW
-        })
+impl Progress<'_> {
+    fn tell(&mut self, cell: Cell, total: usize) {
+        self.finished.push(cell.clone());
+        self.done += 1;
+        self.observer.cell(cell, self.done, total);
+    }
+
+    /// The images of a look, decoded once where there is room to keep them.
+    fn images(
+        &mut self,
+        data: &Dataset,
+        look: usize,
+        samples: &[usize],
+    ) -> Result<Tensor, SensitivityError> {
+        if let Some(images) = self.pictures.get(&look) {
+            return Ok(images.clone());
+        }
+        let images = data
+            .gather(SplitName::Search, samples)
+            .map_err(EvalError::from)?
+            .images;
+        let bytes = 4 * images.elem_count() as u64;
+        if bytes <= self.room {
+            self.room -= bytes;
+            self.pictures.insert(look, images.clone());
+        }
+        Ok(images)
+    }
 }
 
 /// Measured cells that another visit would not change: those of a map that was stopped may have seen fewer samples.
-fn final_cells(known: &[Cell], count: usize, exact: bool) -> BTreeSet<(LayerId, Candidate)> {
+fn final_cells(
+    known: &[Cell],
+    count: usize,
+    options: &MapOptions,
+) -> BTreeSet<(LayerId, Candidate)> {
+    let all = |cell: &Cell| cell.n >= count as u64;
+    let settled = |cell: &Cell| cell.settled && cell.of >= count as u64;
     known
         .iter()
-        .filter(|cell| cell.tier == Tier::Measured)
-        .filter(|cell| cell.n >= count as u64 || (!exact && settled(cell)))
+        .filter(|cell| cell.tier == Tier::Measured && cell.direction == options.direction)
+        .filter(|cell| all(cell) || (!options.exact && settled(cell)))
         .map(|cell| (cell.layer.clone(), cell.candidate))
         .collect()
-}
-
-/// Cells to measure. The candidates that tell layers apart come first for all layers, the harmless ones last; within a
-/// candidate the layers with most noise times size come first, because there is most to win and to lose.
-fn order(
-    model: &Model,
-    scheme: &QuantScheme,
-    known: &BTreeSet<(LayerId, Candidate)>,
-) -> Vec<(LayerId, Candidate)> {
-    const TELLING: [Candidate; 6] = [
-        Candidate::Int4,
-        Candidate::P50,
-        Candidate::P75,
-        Candidate::Int8,
-        Candidate::P25,
-        Candidate::Fp16,
-    ];
-    let sizes: BTreeMap<LayerId, u64> = model
-        .graph
-        .layers()
-        .into_iter()
-        .map(|layer| (layer.id, layer.params))
-        .collect();
-    let mut cells: Vec<(usize, f64, usize, LayerId, Candidate)> = proxy(&model.graph, scheme)
-        .into_iter()
-        .enumerate()
-        .filter(|(_, cell)| !known.contains(&(cell.layer.clone(), cell.candidate)))
-        .map(|(place, cell)| {
-            let rank = TELLING.iter().position(|c| *c == cell.candidate);
-            let size = sizes.get(&cell.layer).copied().unwrap_or(0) as f64;
-            (
-                rank.unwrap_or(TELLING.len()),
-                cell.value * size,
-                place,
-                cell.layer,
-                cell.candidate,
-            )
-        })
-        .collect();
-    cells.sort_by(|a, b| {
-        let by_noise = b.1.total_cmp(&a.1);
-        a.0.cmp(&b.0).then(by_noise).then(a.2.cmp(&b.2))
-    });
-    cells.into_iter().map(|c| (c.3, c.4)).collect()
 }
 
 /// Passes an evaluation's mini-batches on to the map's observer.

@@ -1,9 +1,13 @@
-//! How much each layer minds each candidate: a weight-only proxy at once, then real evaluations cell by cell.
-//! Uses `compress`, `eval`.
+//! How much each layer minds each candidate, in tiers: a weight-only proxy at once, local output errors and what the outputs
+//! notice of them from one pass over some images, then real evaluations cell by cell. Uses `compress`, `eval`.
 
+mod local;
+mod looks;
 mod measured;
+mod networks;
 mod proxy;
 
+pub use local::estimate;
 pub use measured::measure;
 pub use proxy::proxy;
 
@@ -62,7 +66,7 @@ impl Candidate {
     }
 }
 
-/// Where a cell's number comes from.
+/// Where a cell's number comes from, the least telling first.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -70,8 +74,37 @@ impl Candidate {
 pub enum Tier {
     /// Weight-only noise: relative squared error of the weights, no data seen.
     Proxy,
+    /// Relative squared error of the layer's output, its input being as it is in the original: Σ(ŷ − y)²/Σy².
+    Local,
+    /// The layer's output error weighted with what the outputs notice of it: an estimate of the divergence, nats. The quadratic form of the
+    /// Fisher information (Amari 1998, "Natural Gradient Works Efficiently in Learning") in that error,
+    /// ½ E[(g·(ŷ − y))²], which is KL to second order.
+    Fisher,
     /// Top-1 lost on the search split, measured.
     Measured,
+}
+
+/// What a cell changes.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// This layer alone.
+    #[default]
+    Alone,
+    /// All layers but this one.
+    AllBut,
 }
 
 /// One cell of the map.
@@ -79,15 +112,75 @@ pub enum Tier {
 pub struct Cell {
     pub layer: LayerId,
     pub candidate: Candidate,
+    #[serde(default)]
+    pub direction: Direction,
     pub tier: Tier,
-    /// Proxy: noise-to-signal ratio of the weights, 0..; Measured: paired drop of top-1 (fraction; negative is a gain).
+    /// Proxy and Local: noise-to-signal ratio, 0..; Fisher: nats, 0..; Measured: paired drop of top-1 (fraction; negative is a gain).
     pub value: f64,
     /// Measured: 95 % interval of the drop.
     pub ci: Option<[f64; 2]>,
-    /// Samples behind it; 0 for the proxy.
+    /// Samples run for it; 0 for the proxy.
     pub n: u64,
-    /// Measured: mean KL divergence from the baseline's outputs, nats: ranks layers where the drop is noise.
+    /// Measured: samples that the drop speaks for. Where they are more than `n`, those were run that lie nearest to another class,
+    /// and some of the others; what the rest may add is in the interval. 0 in cells of older versions: the same as `n`.
+    #[serde(default)]
+    pub of: u64,
+    /// Measured: more samples would change nothing that a plan is decided by. False where measuring was stopped.
+    #[serde(default)]
+    pub settled: bool,
+    /// Measured: mean KL divergence from the original's outputs, nats: ranks layers where the drop is noise.
     pub kl: Option<f64>,
+}
+
+impl Cell {
+    /// A cell of one layer alone that was not measured.
+    fn early(layer: LayerId, candidate: Candidate, tier: Tier, value: f64, n: u64) -> Self {
+        Self {
+            layer,
+            candidate,
+            direction: Direction::Alone,
+            tier,
+            value,
+            ci: None,
+            n,
+            of: n,
+            settled: true,
+            kl: None,
+        }
+    }
+}
+
+/// How a map is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MapOptions {
+    /// First samples of the search split that cells speak for; `None`: all.
+    pub limit: Option<usize>,
+    /// Every cell on every sample.
+    pub exact: bool,
+    pub direction: Direction,
+    /// Bytes for decoded images and for the changed weights of layers measured side by side.
+    pub memory: u64,
+}
+
+impl Default for MapOptions {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            exact: false,
+            direction: Direction::Alone,
+            memory: default_memory(),
+        }
+    }
+}
+
+/// A quarter of the machine's memory, or 1 GB where that cannot be told.
+pub fn default_memory() -> u64 {
+    let kilobytes = || -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    kilobytes().map_or(1_000_000_000, |total| total * 1024 / 4)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +195,8 @@ pub enum SensitivityError {
 
 /// Told of each finished cell and after each mini-batch.
 pub trait MapObserver {
+    /// Cells of the tiers before the measured one.
+    fn early(&mut self, cells: Vec<Cell>);
     fn cell(&mut self, cell: Cell, done: usize, total: usize);
     fn batch(&mut self) -> Result<(), ExecError>;
 }

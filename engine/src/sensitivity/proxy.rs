@@ -64,15 +64,7 @@ fn cells_of(layer: &Layer, weights: &[f32], scheme: &QuantScheme) -> Vec<Cell> {
                 _ if signal > 0.0 => 1.0,
                 _ => 0.0,
             };
-            Cell {
-                layer: layer.id.clone(),
-                candidate,
-                tier: Tier::Proxy,
-                value,
-                ci: None,
-                n: 0,
-                kl: None,
-            }
+            Cell::early(layer.id.clone(), candidate, Tier::Proxy, value, 0)
         })
         .collect()
 }

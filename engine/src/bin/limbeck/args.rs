@@ -104,10 +104,19 @@ pub struct Sensitivity {
     /// Only what the weights alone tell: at once, no data.
     #[arg(long)]
     pub proxy: bool,
-    /// Every cell on all samples. Without it a cell is settled on fewer once its interval is within ±0.5 points, or lies beyond a
-    /// drop of 2 points whole; its n says on how many.
+    /// Only the tiers before the measured one: from the weights, and from up to 64 images of the calibration split.
     #[arg(long, conflicts_with = "proxy")]
+    pub estimate: bool,
+    /// Every cell on all samples. Without it a cell is shown the samples nearest to flipping first and is settled once the others may add no
+    /// more than half a point, or once its drop lies beyond 2 points with its whole interval; it says on how many samples.
+    #[arg(long, conflicts_with_all = ["proxy", "estimate"])]
     pub exact: bool,
+    /// Measure what is lost with all layers changed but the one, instead of the one alone.
+    #[arg(long, conflicts_with_all = ["proxy", "estimate"])]
+    pub all_but: bool,
+    /// Megabytes for decoded images and changed weights [default: a quarter of the machine's memory].
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub memory: Option<u64>,
 }
 
 /// Carry out a recipe and write model.onnx, recipe.ron, recipe.lock.ron, metrics.json and predictions.txt into a folder.

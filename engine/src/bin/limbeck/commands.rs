@@ -14,7 +14,7 @@ use limbeck_engine::{
         QuantizeStep, RECIPE_FILE, Recipe, RecipeFile, Session, Step, Verdict, predictions_text,
         write_atomic,
     },
-    sensitivity::{self, Candidate, Cell, Tier},
+    sensitivity::{self, Candidate, Cell, Direction, MapOptions, Tier},
 };
 use serde_json::{Value, json};
 use std::{
@@ -178,21 +178,40 @@ pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, St
     let mut cells = sensitivity::proxy(&session.graph, &scheme);
     if !a.proxy && session.data.is_some() {
         let cancel = CancelToken::default();
-        session.samples(SplitName::Search, a.limit)?;
-        let baseline = session.baseline(SplitName::Search, a.limit, &mut watch, &cancel)?;
-        let measured = sensitivity::measure(
-            &session.model(),
-            &scheme,
-            &baseline,
-            session.runnable()?,
-            a.limit,
-            &[],
-            a.exact,
-            &mut watch,
-            &cancel,
-        )
-        .map_err(PipelineError::from)?;
-        cells.extend(measured);
+        let options = MapOptions {
+            limit: a.limit,
+            exact: a.exact,
+            direction: if a.all_but {
+                Direction::AllBut
+            } else {
+                Direction::Alone
+            },
+            memory: a.memory.map_or_else(sensitivity::default_memory, |mb| {
+                mb.saturating_mul(1_000_000)
+            }),
+        };
+        let (model, data) = (session.model(), session.runnable()?);
+        if a.estimate {
+            sensitivity::estimate(&model, &scheme, data, &options, &mut watch, &cancel)
+                .map_err(PipelineError::from)?;
+            cells.append(&mut watch.early);
+        } else {
+            session.samples(SplitName::Search, a.limit)?;
+            let baseline = session.baseline(SplitName::Search, a.limit, &mut watch, &cancel)?;
+            let measured = sensitivity::measure(
+                &model,
+                &scheme,
+                &baseline,
+                data,
+                &options,
+                &[],
+                &mut watch,
+                &cancel,
+            )
+            .map_err(PipelineError::from)?;
+            cells.append(&mut watch.early);
+            cells.extend(measured);
+        }
     }
     watch.finish();
     Ok(Report {
@@ -221,8 +240,12 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
         "prune 75 %",
     ];
     let mut out = String::new();
-    for tier in [Tier::Proxy, Tier::Measured] {
-        let Some(n) = cells.iter().filter(|c| c.tier == tier).map(|c| c.n).max() else {
+    for tier in [Tier::Proxy, Tier::Local, Tier::Fisher, Tier::Measured] {
+        let of_tier: Vec<&Cell> = cells.iter().filter(|c| c.tier == tier).collect();
+        let (Some(fewest), Some(most)) = (
+            of_tier.iter().map(|c| c.n).min(),
+            of_tier.iter().map(|c| c.n.max(c.of)).max(),
+        ) else {
             continue;
         };
         let _ = match tier {
@@ -230,11 +253,36 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
                 out,
                 "Proxy: relative squared error of the weights, ×10⁻³; no data seen"
             ),
-            Tier::Measured => writeln!(
+            Tier::Local => writeln!(
                 out,
-                "\nMeasured: points of top-1 lost with this layer alone changed, ± half the 95 % interval; {} samples of the search split, paired",
-                thousands(n)
+                "\nLocal: relative squared error of the layer's output, ×10⁻³; {} images, no labels",
+                thousands(most)
             ),
+            Tier::Fisher => writeln!(
+                out,
+                "\nFisher: divergence of the outputs as the layer's error predicts it, nats ×10⁻³, estimated; {} images, no labels",
+                thousands(most)
+            ),
+            Tier::Measured => {
+                let what = match of_tier[0].direction {
+                    Direction::Alone => "with this layer alone changed",
+                    Direction::AllBut => "with all layers changed but this one",
+                };
+                let run = if fewest < most {
+                    format!(
+                        "; {} to {} of them run for a cell, those nearest to flipping first",
+                        thousands(fewest),
+                        thousands(of_tier.iter().map(|c| c.n).max().unwrap_or(most))
+                    )
+                } else {
+                    String::new()
+                };
+                writeln!(
+                    out,
+                    "\nMeasured: points of top-1 lost {what}, ± half the 95 % interval; {} samples of the search split, paired{run}",
+                    thousands(most)
+                )
+            }
         };
         let rows: Vec<Vec<String>> = session
             .layers

@@ -82,9 +82,12 @@ pub fn cells<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Value {
             json!({
                 "layer": c.layer.0.as_ref(),
                 "candidate": c.candidate,
+                "direction": c.direction,
                 "tier": c.tier,
                 "value": c.value,
                 "n": c.n,
+                "of": c.of,
+                "settled": c.settled,
                 "ci": c.ci,
                 "kl": c.kl,
             })

@@ -12,6 +12,8 @@ use std::io::IsTerminal;
 pub struct Watch {
     bar: ProgressBar,
     started: bool,
+    /// Cells of a map before the measured ones.
+    pub early: Vec<Cell>,
 }
 
 impl Watch {
@@ -31,6 +33,7 @@ impl Watch {
         Self {
             bar,
             started: false,
+            early: Vec::new(),
         }
     }
 
@@ -69,6 +72,9 @@ impl Observer for Watch {
 }
 
 impl MapObserver for Watch {
+    fn early(&mut self, cells: Vec<Cell>) {
+        self.early.extend(cells);
+    }
     fn cell(&mut self, cell: Cell, done: usize, total: usize) {
         self.set(done as u64, total as u64, &cell.layer.0);
     }

@@ -2,7 +2,7 @@
 //! the cache; the pieces' gradients are added up in their order, whatever the number of threads.
 
 use super::{
-    Id, Kind, Lowered, Step,
+    Id, Kind, Lowered, Step, TwoWay,
     forward::{Spaces, Workspace, inside},
     weights::{Effective, Ready, Spec, Weights},
 };
@@ -30,7 +30,7 @@ pub struct Gradients {
 }
 
 /// Gradients of the effective weights, of one piece.
-struct Sums {
+pub(super) struct Sums {
     loss: f64,
     weights: Vec<Sum>,
 }
@@ -96,6 +96,28 @@ impl Lowered {
         self.untrainable
     }
 
+    /// The weights as they take effect, and packed for both directions.
+    fn effective_both_ways(
+        &self,
+        slot: &dyn Fn(usize) -> CandleResult<Tensor>,
+    ) -> CandleResult<(Vec<Effective>, Weights)> {
+        let effective = self
+            .specs
+            .iter()
+            .map(|spec| spec.effective(slot))
+            .collect::<CandleResult<Vec<Effective>>>()?;
+        let weights = Weights::pack(&self.specs, &effective, true, None)?;
+        Ok((effective, weights))
+    }
+
+    /// The weights that `slot` gives, packed for both directions.
+    pub(in crate::exec) fn two_way(
+        &self,
+        slot: &dyn Fn(usize) -> CandleResult<Tensor>,
+    ) -> CandleResult<TwoWay> {
+        Ok(TwoWay(self.effective_both_ways(slot)?.1))
+    }
+
     /// One forward and backward pass over a batch. `slot` gives the model's weights as tensors that gradients flow through.
     pub(in crate::exec) fn gradients(
         &self,
@@ -106,12 +128,7 @@ impl Lowered {
         spaces: &Spaces,
         cancel: &CancelToken,
     ) -> Result<Gradients, ExecError> {
-        let effective = self
-            .specs
-            .iter()
-            .map(|spec| spec.effective(slot))
-            .collect::<CandleResult<Vec<Effective>>>()?;
-        let weights = Weights::pack(&self.specs, &effective, true, None)?;
+        let (effective, weights) = self.effective_both_ways(slot)?;
         let sample = self.planes[self.input].elements();
         // By sizes only: the cut is part of what the sums' bits are.
         let floats: usize = self.specs.iter().map(Sum::floats).sum();
@@ -234,7 +251,7 @@ impl Lowered {
                 space,
                 gradients,
                 gradient,
-                &mut sums,
+                Some(&mut sums),
             );
             gradients.give(gradient);
         }
@@ -260,7 +277,7 @@ impl Lowered {
     }
 
     /// Adds `gradient` to that of `value`.
-    fn pass(
+    pub(super) fn pass(
         &self,
         value: Id,
         n: usize,
@@ -282,9 +299,9 @@ impl Lowered {
         gradients.values[value] = buffer;
     }
 
-    /// From one step's output to its inputs and its weights. Gives the output's gradient back.
+    /// From one step's output to its inputs and, where their `sums` are wanted, its weights. Gives the output's gradient back.
     #[allow(clippy::too_many_arguments)]
-    fn back(
+    pub(super) fn back(
         &self,
         weights: &Weights,
         places: &[Plane],
@@ -294,7 +311,7 @@ impl Lowered {
         space: &Workspace,
         gradients: &mut Workspace,
         mut gradient: Vec<f32>,
-        sums: &mut Sums,
+        sums: Option<&mut Sums>,
     ) -> Vec<f32> {
         let place = &places[output];
         let result = (space.values[output].as_slice(), &self.planes[output]);
@@ -325,15 +342,16 @@ impl Lowered {
                 let x = space.values[*input].as_slice();
                 let spec = &self.specs[*weight];
                 let sweep = window.forward(n, from, place);
-                match &mut sums.weights[*weight] {
-                    Sum::Dense(sum, bias) => {
+                match sums.map(|sums| &mut sums.weights[*weight]) {
+                    Some(Sum::Dense(sum, bias)) => {
                         planes::weight_gradient(&sweep, x, &gradient, sum);
                         planes::bias_gradient(n, (&gradient, place), bias);
                     }
-                    Sum::Depthwise(sum, bias) => {
+                    Some(Sum::Depthwise(sum, bias)) => {
                         planes::depthwise_weight_gradient(&sweep, spec.groups, x, &gradient, sum);
                         planes::bias_gradient(n, (&gradient, place), bias);
                     }
+                    None => {}
                 }
                 if *input == self.input {
                     return gradient;

@@ -21,23 +21,23 @@ use std::{
 
 /// The first network of a family and its other members.
 pub struct Family {
-    base: Arc<Lowered>,
+    pub(super) base: Arc<Lowered>,
     /// Values of the base by what they are computed from.
     known: Arc<BTreeMap<u64, Id>>,
-    sample: Vec<usize>,
-    members: Vec<Member>,
-    spaces: Spaces,
+    pub(super) sample: Vec<usize>,
+    pub(super) members: Vec<Member>,
+    pub(super) spaces: Spaces,
     kept: Spaces,
 }
 
-struct Member {
-    form: Lowered,
+pub(super) struct Member {
+    pub form: Lowered,
     /// Where each of its values comes from.
-    from: Vec<From>,
+    pub from: Vec<From>,
 }
 
 #[derive(Clone, Copy)]
-enum From {
+pub(super) enum From {
     /// Nothing that matters reads it.
     Nowhere,
     /// The base has the same.
@@ -137,7 +137,7 @@ impl Family {
                 }
             }
         }
-        if matches!(from[form.input], From::Own) {
+        if matches!(from[form.input], From::Own) && same(form.input, self.base.input) {
             from[form.input] = From::Base(self.base.input);
         }
         self.members.push(Member { form, from });
@@ -225,57 +225,84 @@ impl Family {
         cancel: &CancelToken,
     ) -> Result<Vec<f32>, ExecError> {
         let form = &member.form;
-        let Some(weights) = &form.weights else {
-            return Err(ExecError::Input(
-                "a network in training has no fixed weights".into(),
-            ));
-        };
         self.spaces.with(|space| {
-            space.clear(form.planes.len());
-            for (at, step) in form.steps.iter().enumerate() {
-                if cancel.is_cancelled() {
-                    return Err(ExecError::Cancelled);
-                }
-                let from = member.from[step.output];
-                if matches!(from, From::Base(_) | From::Nowhere) {
-                    continue;
-                }
-                let mut out = form.fresh(space, step.output, images);
-                let values = &space.values;
-                let value = |id: Id| match member.from[id] {
-                    From::Base(base) => (kept.values[base].as_slice(), &self.base.planes[base]),
-                    _ => (values[id].as_slice(), &form.planes[id]),
-                };
-                match from {
-                    From::Quantised(base, quant) => {
-                        let plane = &form.planes[step.output];
-                        let x = (kept.values[base].as_slice(), &self.base.planes[base]);
-                        planes::fake_quant(images, x, (&mut out, plane), &quant);
-                    }
-                    _ => form.compute(
-                        weights,
-                        &step.kind,
-                        step.output,
-                        images,
-                        &value,
-                        &mut out,
-                        Hands::Alone,
-                    ),
-                }
-                space.values[step.output] = out;
-                for value in step.kind.inputs() {
-                    if form.last_use[value] == at {
-                        let done = std::mem::take(&mut space.values[value]);
-                        space.give(done);
-                    }
-                }
-            }
+            self.walk_member(member, form.steps.len(), kept, images, space, cancel)?;
             let output = form.outputs[0].value;
             Ok(match member.from[output] {
                 From::Base(base) => self.base.export(&kept.values[base], base, images),
                 _ => form.export(&space.values[output], output, images),
             })
         })
+    }
+
+    /// Computes what a member does not share, through its first `steps` steps.
+    pub(super) fn walk_member(
+        &self,
+        member: &Member,
+        steps: usize,
+        kept: &Workspace,
+        images: usize,
+        space: &mut Workspace,
+        cancel: &CancelToken,
+    ) -> Result<(), ExecError> {
+        let form = &member.form;
+        let Some(weights) = &form.weights else {
+            return Err(ExecError::Input(
+                "a network in training has no fixed weights".into(),
+            ));
+        };
+        space.clear(form.planes.len());
+        // The first network may read its images without a margin, having quantised them first.
+        if matches!(member.from[form.input], From::Own) {
+            let mut input = form.fresh(space, form.input, images);
+            let plane = &form.planes[form.input];
+            let x = kept.values[self.base.input].as_slice();
+            planes::copy(
+                images,
+                (x, &self.base.planes[self.base.input]),
+                (&mut input, plane),
+            );
+            space.values[form.input] = input;
+        }
+        for (at, step) in form.steps[..steps].iter().enumerate() {
+            if cancel.is_cancelled() {
+                return Err(ExecError::Cancelled);
+            }
+            let from = member.from[step.output];
+            if matches!(from, From::Base(_) | From::Nowhere) {
+                continue;
+            }
+            let mut out = form.fresh(space, step.output, images);
+            let values = &space.values;
+            let value = |id: Id| match member.from[id] {
+                From::Base(base) => (kept.values[base].as_slice(), &self.base.planes[base]),
+                _ => (values[id].as_slice(), &form.planes[id]),
+            };
+            match from {
+                From::Quantised(base, quant) => {
+                    let plane = &form.planes[step.output];
+                    let x = (kept.values[base].as_slice(), &self.base.planes[base]);
+                    planes::fake_quant(images, x, (&mut out, plane), &quant);
+                }
+                _ => form.compute(
+                    weights,
+                    &step.kind,
+                    step.output,
+                    images,
+                    &value,
+                    &mut out,
+                    Hands::Alone,
+                ),
+            }
+            space.values[step.output] = out;
+            for value in step.kind.inputs() {
+                if form.last_use[value] == at {
+                    let done = std::mem::take(&mut space.values[value]);
+                    space.give(done);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

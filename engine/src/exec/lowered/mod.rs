@@ -9,16 +9,21 @@ mod build;
 mod family;
 mod forward;
 mod joins;
+mod local;
 mod weights;
 
 pub use backward::{Gradients, Loss};
 pub(super) use build::{Planned, Source, weight_slots};
 pub use family::Family;
 pub(super) use forward::Spaces;
+pub use local::{LocalError, Seed};
 
 use super::kernels::planes::{Plane, Quant, Tail, Window2d};
 use super::scalar::Fun;
 use weights::{Spec, Weights};
+
+/// Weights packed for both directions.
+pub(super) struct TwoWay(Weights);
 
 /// Number of a value: an image-shaped plane, a vector being one of 1×1 pixel.
 type Id = usize;

@@ -1,9 +1,12 @@
 //! From the model's weights to what the kernels read: batch norms folded in, laid out in panels.
 
-use crate::exec::kernels::planes::{Packed, isa, pack_depthwise};
+use crate::exec::{
+    kernels::planes::{Packed, isa, pack_depthwise},
+    value::with_f32,
+};
 use candle_core::{DType, Device, Result, Tensor};
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -101,15 +104,15 @@ impl Weights {
             backward: Vec::new(),
         };
         for (spec, effective) in specs.iter().zip(effective) {
-            let weight = effective.weight.flatten_all()?.to_vec1::<f32>()?;
             let bias = effective.bias.to_vec1::<f32>()?;
-            let digest = digest(spec, &weight, &bias);
+            let digest = with_f32(&effective.weight, |weight| digest(spec, weight, &bias))?;
             all.digests.push(digest);
             let place = |known: &Self| known.digests.iter().position(|d| *d == digest);
             if let Some(ready) = known.and_then(|known| Some(known.ready[place(known)?].clone())) {
                 all.ready.push(ready);
                 continue;
             }
+            let weight = effective.weight.flatten_all()?.to_vec1::<f32>()?;
             if spec.depthwise {
                 all.ready.push(Arc::new(Ready::Depthwise {
                     weight: pack_depthwise(&weight, spec.groups),
@@ -139,14 +142,11 @@ impl Weights {
     }
 }
 
-/// A number that two different weights have in common by accident only.
+/// A number that two different weights have in common by accident only. Good for this process.
 fn digest(spec: &Spec, weight: &[f32], bias: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = foldhash::quality::FixedState::default().build_hasher();
     (spec.sizes(), spec.depthwise, weight.len()).hash(&mut hasher);
-    let mut bytes = Vec::with_capacity(4 * (weight.len() + bias.len()));
-    for value in weight.iter().chain(bias) {
-        bytes.extend_from_slice(&value.to_bits().to_le_bytes());
-    }
-    hasher.write(&bytes);
+    hasher.write(bytemuck::cast_slice(weight));
+    hasher.write(bytemuck::cast_slice(bias));
     hasher.finish()
 }
