@@ -8,6 +8,7 @@ mod pack;
 mod plan;
 mod prune;
 mod quantize;
+mod structured;
 #[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
@@ -21,6 +22,9 @@ pub use inspect::{LayerInspection, inspect_layer};
 pub(crate) use inspect::{folded, plain_weights};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
+pub use structured::{
+    Amount, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels, Ranking,
+};
 pub use weights::ScaleLayout;
 pub(crate) use weights::{CodeRange, choose_scales, through_half};
 pub(crate) use wiring::Wiring;
