@@ -6,7 +6,7 @@ use crate::{
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Granularity, LayerSetting, Precision, QuantScheme},
+    compress::{Amount, Granularity, LayerSetting, Precision, QuantScheme},
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,
@@ -222,6 +222,19 @@ pub fn steps(steps: &[Step]) -> String {
         .iter()
         .map(|step| match step {
             Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::PruneChannels(step) => match (step.amount, &step.default) {
+                (Amount::Macs(share), _) => {
+                    format!("channels to {:.0} % of the MACs", share * 100.0)
+                }
+                (Amount::WeightKilobytes(kb), _) => format!("channels to {kb} kB"),
+                (Amount::Channels(share), _) => {
+                    format!("take out {:.0} % of channels", share * 100.0)
+                }
+                (Amount::Ratios, Some(Choice::Set(ratio))) if step.layers.is_empty() => {
+                    format!("take out {:.0} % of channels", ratio.0 * 100.0)
+                }
+                (Amount::Ratios, _) => "take out channels by layer".into(),
+            },
             Step::Prune(step) => match step.default {
                 Choice::Set(ratio) if step.layers.is_empty() => {
                     format!("prune {:.0} %", ratio.0 * 100.0)

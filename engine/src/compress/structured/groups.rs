@@ -37,7 +37,7 @@ pub(super) struct Block {
 pub struct ChannelGroup {
     /// Layers that lose output channels, in the graph's order.
     pub layers: Vec<LayerId>,
-    /// Other layers that read them and lose input channels.
+    /// Layers that read them and lose input channels.
     pub readers: Vec<LayerId>,
     /// What can go one by one: channels, or sets of channels that only go together.
     pub channels: usize,
@@ -196,8 +196,8 @@ impl Structure {
             };
             block.group = group;
             groups[group].channels += block.units.len();
-            let others = block.members.iter().map(|m| m.layer);
-            readers[group].extend(others.filter(|l| !sets[group].contains(l)));
+            let reading = block.members.iter().filter(|m| !m.output);
+            readers[group].extend(reading.map(|m| m.layer));
         }
         for (group, readers) in groups.iter_mut().zip(&readers) {
             group.readers = ids(readers);

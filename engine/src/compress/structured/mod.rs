@@ -3,6 +3,7 @@
 mod choose;
 mod groups;
 mod labels;
+mod means;
 mod measured;
 mod norms;
 mod pass;
@@ -11,10 +12,11 @@ mod reshape;
 mod rules;
 mod score;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trace;
 
 pub use groups::{ChannelGroup, ChannelGroups};
+pub use pass::layer_channels;
 
 use super::{CompressError, Ratio};
 use crate::graph::LayerId;
@@ -114,7 +116,8 @@ pub struct ChannelSettings {
     pub least: usize,
     /// Samples of the calibration split that criteria look at and statistics are taken from.
     pub samples: usize,
-    /// Take the statistics of batch norms again afterwards, where there are any.
+    /// Take the statistics of batch norms again afterwards; where there are none, correct biases so that layers keep their mean
+    /// outputs. Needs data; without any, what is left computes exactly what it computed before, the removed channels being zero.
     pub reestimate: bool,
 }
 
@@ -143,18 +146,22 @@ impl ChannelSettings {
                 format!("{name}: a share above 0 and less than 1 was expected, found {value}")
             })
         };
-        let wrong = match self.amount {
+        let amount = match self.amount {
             Amount::Channels(value) => share("channels", value),
             Amount::Macs(value) => share("macs", value),
             Amount::WeightKilobytes(kb) if !(kb.is_finite() && kb > 0.0) => Some(format!(
                 "weight_kilobytes: a number above 0 was expected, found {kb}"
             )),
-            _ if self.round_to == 0 || self.least == 0 => {
-                Some("round_to and least are at least 1".to_owned())
-            }
-            _ if self.samples == 0 => Some("samples: at least 1 sample is needed".to_owned()),
-            _ => None,
+            Amount::Ratios | Amount::WeightKilobytes(_) => None,
         };
+        let numbers = [
+            ("round_to", self.round_to),
+            ("least", self.least),
+            ("samples", self.samples),
+        ];
+        let zero = numbers.iter().find(|(_, n)| *n == 0);
+        let wrong =
+            amount.or(zero.map(|(key, _)| format!("{key}: at least 1 was expected, found 0")));
         wrong.map_or(Ok(()), |w| Err(CompressError::Invalid(w)))
     }
 }

@@ -111,7 +111,7 @@ pub(super) fn reestimate(
 }
 
 /// Mean and mean square by channel (axis 1), in a fixed order.
-fn moments(tensor: &Tensor) -> Result<(Vec<f64>, Vec<f64>), ExecError> {
+pub(super) fn moments(tensor: &Tensor) -> Result<(Vec<f64>, Vec<f64>), ExecError> {
     let shape = tensor.dims().to_vec();
     let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     let channels = shape.get(1).copied().unwrap_or(1);

@@ -4,6 +4,7 @@ use super::{
     Amount, PruneChannels,
     choose::{Limit, choose, macs},
     groups::Structure,
+    means::correct,
     norms::reestimate,
     score::scores,
 };
@@ -68,16 +69,22 @@ impl Pass for PruneChannels {
             model.clone()
         } else {
             let mut pruned = structure.remove(&model.masks, &removed)?;
-            if has_norms(&pruned.graph) {
-                let norms = match settings.reestimate && context.data.is_some() {
-                    true => reestimate(&mut pruned.graph, settings.samples, context)?,
-                    false => 0,
-                };
-                words = match norms {
-                    0 => "; batch norms keep their old statistics".to_owned(),
-                    n => format!("; statistics of {n} batch norms taken again"),
-                };
-            }
+            let (graph, n) = (&mut pruned.graph, settings.samples);
+            words = match (
+                settings.reestimate && context.data.is_some(),
+                has_norms(graph),
+            ) {
+                (true, true) => format!(
+                    "; statistics of {} batch norms taken again",
+                    reestimate(graph, n, context)?
+                ),
+                (true, false) => format!(
+                    "; {} biases corrected to keep mean outputs",
+                    correct(&structure, &removed, graph, n, context)?
+                ),
+                (false, true) => "; batch norms keep their old statistics".to_owned(),
+                (false, false) => String::new(),
+            };
             pruned
         };
         let entries = self.entries(&structure, &limits, &pruned.graph);
@@ -124,8 +131,8 @@ impl PruneChannels {
     }
 
     fn entries(&self, structure: &Structure, limits: &[Limit], after: &Graph) -> Vec<AccountEntry> {
-        let after: BTreeMap<LayerId, (usize, usize)> = counts(after);
-        let old = counts(&structure.trace.graph);
+        let after: BTreeMap<LayerId, (usize, usize)> = layer_channels(after);
+        let old = layer_channels(&structure.trace.graph);
         structure
             .layers
             .iter()
@@ -191,7 +198,7 @@ fn some(names: &[&str]) -> String {
 }
 
 /// Output and input channels of every layer, as its weight has them.
-fn counts(graph: &Graph) -> BTreeMap<LayerId, (usize, usize)> {
+pub fn layer_channels(graph: &Graph) -> BTreeMap<LayerId, (usize, usize)> {
     graph
         .layers()
         .into_iter()

@@ -1,7 +1,7 @@
 //! What pruning gives is what the whole network gives with every removed channel zero, wherever it occurs.
 
 mod generated;
-mod samples;
+mod passes;
 
 use super::{groups::Structure, *};
 use crate::{
@@ -67,7 +67,7 @@ fn some_units(structure: &Structure, seed: u64) -> BTreeSet<u32> {
 }
 
 /// The invariant, for some choice of units. How many went.
-fn equals_the_zeroed(model: &Model, x: &Tensor, seed: u64, tolerance: f32) -> usize {
+pub(crate) fn equals_the_zeroed(model: &Model, x: &Tensor, seed: u64, tolerance: f32) -> usize {
     let structure = Structure::of(&model.graph);
     let removed = some_units(&structure, seed);
     let pruned = structure

@@ -1,23 +1,10 @@
-//! The pass as a whole, on the sample networks and on small ones.
+//! The pass as a whole: ratios, criteria, statistics, reasons.
 
 use super::*;
 use crate::{
     compress::{Account, Outcome},
-    formats::onnx,
     graph::{Op, TensorData},
 };
-use std::path::Path;
-
-fn sample(name: &str) -> Model {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../sample-models")
-        .join(name);
-    Model {
-        graph: onnx::read_model(&path).expect("the sample is there").graph,
-        masks: BTreeMap::new(),
-    }
-}
-
 fn apply(
     model: &Model,
     settings: ChannelSettings,
@@ -42,125 +29,9 @@ fn apply(
     (pruned, account)
 }
 
-fn macs(model: &Model) -> u64 {
-    super::super::choose::macs(&model.graph).expect("known shapes")
-}
-
 fn said<'a>(account: &'a Account, layer: &str) -> &'a Outcome {
     let entry = account.entries.iter().find(|e| &*e.layer.0 == layer);
     &entry.expect("the layer is in the account").outcome
-}
-
-#[test]
-fn samples_equal_their_masks() {
-    for (name, shape) in [
-        ("fashion-resnet/fashion-resnet.onnx", vec![1, 28, 28]),
-        (
-            "efficientnet-lite0/efficientnet-lite0.onnx",
-            vec![3, 64, 64],
-        ),
-    ] {
-        let mut model = sample(name);
-        // Convolutions do not mind a smaller image than the network was made for.
-        let input = model.graph.inputs[0];
-        if let Some(dims) = &mut model.graph.value_mut(input).shape {
-            for (dim, n) in dims.iter_mut().skip(1).zip(&shape) {
-                *dim = crate::graph::Dim::Known(*n);
-            }
-        }
-        for seed in [1, 99] {
-            let removed = equals_the_zeroed(&model, &batch(1, &shape), seed, 1e-3);
-            assert!(removed > 100, "{name}: {removed}");
-        }
-    }
-}
-
-#[test]
-fn budgets_are_met_and_not_overshot() {
-    let model = sample("fashion-resnet/fashion-resnet.onnx");
-    let before = macs(&model);
-    for ranking in [Ranking::Local, Ranking::Global] {
-        for share in [0.9_f32, 0.5, 0.25] {
-            let settings = ChannelSettings {
-                amount: Amount::Macs(share),
-                ranking,
-                ..ChannelSettings::default()
-            };
-            let (pruned, _) = apply(&model, settings, &[]);
-            let left = macs(&pruned) as f64 / before as f64;
-            assert!(left <= f64::from(share), "{ranking:?} {share}: {left}");
-            assert!(
-                left > f64::from(share) - 0.06,
-                "{ranking:?} {share}: {left}"
-            );
-        }
-    }
-    let settings = ChannelSettings {
-        amount: Amount::WeightKilobytes(600.0),
-        round_to: 8,
-        least: 8,
-        ..ChannelSettings::default()
-    };
-    let (pruned, account) = apply(&model, settings, &[("conv1", None)]);
-    let bytes = super::super::choose::weight_bytes(&pruned.graph);
-    assert!(bytes <= 600_000, "{bytes}");
-    for layer in pruned.graph.layers() {
-        assert!(
-            layer.weight_shape[0] % 8 == 0 || &*layer.id.0 == "fc",
-            "{layer:?}"
-        );
-    }
-    assert!(
-        matches!(said(&account, "conv1"), Outcome::NotDone(_)),
-        "{account:?}"
-    );
-    let impossible = PruneChannels {
-        settings: ChannelSettings {
-            amount: Amount::Macs(0.01),
-            ..ChannelSettings::default()
-        },
-        layers: model
-            .graph
-            .layers()
-            .into_iter()
-            .map(|l| (l.id, Some(Ratio(0.5))))
-            .collect(),
-    };
-    let error = with_context(|c| impossible.apply(model.clone(), c))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("cannot reach macs(0.01)"), "{error}");
-}
-
-#[test]
-fn what_is_pruned_can_be_written_and_read_again() {
-    let model = sample("fashion-resnet/fashion-resnet.onnx");
-    let settings = ChannelSettings {
-        amount: Amount::Macs(0.5),
-        ..ChannelSettings::default()
-    };
-    let (pruned, account) = apply(&model, settings, &[]);
-    let (small, large) = (
-        onnx::to_bytes(&pruned.graph).expect("writes"),
-        onnx::to_bytes(&model.graph).expect("writes"),
-    );
-    assert!(
-        small.len() < large.len() * 3 / 4,
-        "{} of {}",
-        small.len(),
-        large.len()
-    );
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("p.onnx");
-    std::fs::write(&path, small).expect("writes");
-    let read = onnx::read_model(&path).expect("reads").graph;
-    let x = batch(2, &[1, 28, 28]);
-    assert_eq!(run_on(&read, &x), run_on(&pruned.graph, &x));
-    assert!(
-        account.pass.contains("MACs a sample left (4"),
-        "{}",
-        account.pass
-    );
 }
 
 #[test]
@@ -418,4 +289,58 @@ fn shared_weights_lose_the_same_channels() {
     for seed in 1..6 {
         equals_the_zeroed(&model, &batch(2, &[3, 6, 6]), seed * 31, 1e-4);
     }
+}
+
+#[test]
+fn biases_make_up_for_what_went() {
+    // Without norms: conv with a bias, its channels far from zero on average, and a reader.
+    let mut net = Net::new(6, &[1, 6, 6]);
+    let a = net.conv("a", ValueId(0), [8, 1, 3, 3], 1, true);
+    let a = net.relu("relu", a);
+    let b = net.conv("b", a, [4, 8, 1, 1], 1, true);
+    let model = net.finish(&[b]);
+    let (_folder, data) = task(3);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let prune = |reestimate| {
+        let pass = PruneChannels {
+            settings: ChannelSettings {
+                reestimate,
+                samples: 40,
+                ..ChannelSettings::default()
+            },
+            layers: BTreeMap::from([(id("a"), Some(Ratio(0.5)))]),
+        };
+        pass.apply(model.clone(), &context).expect("applies")
+    };
+    let images = data
+        .batch(crate::data::SplitName::Calibration, 0..40)
+        .expect("images")
+        .images;
+    let means = |graph: &Graph| -> Vec<f64> {
+        let out = run_on(graph, &images);
+        (0..4)
+            .map(|c| {
+                (0..40 * 36)
+                    .map(|i| f64::from(out[(i / 36 * 4 + c) * 36 + i % 36]))
+                    .sum::<f64>()
+                    / 1440.0
+            })
+            .collect()
+    };
+    let away = |graph: &Graph| -> f64 {
+        let pairs = means(&model.graph).into_iter().zip(means(graph));
+        pairs.map(|(x, y)| (x - y).abs()).sum()
+    };
+    let ((plain, _), (corrected, account)) = (prune(false), prune(true));
+    assert!(
+        account.pass.contains("2 biases corrected"),
+        "{}",
+        account.pass
+    );
+    assert!(away(&plain.graph) > 0.05, "{}", away(&plain.graph));
+    assert!(away(&corrected.graph) < 1e-4, "{}", away(&corrected.graph));
 }
