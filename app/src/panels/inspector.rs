@@ -54,9 +54,17 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .id_salt("candidates-scroll")
                 .auto_shrink(false)
                 .show(ui, |ui| {
-                    candidates(ui, layer, state);
-                    ui.add_space(8.0);
-                    channels(ui, layer, state, out);
+                    // What the plan is about comes first.
+                    if state.document.channels {
+                        ui.add_space(4.0);
+                        channels(ui, layer, state, out);
+                        candidates(ui, layer, state);
+                        ui.add_space(8.0);
+                    } else {
+                        candidates(ui, layer, state);
+                        ui.add_space(8.0);
+                        channels(ui, layer, state, out);
+                    }
                     advice(ui, layer, state, out);
                 });
         },
@@ -65,7 +73,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
 
 fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
-    let setting = words::setting(state.setting(&layer.id), &state.document.scheme);
+    let setting = words::setting(state.setting(&layer.id), &state.document);
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
         let runs = [(setting.as_str(), theme::small(), t.muted)];
         let chip = widgets::chip(ui, &runs, None, "Quantisation scheme");
@@ -134,7 +142,7 @@ fn weights(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
         );
         return;
     };
-    let stale = inspection.setting != state.setting(&layer.id);
+    let stale = inspection.setting != state.inspected_setting(&layer.id);
     ui.spacing_mut().item_spacing.y = 0.0;
     let facts = 34.0;
     let strip = if rect.height() > 150.0 {

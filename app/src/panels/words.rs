@@ -2,11 +2,11 @@
 
 use crate::{
     commands::{precision_label, split_label},
-    state::{ColourBy, NamedPoint, State},
+    state::{ColourBy, Document, NamedPoint, State},
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Amount, Granularity, LayerSetting, Precision, QuantScheme},
+    compress::{Amount, Granularity, LayerSetting, Precision},
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,
@@ -146,7 +146,8 @@ pub fn layer_kind(layer: &LayerFacts) -> String {
 }
 
 /// "int4 · per channel · 38 % pruned".
-pub fn setting(s: LayerSetting, scheme: &QuantScheme) -> String {
+pub fn setting(s: LayerSetting, document: &Document) -> String {
+    let scheme = &document.scheme;
     let mut text = precision_label(s.precision).to_owned();
     let steps = match s.precision {
         Precision::Int8 => Some(scheme.int8_weights),
@@ -160,7 +161,12 @@ pub fn setting(s: LayerSetting, scheme: &QuantScheme) -> String {
         None => {}
     }
     if s.sparsity.0 > 0.0 {
-        text += &format!(" · {:.0} % pruned", s.sparsity.0 * 100.0);
+        let what = if document.channels {
+            "of channels out"
+        } else {
+            "pruned"
+        };
+        text += &format!(" · {:.0} % {what}", s.sparsity.0 * 100.0);
     }
     text
 }

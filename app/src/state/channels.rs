@@ -2,7 +2,7 @@
 
 use super::{Document, State};
 use limbeck_engine::{
-    compress::{ChannelGroup, ChannelGroups, Precision, Ratio},
+    compress::{ChannelGroup, ChannelGroups, LayerSetting, Precision, Ratio},
     graph::LayerId,
     jobs::ModelInfo,
     search::Prediction,
@@ -17,6 +17,15 @@ impl State {
     /// The layers that lose channels together with this one, itself included, in the graph's order.
     pub fn tied(&self, layer: &LayerId) -> Option<&ChannelGroup> {
         self.channels()?.group_of(layer)
+    }
+
+    /// What the inspector shows of a layer's weights: where whole channels go, those that are left keep their values.
+    pub fn inspected_setting(&self, layer: &LayerId) -> LayerSetting {
+        let mut setting = self.setting(layer);
+        if self.document.channels {
+            setting.sparsity = Ratio(0.0);
+        }
+        setting
     }
 
     /// Why a layer can lose no channels, where the plan prunes channels; nothing if it can.
