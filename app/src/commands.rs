@@ -107,6 +107,8 @@ pub enum Command {
     TogglePin(Vec<LayerId>),
     ApplyPreset(Preset),
     SetScheme(QuantScheme),
+    /// Pruning takes whole channels out (true), or sets single weights to zero.
+    SetPruning(bool),
     SetGoals(Vec<Goal>),
     /// Distillation in the plan, or not.
     SetDistil(Option<DistilSettings>),
@@ -196,6 +198,8 @@ impl Command {
             Self::TogglePin(_) => "Pin or unpin".into(),
             Self::ApplyPreset(preset) => format!("Plan: {}", preset.label()),
             Self::SetScheme(_) => "Set quantisation scheme".into(),
+            Self::SetPruning(true) => "Prune whole channels: smaller and faster".into(),
+            Self::SetPruning(false) => "Prune single weights: masked zeros".into(),
             Self::SetGoals(_) => "Set goals".into(),
             Self::SetDistil(None) => "Take distillation out of the plan".into(),
             Self::SetDistil(Some(_)) => "Put distillation into the plan".into(),
@@ -276,6 +280,7 @@ impl Command {
             | Self::SaveProjectAs(_)
             | Self::SetGoals(_)
             | Self::SetScheme(_)
+            | Self::SetPruning(_)
             | Self::ApplyPreset(_)
             | Self::SelectAll => model(),
             Self::Show(Dialog::ExportModel) | Self::ExportModel { .. } => {
@@ -407,6 +412,7 @@ impl Command {
         commands.extend([
             Self::ResetLayers(selected.clone()),
             Self::TogglePin(selected),
+            Self::SetPruning(!state.document.channels),
             Self::Show(Dialog::Goals),
             Self::Show(Dialog::Scheme),
             Self::SelectAll,

@@ -424,3 +424,50 @@ fn usage_help_and_closed_pipes() {
     assert_eq!(child.wait().expect("ends").code(), Some(0));
     assert_eq!(said, "");
 }
+
+#[test]
+fn channels_are_taken_out_and_the_run_can_be_repeated() {
+    let dir = folder();
+    let steps = "PruneChannels(amount: macs(0.5), layers: [(\"conv1\", keep)], round_to: 4, samples: 64),\n FoldBatchNorm,\n Quantize(default: set(int8))";
+    let recipe = recipe(dir.path(), steps, "");
+    let out = text(&dir.path().join("out"));
+    let run = good(&[
+        "run", &recipe, "--split", "search", "--limit", "200", "--out", &out,
+    ]);
+    let inspected = good(&["inspect", &model()]);
+    let macs = |v: &Value| v["sizes"]["macs"].as_u64().expect("known MACs");
+    assert!(
+        macs(&run) * 2 <= macs(&inspected),
+        "{} of {}",
+        macs(&run),
+        macs(&inspected)
+    );
+    // The window's groups: twelve in a ResNet-20, and the classifier stays.
+    assert_eq!(
+        inspected["channel_groups"].as_array().map(Vec::len),
+        Some(12)
+    );
+    assert!(
+        inspected["channels_stay"]["fc"]
+            .as_str()
+            .is_some_and(|w| w.contains("output"))
+    );
+    // The exported file is what was counted, and the lock says each layer's channels.
+    let exported = good(&["inspect", &text(&dir.path().join("out/model.onnx"))]);
+    assert_eq!(macs(&exported), macs(&run));
+    let lock = std::fs::read_to_string(dir.path().join("out/recipe.lock.ron")).expect("a lock");
+    assert!(lock.contains("outputs: (32, "), "{lock}");
+    let verified = good(&["verify", &out]);
+    assert_eq!(verified["same"], Value::Bool(true));
+    let refused = refused(&[
+        "run",
+        &self::recipe(
+            dir.path(),
+            "Quantize(default: set(int8)), PruneChannels(amount: macs(0.5))",
+            "",
+        ),
+        "--out",
+        &out,
+    ]);
+    assert!(refused.contains("must come before Quantize"), "{refused}");
+}

@@ -29,6 +29,7 @@ pub fn to_file(state: &State, path: &Path) -> Option<ProjectFile> {
     file.pins = document.pins.clone();
     file.goals = document.goals.clone();
     file.scheme = document.scheme.clone();
+    file.channels = document.channels;
     file.distil_enabled = document.distil.is_some();
     file.distil = document.distil.clone().unwrap_or_default();
     file.points = state
@@ -70,6 +71,7 @@ pub fn lay_over(state: &mut State, file: ProjectFile) -> Vec<String> {
     document.pins = file.pins.into_iter().filter(known_layers).collect();
     document.goals = file.goals;
     document.scheme = file.scheme;
+    document.channels = file.channels;
     document.distil = file.distil_enabled.then_some(file.distil);
     document.seed = file.seed;
     if !file.model_sha256.is_empty() && file.model_sha256 != model.sha256 {

@@ -85,7 +85,7 @@ struct Head {
     why: &'static str,
 }
 
-fn heads(columns: &Columns) -> Vec<Head> {
+fn heads(columns: &Columns, channels: bool) -> Vec<Head> {
     let head = |column, text, key, align, why| Head {
         column,
         text,
@@ -150,10 +150,14 @@ fn heads(columns: &Columns) -> Vec<Head> {
     ));
     heads.push(head(
         columns.prune,
-        "Prune",
+        if channels { "Channels" } else { "Prune" },
         SortKey::Ratio,
         left,
-        "Share of weights set to zero, smallest first",
+        if channels {
+            "Share of output channels that are taken out; layers that are tied move together"
+        } else {
+            "Share of weights set to zero, smallest first; Plan… has whole channels instead"
+        },
     ));
     heads
 }
@@ -162,7 +166,7 @@ fn heads(columns: &Columns) -> Vec<Head> {
 pub(super) fn header(ui: &mut Ui, all: Rect, columns: &Columns, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let y = (all.top(), all.top() + HEADER);
-    for head in heads(columns) {
+    for head in heads(columns, state.document.channels) {
         let Head {
             column,
             text,

@@ -4,7 +4,7 @@
 use super::{Commands, words};
 use crate::{
     commands::Command,
-    state::{Dialog, State},
+    state::{Dialog, SelectMode, State},
     theme,
     widgets::{self, Histogram, number},
 };
@@ -54,8 +54,17 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .id_salt("candidates-scroll")
                 .auto_shrink(false)
                 .show(ui, |ui| {
-                    candidates(ui, layer, state);
-                    ui.add_space(8.0);
+                    // What the plan is about comes first.
+                    if state.document.channels {
+                        ui.add_space(4.0);
+                        channels(ui, layer, state, out);
+                        candidates(ui, layer, state);
+                        ui.add_space(8.0);
+                    } else {
+                        candidates(ui, layer, state);
+                        ui.add_space(8.0);
+                        channels(ui, layer, state, out);
+                    }
                     advice(ui, layer, state, out);
                 });
         },
@@ -64,7 +73,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
 
 fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
-    let setting = words::setting(state.setting(&layer.id), &state.document.scheme);
+    let setting = words::setting(state.setting(&layer.id), &state.document);
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
         let runs = [(setting.as_str(), theme::small(), t.muted)];
         let chip = widgets::chip(ui, &runs, None, "Quantisation scheme");
@@ -133,7 +142,7 @@ fn weights(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
         );
         return;
     };
-    let stale = inspection.setting != state.setting(&layer.id);
+    let stale = inspection.setting != state.inspected_setting(&layer.id);
     ui.spacing_mut().item_spacing.y = 0.0;
     let facts = 34.0;
     let strip = if rect.height() > 150.0 {
@@ -350,6 +359,65 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
         }
         response.on_hover_text(hover);
     }
+}
+
+/// Which layers lose channels together with this one, or why it loses none.
+fn channels(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let Some(channels) = state.channels() else {
+        return;
+    };
+    let (head, body, group) = match (channels.group_of(&layer.id), channels.fixed.get(&layer.id)) {
+        (Some(group), _) => {
+            let others = group.layers.iter().filter(|l| **l != layer.id);
+            let names: Vec<&str> = others.map(|l| &*l.0).collect();
+            let readers = group.readers.len();
+            let read = format!(
+                "{readers} {} it and shrink{} with it",
+                if readers == 1 {
+                    "layer reads"
+                } else {
+                    "layers read"
+                },
+                if readers == 1 { "s" } else { "" },
+            );
+            if names.is_empty() {
+                let head = "Its channels can go by themselves".to_owned();
+                (head, format!("{read}."), None)
+            } else {
+                let head = format!("Tied to {} other layers", names.len());
+                let head = if names.len() == 1 {
+                    "Tied to one other layer".to_owned()
+                } else {
+                    head
+                };
+                let body = format!(
+                    "Channels go together with those of {}; {read}.",
+                    names.join(", ")
+                );
+                (head, body, Some(group))
+            }
+        }
+        (None, Some(why)) => ("Its channels stay".to_owned(), format!("{why}."), None),
+        (None, None) => return,
+    };
+    widgets::note_card(ui, t.muted, &head, &body, |ui| {
+        let Some(group) = group else { return };
+        ui.add_space(4.0);
+        if widgets::Button::new("Select them all").low().show(ui) {
+            let mut mode = SelectMode::Replace;
+            // The layer itself last: it stays in the inspector.
+            let others = group.layers.iter().filter(|l| **l != layer.id);
+            for id in others.chain([&layer.id]) {
+                out.push(Command::Select {
+                    layer: id.clone(),
+                    mode,
+                });
+                mode = SelectMode::Toggle;
+            }
+        }
+    });
+    ui.add_space(8.0);
 }
 
 /// Symptom, reason and a button, where something about this layer's setting stands out.

@@ -158,7 +158,7 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
 
     let none = selected.is_empty().then_some("Select layers first");
     precision_menu(ui, &selected, none, out);
-    ratio_menu(ui, &selected, none, out);
+    ratio_menu(ui, &selected, none, state, out);
     let all_pinned = !selected.is_empty() && selected.iter().all(|id| state.is_pinned(id));
     let pin = Button::new(if all_pinned { "Unpin" } else { "Pin" });
     command_button(ui, pin, Command::TogglePin(selected), state, out);
@@ -208,11 +208,17 @@ fn ratio_menu(
     ui: &mut Ui,
     selected: &[limbeck_engine::graph::LayerId],
     none: Option<&str>,
+    state: &State,
     out: &mut Commands,
 ) {
+    let hint = if state.document.channels {
+        "Share of channels to take out of every selected layer and of those tied to it; groups with a pinned layer are skipped"
+    } else {
+        "Share of weights to prune in every selected layer; pinned ones are skipped"
+    };
     let anchor = Button::new("Set ratio…")
         .disabled(none)
-        .hint("Share of weights to prune in every selected layer; pinned ones are skipped")
+        .hint(hint)
         .response(ui);
     Popup::menu(&anchor)
         .close_behavior(PopupCloseBehavior::CloseOnClick)
@@ -267,7 +273,12 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
     }
     let size_alone = runs.len();
     runs.push(("   ".into(), theme::mono(), t.text));
-    match (prediction.macs.or(model.sizes.macs), model.sizes.macs) {
+    let macs = match known {
+        _ if state.plan_is_empty() => model.sizes.macs,
+        Some(point) => point.point.sizes.macs,
+        None => prediction.macs,
+    };
+    match (macs.or(model.sizes.macs), model.sizes.macs) {
         (Some(now), Some(was)) if now != was => {
             let was = number::millions(was);
             runs.push((format!("{was} → "), theme::mono(), t.text));
@@ -285,7 +296,7 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
         .iter()
         .map(|(text, font, _)| widgets::text_width(ui.painter(), text, font.clone()))
         .sum();
-    // Neither precision nor masks change the MACs: where there is no room they go.
+    // Size comes first: where there is no room the MACs go.
     if wide + 12.0 > room {
         runs.truncate(size_alone);
     }
@@ -307,6 +318,7 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
     ui.painter().galley(rect.min, galley, t.text);
     response.on_hover_text(format!(
             "Stored size of the exported file: {before} kB as opened, {after} kB with this plan ({origin}).\n\
-             Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs."
+             Masked zeros save no stored bytes, and neither precision nor masks change the number of MACs; channels taken out \
+             save both."
         ));
 }

@@ -145,6 +145,7 @@ pub fn plan(anchor: &Response, state: &State, out: &mut Commands) {
         .into();
     commands.extend([
         None,
+        Some(Command::SetPruning(!state.document.channels)),
         Some(Command::Show(Dialog::Scheme)),
         Some(Command::Show(Dialog::Distil)),
         Some(Command::SetDistil(None)),

@@ -408,10 +408,11 @@ fn plan(
         });
     }
     let ratio = setting.sparsity.0;
-    let text = if ratio > 0.0 {
-        format!("{:.0} %", ratio * 100.0)
-    } else {
-        "keep".to_owned()
+    let stays = state.channels_stay(&layer.id).is_some();
+    let text = match ratio > 0.0 {
+        true => format!("{:.0} %", ratio * 100.0),
+        false if stays => "stays".to_owned(),
+        false => "keep".to_owned(),
     };
     let event = widgets::ratio_slider(
         ui,
@@ -420,7 +421,7 @@ fn plan(
         ratio,
         MAX_RATIO,
         &text,
-        None,
+        state.channels_stay(&layer.id).as_deref(),
         || format!("{name} prune ratio"),
     );
     let (value, done) = match event {

@@ -2,11 +2,11 @@
 
 use crate::{
     commands::{precision_label, split_label},
-    state::{ColourBy, NamedPoint, State},
+    state::{ColourBy, Document, NamedPoint, State},
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Granularity, LayerSetting, Precision, QuantScheme},
+    compress::{Amount, Granularity, LayerSetting, Precision},
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,
@@ -184,7 +184,8 @@ pub fn layer_kind(layer: &LayerFacts) -> String {
 }
 
 /// "int4 · per channel · 38 % pruned".
-pub fn setting(s: LayerSetting, scheme: &QuantScheme) -> String {
+pub fn setting(s: LayerSetting, document: &Document) -> String {
+    let scheme = &document.scheme;
     let mut text = precision_label(s.precision).to_owned();
     let steps = match s.precision {
         Precision::Int8 => Some(scheme.int8_weights),
@@ -198,7 +199,12 @@ pub fn setting(s: LayerSetting, scheme: &QuantScheme) -> String {
         None => {}
     }
     if s.sparsity.0 > 0.0 {
-        text += &format!(" · {:.0} % pruned", s.sparsity.0 * 100.0);
+        let what = if document.channels {
+            "of channels out"
+        } else {
+            "pruned"
+        };
+        text += &format!(" · {:.0} % {what}", s.sparsity.0 * 100.0);
     }
     text
 }
@@ -260,6 +266,19 @@ pub fn steps(steps: &[Step]) -> String {
         .iter()
         .map(|step| match step {
             Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::PruneChannels(step) => match (step.amount, &step.default) {
+                (Amount::Macs(share), _) => {
+                    format!("channels to {:.0} % of the MACs", share * 100.0)
+                }
+                (Amount::WeightKilobytes(kb), _) => format!("channels to {kb} kB"),
+                (Amount::Channels(share), _) => {
+                    format!("take out {:.0} % of channels", share * 100.0)
+                }
+                (Amount::Ratios, Some(Choice::Set(ratio))) if step.layers.is_empty() => {
+                    format!("take out {:.0} % of channels", ratio.0 * 100.0)
+                }
+                (Amount::Ratios, _) => "take out channels by layer".into(),
+            },
             Step::Prune(step) => match step.default {
                 Choice::Set(ratio) if step.layers.is_empty() => {
                     format!("prune {:.0} %", ratio.0 * 100.0)

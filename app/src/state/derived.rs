@@ -156,13 +156,17 @@ pub fn refresh(state: &mut State) {
         derived.prediction = mirror.model.as_ref().map(|model| {
             let cells: Vec<Cell> = mirror.best_cells().cloned().collect();
             let plan = &state.document.plan;
-            let mut prediction = search::predict(
+            let prediction = search::predict(
                 &model.layers,
                 plan,
                 &state.document.scheme,
                 &cells,
                 model.overhead,
             );
+            let mut prediction = match state.document.channels {
+                true => super::channels::predict(model, &state.document, prediction),
+                false => prediction,
+            };
             // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
             if state.document.scheme != QuantScheme::default() {
                 let quantised =

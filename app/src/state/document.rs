@@ -30,6 +30,8 @@ pub struct Document {
     pub pins: BTreeSet<LayerId>,
     pub goals: Vec<Goal>,
     pub scheme: QuantScheme,
+    /// Pruning takes whole channels out, instead of setting single weights to zero.
+    pub channels: bool,
     /// Distillation as a part of the plan; `None`: without.
     pub distil: Option<DistilSettings>,
     pub seed: u64,
@@ -66,6 +68,7 @@ impl Document {
             seed: self.seed,
             goals: self.goals.clone(),
             scheme: self.scheme.clone(),
+            channels: self.channels,
             distil: self.distil.clone().filter(|_| with_distil),
         };
         Recipe::from_plan(&context, layers, &self.plan)

@@ -3,7 +3,7 @@
 
 use super::{JobKind, State};
 use limbeck_engine::{
-    compress::{LayerSetting, Precision, Ratio},
+    compress::{ChannelGroup, ChannelGroups, LayerSetting, Precision, Ratio},
     data::{DatasetInfo, SplitName},
     eval::{Estimate, Metrics, PairedDrop},
     graph::LayerId,
@@ -251,6 +251,41 @@ fn names() -> Vec<String> {
     names
 }
 
+/// Channels of a residual network: what is added up goes together, the inside of a block by itself.
+fn channels(layers: &[LayerFacts]) -> ChannelGroups {
+    let stage = |id: &LayerId| match id.0.strip_prefix("layer") {
+        Some(rest) => rest[..1].parse().unwrap_or(1),
+        None => 1_usize,
+    };
+    let residual = |id: &LayerId| !id.0.contains(".conv1") && &*id.0 != "fc";
+    let mut channels = ChannelGroups::default();
+    for wanted in 1..=3 {
+        let own = layers
+            .iter()
+            .filter(|l| residual(&l.id) && stage(&l.id) == wanted);
+        let inner = layers
+            .iter()
+            .filter(|l| l.id.0.contains(".conv1") && stage(&l.id) == wanted);
+        channels.groups.push(ChannelGroup {
+            layers: own.map(|l| l.id.clone()).collect(),
+            readers: inner.clone().map(|l| l.id.clone()).collect(),
+            channels: 8 << wanted,
+        });
+        for layer in inner {
+            channels.groups.push(ChannelGroup {
+                layers: vec![layer.id.clone()],
+                readers: vec![LayerId(
+                    layer.id.0.replace("conv1", "conv2").as_str().into(),
+                )],
+                channels: 8 << wanted,
+            });
+        }
+    }
+    let why = "its channels are the model's output logits".to_owned();
+    channels.fixed.insert(LayerId("fc".into()), why);
+    channels
+}
+
 fn model_info() -> ModelInfo {
     let mut stage = 1;
     let layers: Vec<LayerFacts> = names()
@@ -300,6 +335,7 @@ fn model_info() -> ModelInfo {
             nonzero_params: params,
             macs: Some(macs),
         },
+        channels: channels(&layers),
         layers,
         overhead: Bytes(14_000),
         inputs: vec![("input".into(), "N×1×28×28 f32".into())],

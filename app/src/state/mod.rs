@@ -1,6 +1,7 @@
 //! Three kinds of state, never mixed: the **document** (undoable, saved), the **mirror** (what the engine reported), the **view**
 //! (what is looked at). [`State`] holds all three and what follows from them, worked out once a change and not in a frame.
 
+mod channels;
 mod derived;
 mod document;
 pub mod fixture;
@@ -18,6 +19,7 @@ pub use view::{
     AfterSave, ColourBy, Dialog, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice, View,
 };
 
+pub(crate) use channels::harmonise;
 use derived::Derived;
 use limbeck_engine::{
     compress::LayerSetting,

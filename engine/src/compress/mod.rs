@@ -8,6 +8,7 @@ mod pack;
 mod plan;
 mod prune;
 mod quantize;
+pub(crate) mod structured;
 #[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
@@ -21,6 +22,10 @@ pub use inspect::{LayerInspection, inspect_layer};
 pub(crate) use inspect::{folded, plain_weights};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
+pub use structured::{
+    Amount, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels, Ranking,
+    layer_channels,
+};
 pub use weights::ScaleLayout;
 pub(crate) use weights::{CodeRange, choose_scales, through_half};
 pub(crate) use wiring::Wiring;
@@ -47,7 +52,7 @@ pub enum Precision {
     Int4,
 }
 
-/// Share of a layer's weights set to zero, 0..=1 (1 excluded).
+/// Share of a layer's weights set to zero, or of its channels taken out: 0..=1 (1 excluded).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize,
 )]

@@ -17,7 +17,7 @@ use queue::Queue;
 use worker::Worker;
 
 use crate::{
-    compress::{LayerSetting, QuantScheme},
+    compress::{ChannelGroups, LayerSetting, QuantScheme},
     data::{DatasetInfo, SplitName},
     graph::LayerId,
     measure::{Bytes, Sizes},
@@ -115,6 +115,8 @@ pub struct ModelInfo {
     /// SHA-256 of the model file, hex.
     pub sha256: String,
     pub layers: Vec<LayerFacts>,
+    /// Layers whose channels go together, and why others' stay.
+    pub channels: ChannelGroups,
     pub sizes: Sizes,
     /// Bytes of the stored file that belong to no layer.
     pub overhead: Bytes,

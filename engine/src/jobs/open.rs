@@ -5,7 +5,7 @@ use super::{
     worker::{JobContext, Worker},
 };
 use crate::{
-    compress::{FoldBatchNorm, Model, Pass, PassContext, QuantScheme},
+    compress::{ChannelGroups, FoldBatchNorm, Model, Pass, PassContext, QuantScheme},
     data::SplitName,
     exec::CancelToken,
     graph::Graph,
@@ -106,6 +106,7 @@ pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, Pipel
         task_path: session.task_path.clone(),
         sha256: session.model_sha256.clone(),
         layers: session.layers.clone(),
+        channels: ChannelGroups::of(graph),
         overhead: search::overhead(&session.layers, folded_size(graph)?),
         sizes,
         inputs: ports(graph, &graph.inputs),

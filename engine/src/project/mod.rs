@@ -75,6 +75,9 @@ pub struct ProjectFile {
     pub goals: Vec<Goal>,
     #[serde(default)]
     pub scheme: QuantScheme,
+    /// Pruning takes whole channels out, instead of setting single weights to zero.
+    #[serde(default)]
+    pub channels: bool,
     #[serde(default)]
     pub distil: DistilSettings,
     /// Whether the plan ends in distillation.
@@ -101,6 +104,7 @@ impl ProjectFile {
             pins: BTreeSet::new(),
             goals: Vec::new(),
             scheme: QuantScheme::default(),
+            channels: false,
             distil: DistilSettings::default(),
             distil_enabled: false,
             points: Vec::new(),

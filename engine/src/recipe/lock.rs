@@ -5,7 +5,9 @@ use super::{
     from_ron, read_text, run, sha256, sha256_file, text::claimed_version, to_ron,
 };
 use crate::{
-    compress::{Account, LayerSetting, Precision, QuantParameters, quantized_layers},
+    compress::{
+        Account, LayerSetting, Precision, QuantParameters, layer_channels, quantized_layers,
+    },
     data::SplitName,
     eval::{Evaluation, Metrics},
     exec::CancelToken,
@@ -74,11 +76,24 @@ pub struct LockedLayer {
     pub setting: LayerSetting,
     /// What the exported file has.
     pub precision: Precision,
+    /// Output and input channels in the original and in the exported file, where pruning took any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<LockedChannels>,
     /// Scales and zero points of the weight and of the input, where they are quantised.
     #[serde(default)]
     pub weight: Option<QuantParameters>,
     #[serde(default)]
     pub input: Option<QuantParameters>,
+}
+
+/// Channels of a layer before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedChannels {
+    /// Computed: in the original, in the exported file.
+    pub outputs: (usize, usize),
+    /// Read: in the original, in the exported file.
+    pub inputs: (usize, usize),
 }
 
 /// One predicted class index a line.
@@ -95,6 +110,10 @@ impl Lock {
     /// The lock of an outcome; `recipe_text` is the recipe file's text as it will lie beside it.
     pub fn of(session: &Session, outcome: &RunOutcome, recipe_text: &str) -> Self {
         let mut exported = quantized_layers(&outcome.graph);
+        let (before, after) = (
+            layer_channels(&session.graph),
+            layer_channels(&outcome.graph),
+        );
         let layers = session
             .layers
             .iter()
@@ -116,6 +135,13 @@ impl Lock {
                         .copied()
                         .unwrap_or(LayerSetting::KEEP),
                     precision,
+                    channels: match (before.get(&facts.id), after.get(&facts.id)) {
+                        (Some(a), Some(b)) if a != b => Some(LockedChannels {
+                            outputs: (a.0, b.0),
+                            inputs: (a.1, b.1),
+                        }),
+                        _ => None,
+                    },
                     weight,
                     input,
                 }
@@ -190,6 +216,7 @@ impl Lock {
             found.compare(&format!("operator of {name}"), &x.op, &y.op);
             found.compare(&format!("setting of {name}"), &x.setting, &y.setting);
             found.compare(&format!("precision of {name}"), &x.precision, &y.precision);
+            found.compare(&format!("channels of {name}"), &x.channels, &y.channels);
             found.parameters(&format!("weight of {name}"), &x.weight, &y.weight);
             found.parameters(&format!("input of {name}"), &x.input, &y.input);
         }

@@ -1,6 +1,7 @@
 //! The recipe: what to do to a model, in RON; strict reading, resolution of globs to layers, the pipeline that carries it
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
+mod channels;
 mod files;
 mod lock;
 mod pipeline;
@@ -12,12 +13,15 @@ mod validate;
 mod verdict;
 
 #[cfg(test)]
+mod channel_tests;
+#[cfg(test)]
 mod tests;
 
+pub use channels::PruneChannelsStep;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
 pub use lock::{
-    LOCK_FILE, LOCK_VERSION, Lock, LockedLayer, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE,
-    RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
+    LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
+    PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
 pub use pipeline::{
     Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, judge_built, run,
@@ -51,6 +55,7 @@ pub struct Rule<T>(pub String, pub Choice<T>);
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Step {
     FoldBatchNorm,
+    PruneChannels(PruneChannelsStep),
     Prune(PruneStep),
     Quantize(QuantizeStep),
     Distil(DistilSettings),

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     compress::{
         Account, Activations, CompressError, FoldBatchNorm, MagnitudePrune, Model, Pass,
-        PassContext, Precision, QuantScheme, Quantize, calibrate_layers, pack,
+        PassContext, Precision, PruneChannels, QuantScheme, Quantize, calibrate_layers, pack,
     },
     data::{DataError, Dataset, SplitName},
     eval::{self, Estimate, EvalError, Evaluation, Metrics, Observer},
@@ -327,6 +327,11 @@ impl<'a> Work<'a> {
     fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
             ResolvedStep::FoldBatchNorm | ResolvedStep::Prune(_) => 0,
+            // Scored and taken statistics of, where either is asked for; a gradient costs about three inferences.
+            ResolvedStep::PruneChannels { settings, .. } => {
+                let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);
+                (measured + u64::from(settings.reestimate)) * settings.samples as u64
+            }
             ResolvedStep::Quantize { scheme, .. } => scheme.samples as u64,
             ResolvedStep::Distil(s) => self.session.data.as_ref().map_or(0, |d| training(s, d)),
         }
@@ -373,6 +378,22 @@ impl<'a> Work<'a> {
                 ResolvedStep::FoldBatchNorm => {
                     apply(&FoldBatchNorm, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "batch norms folded")?;
+                }
+                ResolvedStep::PruneChannels { settings, layers } => {
+                    if settings.criterion.needs_data() {
+                        session.runnable_to(
+                            "score channels on, or choose a criterion that looks at weights only (l1, l2, norm_scale, \
+                             geometric_median)",
+                        )?;
+                    }
+                    self.observer
+                        .progress(self.done, self.total, "choosing channels");
+                    let pass = PruneChannels {
+                        settings: settings.clone(),
+                        layers: layers.clone(),
+                    };
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "channels taken out")?;
                 }
                 ResolvedStep::Prune(ratios) => {
                     let pass = MagnitudePrune {

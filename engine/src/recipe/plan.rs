@@ -1,6 +1,8 @@
 //! From a per-layer plan (the window's document) to a compact recipe that resolves to exactly that plan.
 
-use super::{Choice, Goal, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe, Rule, Step};
+use super::{
+    Choice, Goal, PruneChannelsStep, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe, Rule, Step,
+};
 use crate::{
     compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
@@ -19,12 +21,15 @@ pub struct PlanContext {
     pub seed: u64,
     pub goals: Vec<Goal>,
     pub scheme: QuantScheme,
+    /// Pruning takes whole channels out instead of setting weights to zero.
+    pub channels: bool,
     /// A last step, where anything was compressed.
     pub distil: Option<DistilSettings>,
 }
 
 impl Recipe {
-    /// The recipe of a plan: batch norms folded first, one Prune and one Quantize step where the plan asks for them, distillation last.
+    /// The recipe of a plan: channels out, batch norms folded, one Prune and one Quantize step where the plan asks for them,
+    /// distillation last.
     /// Layers absent from `plan` are left unchanged; a plan that changes nothing gives no steps. [`super::resolve`] on the same
     /// `layers` gives the plan back exactly.
     pub fn from_plan(
@@ -42,9 +47,18 @@ impl Recipe {
             .map(|l| (&*l.id.0, setting(&l.id).precision))
             .collect();
         let mut steps = Vec::new();
+        let mut channels = None;
         if ratios.iter().any(|(_, r)| r.0 != 0.0) {
             let (default, layers) = compact(&ratios, |r| r.0 == 0.0);
-            steps.push(Step::Prune(PruneStep { default, layers }));
+            if context.channels {
+                channels = Some(Step::PruneChannels(PruneChannelsStep {
+                    default: Some(default),
+                    layers,
+                    ..PruneChannelsStep::default()
+                }));
+            } else {
+                steps.push(Step::Prune(PruneStep { default, layers }));
+            }
         }
         if precisions.iter().any(|(_, p)| *p != Precision::Fp32) {
             let (default, layers) = compact(&precisions, |p| *p == Precision::Fp32);
@@ -54,8 +68,12 @@ impl Recipe {
                 scheme: context.scheme.clone(),
             }));
         }
-        if !steps.is_empty() {
+        if !steps.is_empty() || channels.is_some() {
             steps.insert(0, Step::FoldBatchNorm);
+            // Before folding: statistics of batch norms can be taken again only while there are any.
+            if let Some(channels) = channels {
+                steps.insert(0, channels);
+            }
             if let Some(distil) = &context.distil {
                 steps.push(Step::Distil(distil.clone()));
             }

@@ -6,7 +6,7 @@ use super::{
     validate::validate,
 };
 use crate::{
-    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
     search::LayerFacts,
     train::DistilSettings,
@@ -18,6 +18,11 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum ResolvedStep {
     FoldBatchNorm,
+    /// Layers that neither rule nor default names have no entry; those to be kept have `None`.
+    PruneChannels {
+        settings: ChannelSettings,
+        layers: BTreeMap<LayerId, Option<Ratio>>,
+    },
     Prune(BTreeMap<LayerId, Ratio>),
     Quantize {
         scheme: QuantScheme,
@@ -49,6 +54,26 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
         steps.push(match step {
             Step::FoldBatchNorm => ResolvedStep::FoldBatchNorm,
             Step::Distil(s) => ResolvedStep::Distil(s.clone()),
+            Step::PruneChannels(step) => {
+                let (default, rules) = (step.default.as_ref(), &step.layers);
+                let chosen = choose("PruneChannels", default, rules, layers, &earlier)?;
+                earlier.extend(rules.iter().map(|r| r.0.as_str()));
+                let ratio = |choice: Choice<Ratio>| match choice {
+                    Choice::Set(ratio) => Some(ratio),
+                    Choice::Keep => None,
+                };
+                for (id, choice) in &chosen {
+                    if let (Amount::Ratios, Choice::Set(ratio), Some(setting)) =
+                        (step.amount, choice, settings.get_mut(id))
+                    {
+                        setting.sparsity = *ratio;
+                    }
+                }
+                ResolvedStep::PruneChannels {
+                    settings: step.settings(),
+                    layers: chosen.into_iter().map(|(id, c)| (id, ratio(c))).collect(),
+                }
+            }
             Step::Prune(prune) => {
                 let chosen = apply("Prune", &prune.default, &prune.layers, layers, &earlier)?;
                 earlier.extend(prune.layers.iter().map(|r| r.0.as_str()));
@@ -91,6 +116,7 @@ enum Matcher<'a> {
     Glob(GlobMatcher),
 }
 
+/// The values set; a layer that is kept has no entry.
 fn apply<T: Copy>(
     step: &str,
     default: &Choice<T>,
@@ -98,6 +124,22 @@ fn apply<T: Copy>(
     layers: &[LayerFacts],
     earlier: &[&str],
 ) -> Result<BTreeMap<LayerId, T>, RecipeError> {
+    let chosen = choose(step, Some(default), rules, layers, earlier)?;
+    let set = |(id, choice)| match choice {
+        Choice::Set(value) => Some((id, value)),
+        Choice::Keep => None,
+    };
+    Ok(chosen.into_iter().filter_map(set).collect())
+}
+
+/// What default and rules say of each layer; one that nothing is said of has no entry.
+fn choose<T: Copy>(
+    step: &str,
+    default: Option<&Choice<T>>,
+    rules: &[Rule<T>],
+    layers: &[LayerFacts],
+    earlier: &[&str],
+) -> Result<BTreeMap<LayerId, Choice<T>>, RecipeError> {
     let mut matchers: Vec<(Matcher<'_>, &Choice<T>)> = Vec::with_capacity(rules.len());
     for (index, Rule(pattern, choice)) in rules.iter().enumerate() {
         let nth = earlier.iter().filter(|p| *p == pattern).count()
@@ -153,9 +195,9 @@ fn apply<T: Copy>(
                 .rev()
                 .find(|(m, _)| matches!(m, Matcher::Glob(g) if g.is_match(name)))
         };
-        let choice = exact.or_else(by_glob).map_or(default, |(_, c)| *c);
-        if let Choice::Set(value) = choice {
-            chosen.insert(layer.id.clone(), *value);
+        let rule = exact.or_else(by_glob).map(|(_, c)| *c);
+        if let Some(choice) = rule.or(default) {
+            chosen.insert(layer.id.clone(), choice.clone());
         }
     }
     Ok(chosen)

@@ -128,7 +128,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
     };
     let prune = "Prune(default: set(0.5))";
     let quantize = "Quantize(default: set(int8))";
-    assert!(steps(&format!("{prune}, FoldBatchNorm")).contains("first step"));
+    assert!(steps(&format!("{prune}, FoldBatchNorm")).contains("must come before Prune"));
     assert!(steps(&format!("{quantize}, {prune}")).contains("before Quantize"));
     assert!(steps(&format!("{quantize}, {quantize}")).contains("second Quantize"));
     assert!(steps("Distil()").contains("nothing to recover"));
@@ -278,7 +278,8 @@ proptest! {
 
     #[test]
     fn a_plan_becomes_a_recipe_that_gives_the_plan_back(
-        plan in proptest::collection::btree_map("[ab][./_]?[ab*?{\\[]{0,3}[./]?[a-c]{0,2}", setting(), 0..12)
+        plan in proptest::collection::btree_map("[ab][./_]?[ab*?{\\[]{0,3}[./]?[a-c]{0,2}", setting(), 0..12),
+        channels: bool,
     ) {
         let names: Vec<&str> = plan.keys().map(String::as_str).collect();
         let layers = facts(&names);
@@ -286,7 +287,7 @@ proptest! {
             plan.iter().map(|(n, s)| (LayerId(n.as_str().into()), *s)).collect();
         let context = PlanContext {
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
-            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), distil: None,
+            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, distil: None,
         };
         let recipe = Recipe::from_plan(&context, &layers, &plan);
         let text = recipe.to_ron().expect("writes");
@@ -324,6 +325,7 @@ fn a_uniform_stage_becomes_one_glob() {
         seed: 0,
         goals: Vec::new(),
         scheme: QuantScheme::default(),
+        channels: false,
         distil: None,
     };
     let recipe = Recipe::from_plan(&context, &layers, &plan);
@@ -332,4 +334,50 @@ fn a_uniform_stage_becomes_one_glob() {
     };
     assert_eq!(step.layers.len(), 1);
     assert_eq!(step.layers[0].0, "s1.*");
+}
+
+#[test]
+fn channels_go_before_folding_and_quantising() {
+    let channels = "PruneChannels(amount: macs(0.5), criterion: taylor, layers: [(\"conv1\", keep), (\"s*\", set(0.5))])";
+    let steps = |steps: &str| format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+    let recipe = parse(&steps(&format!(
+        "{channels}, Distil(), FoldBatchNorm, Quantize(default: set(int8)), Distil()"
+    )))
+    .expect("reads");
+    assert_eq!(
+        parse(&recipe.to_ron().expect("writes")).expect("reads"),
+        recipe
+    );
+    let resolved = resolve(&recipe, &facts(&["conv1", "s1", "fc"])).expect("resolves");
+    let Some(ResolvedStep::PruneChannels { settings, layers }) = resolved.steps.first() else {
+        panic!("the channels first: {resolved:?}");
+    };
+    assert_eq!(settings.amount, crate::compress::Amount::Macs(0.5));
+    let of = |name: &str| layers.get(&LayerId(name.into())).copied();
+    assert_eq!(
+        (of("conv1"), of("s1"), of("fc")),
+        (Some(None), Some(Some(Ratio(0.5))), None)
+    );
+    // The share that goes is not known before the work is done: only ratios are a layer's setting.
+    assert!(resolved.layers.values().all(|s| s.sparsity == Ratio(0.0)));
+    for (wrong, said) in [
+        (
+            format!("Quantize(default: set(int8)), {channels}"),
+            "must come before Quantize",
+        ),
+        ("PruneChannels()".to_owned(), "nothing would go"),
+        (
+            "PruneChannels(amount: macs(1.5))".to_owned(),
+            "a share above 0",
+        ),
+        (
+            "PruneChannels(amount: macs(0.5), round_to: 0)".to_owned(),
+            "at least 1",
+        ),
+        ("PruneChannels(default: set(2.0))".to_owned(), "less than 1"),
+        ("PruneChannels(amount: mac(0.5))".to_owned(), "macs"),
+    ] {
+        let error = message(&steps(&wrong));
+        assert!(error.contains(said), "{wrong}: {error}");
+    }
 }

@@ -1,6 +1,6 @@
 //! What a recipe may say, beyond its types: order of steps, ranges of numbers, goals.
 
-use super::{Choice, Goal, Recipe, RecipeError, Step, text::Anchor};
+use super::{Choice, Goal, Recipe, RecipeError, Step, channels::refuse, text::Anchor};
 use crate::compress::Ratio;
 
 /// The schema this engine reads and writes.
@@ -12,6 +12,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
         return Err(version(recipe.version));
     }
     goals(&recipe.goals)?;
+    let mut channels = 0;
     let mut prunes = 0;
     let mut quantizes = 0;
     let mut folds = 0;
@@ -27,12 +28,23 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
-                if index > 0 {
+                if prunes + quantizes > 0 {
                     return Err(RecipeError::new(
-                        "FoldBatchNorm must be the first step: it changes the weights that masks, scales and training of later steps belong to",
+                        "FoldBatchNorm must come before Prune and Quantize: it changes the weights that their masks and scales belong to",
                     )
                     .at(here));
                 }
+            }
+            Step::PruneChannels(step) => {
+                let here = Anchor::Word("PruneChannels", channels);
+                channels += 1;
+                if quantizes > 0 {
+                    return Err(RecipeError::new(
+                        "PruneChannels must come before Quantize: scales are taken from the weights that are left",
+                    )
+                    .at(here));
+                }
+                step.check().map_err(|e| refuse(&e).at(here))?;
             }
             Step::Prune(prune) => {
                 let here = Anchor::Word("Prune", prunes);
@@ -74,9 +86,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if prunes + quantizes == 0 {
+                if channels + prunes + quantizes == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after Prune or Quantize",
+                        "Distil has nothing to recover here; put it after PruneChannels, Prune or Quantize",
                     )
                     .at(here));
                 }

@@ -3,12 +3,12 @@
 use super::Session;
 use crate::{
     commands::Preset,
-    state::{Document, NoticeKind, SelectMode, UNTOUCHED},
+    state::{Document, NoticeKind, SelectMode, UNTOUCHED, harmonise},
 };
 use limbeck_engine::{
     compress::{LayerSetting, Precision},
     graph::LayerId,
-    recipe::{self, Recipe, Step},
+    recipe::{self, PruneChannelsStep, Recipe, Step},
 };
 use std::{collections::BTreeSet, path::Path};
 
@@ -18,8 +18,33 @@ impl Session {
         self.state.history.commit(&self.state.document);
         self.state.history.begin(&self.state.document);
         change(&mut self.state.document);
+        self.tie_channels();
         self.state.history.commit(&self.state.document);
         self.measure_edit();
+    }
+
+    /// Where the plan prunes channels, layers that are tied get one ratio.
+    fn tie_channels(&mut self) {
+        if self.state.document.channels
+            && let Some(model) = self.state.model().cloned()
+        {
+            harmonise(&mut self.state.document, &model.channels);
+        }
+    }
+
+    /// The layers that a ratio is for: where the plan prunes channels, whole groups, without those that cannot lose any.
+    pub(super) fn ratio_targets(&self, layers: &[LayerId]) -> Vec<LayerId> {
+        let targets = self.targets(layers);
+        if !self.state.document.channels {
+            return targets;
+        }
+        let can = |layer: &&LayerId| self.state.channels_stay(layer).is_none();
+        targets
+            .iter()
+            .filter(can)
+            .filter_map(|layer| self.state.tied(layer))
+            .flat_map(|group| group.layers.iter().cloned())
+            .collect()
     }
 
     /// A single layer is meant as it is; of several the pinned ones are skipped.
@@ -87,6 +112,10 @@ impl Session {
             Step::Distil(settings) => Some(settings.clone()),
             _ => None,
         });
+        let channels = recipe
+            .steps
+            .iter()
+            .any(|s| matches!(s, Step::PruneChannels(_)));
         let (goals, seed) = (recipe.goals.clone(), recipe.seed);
         self.edit(|document| {
             document.plan.clear();
@@ -96,6 +125,7 @@ impl Session {
             if let Some(scheme) = scheme {
                 document.scheme = scheme;
             }
+            document.channels = channels;
             document.distil = distil;
             document.seed = seed;
             if goals_too {
@@ -109,10 +139,23 @@ impl Session {
             .document
             .recipe("", nowhere, nowhere, self.state.layers(), true);
         let kinds = |steps: &[Step]| steps.iter().map(std::mem::discriminant).collect::<Vec<_>>();
-        if kinds(&shown.steps) != kinds(&recipe.steps) {
+        // The window takes channels by ratios and by their norm; budgets and other criteria are the recipe's.
+        let other = |step: &Step| match step {
+            Step::PruneChannels(step) => {
+                let plain = PruneChannelsStep {
+                    default: step.default.clone(),
+                    layers: step.layers.clone(),
+                    ..PruneChannelsStep::default()
+                };
+                plain != *step
+            }
+            _ => false,
+        };
+        if kinds(&shown.steps) != kinds(&recipe.steps) || recipe.steps.iter().any(other) {
             self.state.notify(
                 NoticeKind::Warning,
-                "The window carries plans out as fold, prune, quantise, distil; this recipe has other steps or another order. \
+                "The window carries plans out as prune, fold, quantise, distil; this recipe has other steps, another order, or \
+                 prunes channels by more than ratios. \
                  What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );
         }

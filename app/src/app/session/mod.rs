@@ -241,7 +241,7 @@ impl Session {
                 self.look_at(&layers);
                 let ratio = limbeck_engine::compress::Ratio(ratio.0.clamp(0.0, 0.99));
                 self.state.history.begin(&self.state.document);
-                for layer in self.targets(&layers) {
+                for layer in self.ratio_targets(&layers) {
                     let mut setting = self.state.document.setting(&layer);
                     setting.sparsity = ratio;
                     self.state.document.set(&layer, setting);
@@ -266,6 +266,7 @@ impl Session {
                 });
             }
             Command::SetScheme(scheme) => self.edit(|document| document.scheme = scheme),
+            Command::SetPruning(channels) => self.edit(|document| document.channels = channels),
             Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
             Command::SetDistil(distil) => self.edit(|document| document.distil = distil),
             Command::SetSeed(seed) => self.edit(|document| document.seed = seed),

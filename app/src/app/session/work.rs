@@ -198,7 +198,7 @@ impl Session {
         if self.state.history.is_open() && seen {
             return;
         }
-        let setting = self.state.setting(&layer);
+        let setting = self.state.inspected_setting(&layer);
         let scheme = self.state.document.scheme.clone();
         let key = (layer, setting, scheme, self.state.mirror.model_version);
         if self.inspected.as_ref() == Some(&key) {

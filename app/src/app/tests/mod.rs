@@ -1,5 +1,6 @@
 //! What commands do, with a made-up engine at the other end of the channels.
 
+mod channels;
 mod distilling;
 mod saving;
 mod undo;

@@ -6,9 +6,11 @@ use crate::{
     watch::Watch,
 };
 use limbeck_engine::{
-    compress::{Precision, QuantScheme},
+    compress::{ChannelGroup, ChannelGroups, Precision, QuantScheme},
     data::SplitName,
     exec::CancelToken,
+    graph::LayerId,
+    measure,
     recipe::{
         self, Choice, LOCK_FILE, Lock, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, PipelineError,
         QuantizeStep, RECIPE_FILE, Recipe, RecipeFile, Session, Step, Verdict, predictions_text,
@@ -102,6 +104,7 @@ pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
                 thousands(l.params),
                 format!("{:.1}", l.params as f64 * 100.0 / total.max(1) as f64),
                 l.macs.map_or("?".into(), thousands),
+                group_number(&info.channels, &l.id).map_or("stay".into(), |n| format!("group {n}")),
             ]
         })
         .collect();
@@ -113,9 +116,11 @@ pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
             ("parameters", true),
             ("share %", true),
             ("MACs a sample", true),
+            ("channels", true),
         ],
         &rows,
     ));
+    out.push_str(&channel_words(&info.channels));
     let ports = |ports: &[(String, String)]| -> Value {
         ports
             .iter()
@@ -136,12 +141,33 @@ pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
             },
             "sizes": json::sizes(&info.sizes),
             "layers": json::layers(&info.layers),
+            "channel_groups": json::channels(&info.channels),
+            "channels_stay": info.channels.fixed.iter().map(|(l, why)| (l.0.to_string(), json!(why)))
+                .collect::<serde_json::Map<_, _>>(),
             "data": info.data.as_ref().map(json::data),
             "runnable": info.runnable,
             "warnings": info.warnings,
         }),
         code: DONE,
     })
+}
+
+/// Number of the group that a layer's output channels go with, from 1.
+fn group_number(channels: &ChannelGroups, layer: &LayerId) -> Option<usize> {
+    let has = |g: &ChannelGroup| g.layers.contains(layer);
+    channels.groups.iter().position(has).map(|i| i + 1)
+}
+
+/// Why channels stay, layer by layer.
+fn channel_words(channels: &ChannelGroups) -> String {
+    let mut out = format!(
+        "\nChannels that can be taken out: {} groups (layers of one group lose theirs together).\n",
+        channels.groups.len()
+    );
+    for (layer, why) in &channels.fixed {
+        let _ = writeln!(out, "  stay in {}: {why}", layer.0);
+    }
+    out
 }
 
 pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
@@ -396,6 +422,10 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
     out.push_str(&text::metrics(&outcome.baseline_metrics, "Original"));
     out.push_str(&text::metrics(&outcome.metrics, "Compressed"));
     out.push_str(&text::sizes(&outcome.sizes));
+    out.push_str(&text::shrunk(
+        &measure::sizes(&session.graph).map_err(PipelineError::from)?,
+        &outcome.sizes,
+    ));
     for account in &outcome.accounts {
         out.push_str(&account_lines(account));
     }

@@ -1,8 +1,10 @@
 //! The JSON objects, with the field names that docs/cli.md promises.
 
 use limbeck_engine::{
+    compress::ChannelGroups,
     data::DatasetInfo,
     eval::{Estimate, Metrics},
+    graph::LayerId,
     measure::Sizes,
     recipe::GoalVerdict,
     search::LayerFacts,
@@ -20,6 +22,22 @@ pub fn layers(layers: &[LayerFacts]) -> Value {
                 "params": l.params,
                 "macs": l.macs,
                 "weight_shape": l.weight_shape,
+            })
+        })
+        .collect()
+}
+
+/// Layers that lose output channels together, and those that read them.
+pub fn channels(channels: &ChannelGroups) -> Value {
+    let names = |layers: &[LayerId]| layers.iter().map(|l| l.0.to_string()).collect::<Vec<_>>();
+    channels
+        .groups
+        .iter()
+        .map(|g| {
+            json!({
+                "layers": names(&g.layers),
+                "readers": names(&g.readers),
+                "channels": g.channels,
             })
         })
         .collect()

@@ -172,6 +172,26 @@ pub fn sizes(s: &Sizes) -> String {
     out
 }
 
+/// How much smaller the compressed file and its work are.
+pub fn shrunk(before: &Sizes, after: &Sizes) -> String {
+    let times = |a: u64, b: u64| format!("{:.2}×", a as f64 / b.max(1) as f64);
+    let macs = match (before.macs, after.macs) {
+        (Some(a), Some(b)) if a != b => format!(
+            "; MACs {} → {} ({:.1} % left)",
+            thousands(a),
+            thousands(b),
+            b as f64 * 100.0 / a.max(1) as f64
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "  smaller        {} stored: {} → {}{macs}\n",
+        times(before.stored.0, after.stored.0),
+        bytes(before.stored.0),
+        bytes(after.stored.0),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,252 @@
+//! Criteria that look at data: first-order Taylor expansion of the loss, and activations.
+
+use super::{
+    groups::Structure,
+    score::{Scores, along, mean_of, places, to_mean_one},
+};
+use crate::{
+    compress::{CompressError, PassContext},
+    data::{Dataset, SplitName},
+    exec::{ExecError, Mode, Program, Taps, on_pool},
+    graph::{Op, ValueId},
+};
+use candle_core::{DType, Tensor};
+use std::{collections::BTreeMap, ops::Range};
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Measured {
+    /// Mean magnitude.
+    Mean,
+    /// Share of activations that are not zero: 1 − APoZ (Hu et al. 2016).
+    Active,
+}
+
+/// Samples a mini-batch; part of what a sum's bits are.
+pub(super) const BATCH: usize = 32;
+
+/// Mini-batches of the calibration split.
+pub(super) fn batches<'a>(
+    context: &'a PassContext<'_>,
+    samples: usize,
+    purpose: &str,
+) -> Result<(&'a Dataset, Vec<Range<usize>>), CompressError> {
+    let n = context
+        .data
+        .map_or(0, |d| d.len(SplitName::Calibration).min(samples));
+    match context.data {
+        Some(data) if n > 0 => Ok((
+            data,
+            (0..n)
+                .step_by(BATCH)
+                .map(|start| start..n.min(start + BATCH))
+                .collect(),
+        )),
+        _ => Err(CompressError::Invalid(format!(
+            "{purpose} needs samples of the calibration split: name a task.ron whose calibration split is not empty, and ask \
+             for at least 1 sample"
+        ))),
+    }
+}
+
+/// (Σ g·w)² over the weights that read a unit, summed up over mini-batches: to first order the squared change of the loss
+/// when the unit becomes zero (Molchanov et al. 2019). Not normalised: it is a loss everywhere.
+pub(super) fn taylor(
+    structure: &Structure,
+    samples: usize,
+    context: &PassContext<'_>,
+) -> Result<Scores, CompressError> {
+    let (data, batches) = batches(context, samples, "criterion taylor")?;
+    let graph = &structure.trace.graph;
+    let program = Program::compile(graph, Mode::Training)?;
+    let probabilities = ends_in_softmax(structure);
+    let mut scores: Scores = structure
+        .blocks
+        .iter()
+        .map(|b| vec![0.0; b.units.len()])
+        .collect();
+    for range in &batches {
+        if context.cancel.is_cancelled() {
+            return Err(ExecError::Cancelled.into());
+        }
+        let batch = data.batch(SplitName::Calibration, range.clone())?;
+        let classes = data.info().classes.len();
+        let total = batch.labels.len();
+        let loss = |rows: Range<usize>, outputs: &[Tensor]| {
+            let Some(output) = outputs.first() else {
+                candle_core::bail!("the model has no output");
+            };
+            let logits = output.reshape((rows.len(), ()))?;
+            if logits.dim(1)? != classes {
+                candle_core::bail!(
+                    "the model has {} outputs a sample, the task names {classes} classes",
+                    logits.dim(1)?
+                );
+            }
+            let logs = if probabilities {
+                logits.clamp(1e-12, 1.0)?.log()?
+            } else {
+                candle_nn::ops::log_softmax(&logits, 1)?
+            };
+            let share = rows.len() as f64 / total as f64;
+            let labels = Tensor::new(&batch.labels[rows], logs.device())?;
+            candle_nn::loss::nll(&logs, &labels)? * share
+        };
+        let gradients = on_pool(|| program.gradients(&batch.images, &loss, context.cancel))?;
+        let mut products: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
+        for (block, scores) in structure.blocks.iter().zip(&mut scores) {
+            // Where nothing with weights reads a unit (attention), what computes it must do.
+            let reads = block.members.iter().any(|m| !m.output);
+            let mut sums = vec![0.0; block.units.len()];
+            for member in block.members.iter().filter(|m| m.output != reads) {
+                let value = graph.value(member.weight);
+                let (Some(weight), Some(var)) =
+                    (&value.data, program.parameters().get(&value.name))
+                else {
+                    continue;
+                };
+                if !products.contains_key(&member.weight) {
+                    let gradient = match gradients.store.get(var) {
+                        Some(g) => g.flatten_all().and_then(|g| g.to_vec1::<f32>()),
+                        None => Ok(vec![0.0; weight.len()]),
+                    }
+                    .map_err(ExecError::from)?;
+                    let own = weight.to_f32_vec();
+                    let product = own.iter().zip(gradient);
+                    products.insert(
+                        member.weight,
+                        product.map(|(w, g)| f64::from(*w) * f64::from(g)).collect(),
+                    );
+                }
+                let product = &products[&member.weight];
+                let by_index = along(&weight.shape, member.axis, |i| product[i]);
+                let own = places(structure, block, member.weight, member.axis);
+                for (sum, indices) in sums.iter_mut().zip(own) {
+                    *sum += indices.iter().map(|i| by_index[*i]).sum::<f64>();
+                }
+            }
+            for (score, sum) in scores.iter_mut().zip(sums) {
+                *score += sum * sum / batches.len() as f64;
+            }
+        }
+    }
+    Ok(scores)
+}
+
+fn ends_in_softmax(structure: &Structure) -> bool {
+    let graph = &structure.trace.graph;
+    let output = graph.outputs.first().and_then(|o| graph.producer(*o));
+    output.is_some_and(|n| matches!(graph.node(n).op, Op::Softmax { .. }))
+}
+
+/// What the readers of a unit see of it, averaged over samples and places.
+pub(super) fn activations(
+    structure: &Structure,
+    what: Measured,
+    samples: usize,
+    context: &PassContext<'_>,
+) -> Result<Scores, CompressError> {
+    let (data, batches) = batches(context, samples, "a criterion by activations")?;
+    let graph = &structure.trace.graph;
+    // By block: the values that its readers read; where there are none, what its layers compute.
+    let read: Vec<Vec<(ValueId, usize)>> = structure
+        .blocks
+        .iter()
+        .map(|block| {
+            let of = |input: bool| -> Vec<(ValueId, usize)> {
+                let layers = block.members.iter().filter(|m| m.output != input);
+                let mut values: Vec<(ValueId, usize)> = layers
+                    .flat_map(|m| {
+                        let layer = &structure.layers[m.layer];
+                        let value = if input { layer.input } else { layer.output };
+                        let axes = structure.trace.labels.of(value);
+                        axes.into_iter().map(move |(axis, _)| (value, axis))
+                    })
+                    .collect();
+                values.sort_unstable();
+                values.dedup();
+                values
+            };
+            let readers = of(true);
+            if readers.is_empty() {
+                of(false)
+            } else {
+                readers
+            }
+        })
+        .collect();
+    let mut taps = Watch {
+        what,
+        sums: read
+            .iter()
+            .flatten()
+            .map(|key| (*key, (Vec::new(), 0.0)))
+            .collect(),
+    };
+    let program = Program::compile(graph, Mode::Inference)?;
+    for range in batches {
+        if context.cancel.is_cancelled() {
+            return Err(ExecError::Cancelled.into());
+        }
+        let images = data.batch(SplitName::Calibration, range)?.images;
+        program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
+    }
+    Ok(structure
+        .blocks
+        .iter()
+        .zip(read)
+        .map(|(block, values)| {
+            let parts = values
+                .into_iter()
+                .map(|(value, axis)| {
+                    let (sums, n) = &taps.sums[&(value, axis)];
+                    let own = places(structure, block, value, axis);
+                    let means = own
+                        .iter()
+                        .map(|indices| {
+                            let sum: f64 = indices.iter().filter_map(|i| sums.get(*i)).sum();
+                            sum / (n * indices.len().max(1) as f64).max(1.0)
+                        })
+                        .collect();
+                    match what {
+                        Measured::Mean => to_mean_one(means),
+                        Measured::Active => means,
+                    }
+                })
+                .collect();
+            mean_of(parts, block.units.len())
+        })
+        .collect())
+}
+
+struct Watch {
+    what: Measured,
+    /// Sums by index along the axis, and how many elements each index had.
+    sums: BTreeMap<(ValueId, usize), (Vec<f64>, f64)>,
+}
+
+impl Taps for Watch {
+    fn wants(&self, value: ValueId) -> bool {
+        self.sums
+            .range((value, 0)..=(value, usize::MAX))
+            .next()
+            .is_some()
+    }
+
+    fn visit(&mut self, value: ValueId, tensor: &Tensor) -> Result<Option<Tensor>, ExecError> {
+        let shape = tensor.dims().to_vec();
+        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let what = self.what;
+        for ((_, axis), (sums, n)) in self.sums.range_mut((value, 0)..=(value, usize::MAX)) {
+            let seen = along(&shape, *axis, |i| match what {
+                Measured::Mean => f64::from(values[i].abs()),
+                Measured::Active => f64::from(u8::from(values[i] != 0.0)),
+            });
+            sums.resize(seen.len(), 0.0);
+            for (sum, own) in sums.iter_mut().zip(&seen) {
+                *sum += own;
+            }
+            *n += values.len() as f64 / seen.len().max(1) as f64;
+        }
+        Ok(None)
+    }
+}

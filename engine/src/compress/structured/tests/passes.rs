@@ -1,0 +1,346 @@
+//! The pass as a whole: ratios, criteria, statistics, reasons.
+
+use super::*;
+use crate::{
+    compress::{Account, Outcome},
+    graph::{Op, TensorData},
+};
+fn apply(
+    model: &Model,
+    settings: ChannelSettings,
+    layers: &[(&str, Option<f32>)],
+) -> (Model, Account) {
+    let pass = PruneChannels {
+        settings,
+        layers: layers.iter().map(|(l, r)| (id(l), r.map(Ratio))).collect(),
+    };
+    let (pruned, account) = with_context(|c| pass.apply(model.clone(), c)).expect("applies");
+    pruned.graph.validate().expect("valid");
+    let all: Vec<LayerId> = model.graph.layers().into_iter().map(|l| l.id).collect();
+    assert_eq!(
+        account
+            .entries
+            .iter()
+            .map(|e| e.layer.clone())
+            .collect::<Vec<_>>(),
+        all
+    );
+    assert_eq!(pruned.graph.layers().len(), all.len());
+    (pruned, account)
+}
+
+fn said<'a>(account: &'a Account, layer: &str) -> &'a Outcome {
+    let entry = account.entries.iter().find(|e| &*e.layer.0 == layer);
+    &entry.expect("the layer is in the account").outcome
+}
+
+#[test]
+fn ratios_hold_for_groups_and_masks_go_along() {
+    let mut model = classifier(5);
+    let mask: Vec<bool> = (0..8 * 6 * 9).map(|i| i % 3 != 0).collect();
+    model.masks.insert("second.weight".to_owned(), mask.clone());
+    let (pruned, account) = apply(
+        &model,
+        ChannelSettings::default(),
+        &[("first", Some(0.5)), ("second", Some(0.0))],
+    );
+    assert_eq!(
+        said(&account, "first"),
+        &Outcome::Done("3 of 6 output channels left".to_owned())
+    );
+    assert_eq!(
+        said(&account, "second"),
+        &Outcome::Done("3 of 6 input channels left".to_owned())
+    );
+    let structure = Structure::of(&model.graph);
+    let weight = pruned
+        .graph
+        .find_value("second.weight")
+        .expect("still there");
+    assert_eq!(
+        pruned
+            .graph
+            .value(weight)
+            .data
+            .as_ref()
+            .expect("data")
+            .shape,
+        [8, 3, 3, 3]
+    );
+    let cut = &pruned.masks["second.weight"];
+    assert_eq!(cut.len(), 8 * 3 * 9);
+    assert!(mask.len() > cut.len() && structure.blocks.len() == 2);
+    // The least channels by their norm are those that went: the criterion is held to.
+    assert!(matches!(said(&account, "head"), Outcome::NotDone(why) if why.contains("output")));
+}
+
+#[test]
+fn a_criterion_takes_what_it_calls_least() {
+    // Channel 2 of 6 is nearly nothing by weights, norm and what reads it.
+    let mut model = classifier(9);
+    for (name, per) in [("first.weight", 9), ("first_norm.scale", 1)] {
+        let value = model.graph.find_value(name).expect("a weight");
+        let data = model.graph.value(value).data.clone().expect("data");
+        let mut values = data.to_f32_vec();
+        values[2 * per..3 * per].iter_mut().for_each(|v| *v *= 1e-4);
+        model
+            .graph
+            .set_data(value, TensorData::from_f32(&data.shape, &values));
+    }
+    let shift = model.graph.find_value("first_norm.shift").expect("a shift");
+    let mut values = model
+        .graph
+        .value(shift)
+        .data
+        .as_ref()
+        .expect("data")
+        .to_f32_vec();
+    values[2] = 0.0;
+    model
+        .graph
+        .set_data(shift, TensorData::from_f32(&[6], &values));
+    let (_folder, data) = task(1);
+    for criterion in [
+        Criterion::L1,
+        Criterion::L2,
+        Criterion::NormScale,
+        Criterion::Taylor,
+        Criterion::Activation,
+    ] {
+        let pass = PruneChannels {
+            settings: ChannelSettings {
+                criterion,
+                samples: 40,
+                reestimate: false,
+                ..ChannelSettings::default()
+            },
+            layers: BTreeMap::from([(id("first"), Some(Ratio(0.17)))]),
+        };
+        let context = PassContext {
+            data: Some(&data),
+            cancel: &CancelToken::default(),
+            seed: 0,
+        };
+        let (pruned, _) = pass.apply(model.clone(), &context).expect("applies");
+        let scale = pruned
+            .graph
+            .find_value("first_norm.scale")
+            .expect("a scale");
+        let left = pruned
+            .graph
+            .value(scale)
+            .data
+            .as_ref()
+            .expect("data")
+            .to_f32_vec();
+        assert_eq!(left.len(), 5, "{criterion:?}");
+        assert!(
+            left.iter().all(|v| v.abs() > 1e-3),
+            "{criterion:?}: {left:?}"
+        );
+    }
+    // The others run and take as many.
+    for criterion in [
+        Criterion::Apoz,
+        Criterion::GeometricMedian,
+        Criterion::Random,
+    ] {
+        let context = PassContext {
+            data: Some(&data),
+            cancel: &CancelToken::default(),
+            seed: 3,
+        };
+        let pass = PruneChannels {
+            settings: ChannelSettings {
+                criterion,
+                amount: Amount::Channels(0.3),
+                ..ChannelSettings::default()
+            },
+            layers: BTreeMap::new(),
+        };
+        let (once, account) = pass.apply(model.clone(), &context).expect("applies");
+        let (again, _) = pass.apply(model.clone(), &context).expect("applies");
+        assert_eq!(once.graph, again.graph, "{criterion:?}");
+        assert!(
+            account
+                .pass
+                .contains("statistics of 2 batch norms taken again"),
+            "{}",
+            account.pass
+        );
+        let left: usize = once
+            .graph
+            .layers()
+            .iter()
+            .take(2)
+            .map(|l| l.weight_shape[0])
+            .sum();
+        assert_eq!(left, 10, "{criterion:?}");
+    }
+}
+
+#[test]
+fn statistics_are_those_of_the_data() {
+    let mut model = classifier(4);
+    let (_folder, data) = task(2);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let norms = super::super::norms::reestimate(&mut model.graph, 40, &context).expect("runs");
+    assert_eq!(norms, 2);
+    // With them, the first norm's outputs have their scale as deviation and their shift as mean (up to batches of 32 and 8).
+    let first = model
+        .graph
+        .nodes
+        .iter()
+        .find(|n| matches!(n.op, Op::BatchNormalization { .. }));
+    let y = first.and_then(|n| n.outputs[0]).expect("a norm");
+    model.graph.outputs = vec![y];
+    let images = data
+        .batch(crate::data::SplitName::Calibration, 0..40)
+        .expect("images")
+        .images;
+    let out = run_on(&model.graph, &images);
+    let read = |name: &str| {
+        let id = model.graph.find_value(name).expect("a value");
+        model
+            .graph
+            .value(id)
+            .data
+            .as_ref()
+            .expect("data")
+            .to_f32_vec()
+    };
+    let (scale, shift) = (read("first_norm.scale"), read("first_norm.shift"));
+    for c in 0..6 {
+        let own: Vec<f64> = (0..40 * 36)
+            .map(|i| f64::from(out[(i / 36 * 6 + c) * 36 + i % 36]))
+            .collect();
+        let mean = own.iter().sum::<f64>() / own.len() as f64;
+        let variance = own.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / own.len() as f64;
+        assert!(
+            (mean - f64::from(shift[c])).abs() < 1e-3,
+            "{mean} {}",
+            shift[c]
+        );
+        assert!(
+            (variance.sqrt() - f64::from(scale[c].abs())).abs() < 1e-2,
+            "{variance} {}",
+            scale[c]
+        );
+    }
+}
+
+#[test]
+fn what_cannot_go_says_why() {
+    let mut net = Net::new(2, &[4, 6, 6]);
+    let a = net.conv("a", ValueId(0), [4, 4, 3, 3], 1, false);
+    let b = net.node(
+        "add",
+        Op::Binary(crate::graph::BinaryOp::Add),
+        &[a, ValueId(0)],
+    );
+    let c = net.conv("c", b, [6, 4, 3, 3], 1, false);
+    let op = Op::Unsupported {
+        domain: "x".into(),
+        op_type: "Mystery".into(),
+        attributes: Vec::new(),
+        reason: "not known".into(),
+    };
+    let d = net.node("what", op, &[c]);
+    let e = net.conv("e", a, [2, 4, 1, 1], 1, false);
+    let model = net.finish(&[d, e]);
+    let groups = ChannelGroups::of(&model.graph);
+    assert!(groups.groups.is_empty(), "{groups:?}");
+    assert!(
+        groups.fixed[&id("a")].contains("add (Add) combines it with x"),
+        "{groups:?}"
+    );
+    assert!(groups.fixed[&id("c")].contains("Mystery"), "{groups:?}");
+    assert!(groups.fixed[&id("e")].contains("output"), "{groups:?}");
+    let pass = PruneChannels {
+        settings: ChannelSettings {
+            amount: Amount::Channels(0.5),
+            ..ChannelSettings::default()
+        },
+        layers: BTreeMap::new(),
+    };
+    let error = with_context(|c| pass.apply(model, c))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no layer whose channels may go"), "{error}");
+}
+
+#[test]
+fn shared_weights_lose_the_same_channels() {
+    let mut net = Net::new(2, &[3, 6, 6]);
+    let x = net.conv("stem", ValueId(0), [4, 3, 3, 3], 1, true);
+    let a = net.conv("a", x, [4, 4, 3, 3], 1, false);
+    let shared = net.graph.find_value("a.weight").expect("a weight");
+    let op = net.graph.nodes[1].op.clone();
+    let b = net.node("b", op, &[a, shared]);
+    let head = net.conv("head", b, [2, 4, 1, 1], 1, true);
+    let model = net.finish(&[head]);
+    let structure = Structure::of(&model.graph);
+    let group = structure.groups.group_of(&id("a")).expect("a group");
+    assert!(group.layers.contains(&id("b")) && group.layers.contains(&id("stem")));
+    for seed in 1..6 {
+        equals_the_zeroed(&model, &batch(2, &[3, 6, 6]), seed * 31, 1e-4);
+    }
+}
+
+#[test]
+fn biases_make_up_for_what_went() {
+    // Without norms: conv with a bias, its channels far from zero on average, and a reader.
+    let mut net = Net::new(6, &[1, 6, 6]);
+    let a = net.conv("a", ValueId(0), [8, 1, 3, 3], 1, true);
+    let a = net.relu("relu", a);
+    let b = net.conv("b", a, [4, 8, 1, 1], 1, true);
+    let model = net.finish(&[b]);
+    let (_folder, data) = task(3);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let prune = |reestimate| {
+        let pass = PruneChannels {
+            settings: ChannelSettings {
+                reestimate,
+                samples: 40,
+                ..ChannelSettings::default()
+            },
+            layers: BTreeMap::from([(id("a"), Some(Ratio(0.5)))]),
+        };
+        pass.apply(model.clone(), &context).expect("applies")
+    };
+    let images = data
+        .batch(crate::data::SplitName::Calibration, 0..40)
+        .expect("images")
+        .images;
+    let means = |graph: &Graph| -> Vec<f64> {
+        let out = run_on(graph, &images);
+        (0..4)
+            .map(|c| {
+                (0..40 * 36)
+                    .map(|i| f64::from(out[(i / 36 * 4 + c) * 36 + i % 36]))
+                    .sum::<f64>()
+                    / 1440.0
+            })
+            .collect()
+    };
+    let away = |graph: &Graph| -> f64 {
+        let pairs = means(&model.graph).into_iter().zip(means(graph));
+        pairs.map(|(x, y)| (x - y).abs()).sum()
+    };
+    let ((plain, _), (corrected, account)) = (prune(false), prune(true));
+    assert!(
+        account.pass.contains("2 biases corrected"),
+        "{}",
+        account.pass
+    );
+    assert!(away(&plain.graph) > 0.05, "{}", away(&plain.graph));
+    assert!(away(&corrected.graph) < 1e-4, "{}", away(&corrected.graph));
+}
