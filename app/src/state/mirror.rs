@@ -243,6 +243,23 @@ impl Mirror {
         self.points_version += 1;
     }
 
+    /// The model's hash, once it was read.
+    pub fn set_hash(&mut self, sha256: String) {
+        if let Some(model) = &mut self.model {
+            Arc::make_mut(model).sha256 = Some(sha256);
+        }
+    }
+
+    /// The model's weights turned out to be broken: it cannot be run.
+    pub fn set_unsound(&mut self, warning: String) {
+        if let Some(model) = &mut self.model {
+            let model = Arc::make_mut(model);
+            model.runnable = false;
+            model.warnings.push(warning);
+            self.model_version += 1;
+        }
+    }
+
     /// Other data for the same model: what was measured on the old data goes.
     pub fn set_data(&mut self, model: ModelInfo) {
         for slot in self.slots.iter_mut().flatten() {
@@ -385,7 +402,11 @@ impl Mirror {
     /// Takes in what an event says of jobs, cells, curves and points. (What follows from an event is the session's to decide.)
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Opened { .. } | Event::Text { .. } | Event::Stopped { .. } => {}
+            Event::Opened { .. }
+            | Event::Hashed { .. }
+            | Event::Unsound { .. }
+            | Event::Text { .. }
+            | Event::Stopped { .. } => {}
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;

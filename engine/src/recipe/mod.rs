@@ -2,6 +2,7 @@
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
 mod files;
+mod identity;
 mod lock;
 mod pipeline;
 mod plan;

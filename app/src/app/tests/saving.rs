@@ -126,7 +126,7 @@ fn a_project_of_another_model_keeps_the_plan_but_not_the_numbers() {
     let file = crate::app::project::to_file(&demo, &PathBuf::from("/x/p.ron")).expect("a model");
     let mut other = fixture::opened();
     let mut changed = model();
-    changed.sha256 = "ff".repeat(32);
+    changed.sha256 = Some("ff".repeat(32));
     other.mirror.set_model(changed);
     let warnings = crate::app::project::lay_over(&mut other, file);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
