@@ -144,6 +144,9 @@ pub struct Mirror {
     pub(crate) layer_ids: Vec<LayerId>,
     index: BTreeMap<LayerId, usize>,
     slots: Vec<[CellSlot; Candidate::ALL.len()]>,
+    /// Slots with a measured cell.
+    measured: usize,
+    /// Oldest first, so in the order of their ids.
     pub points: Vec<NamedPoint>,
     /// Newest last; finished ones are dropped after a while.
     pub jobs: Vec<Job>,
@@ -166,6 +169,7 @@ impl Default for Mirror {
             layer_ids: Vec::new(),
             index: BTreeMap::new(),
             slots: Vec::new(),
+            measured: 0,
             points: Vec::new(),
             jobs: Vec::new(),
             curves: Vec::new(),
@@ -216,14 +220,7 @@ impl Mirror {
 
     /// Measured cells and all there are.
     pub fn measured_cells(&self) -> (usize, usize) {
-        let all = self.slots.len() * Candidate::ALL.len();
-        let measured = self
-            .slots
-            .iter()
-            .flatten()
-            .filter(|slot| slot.measured.is_some())
-            .count();
-        (measured, all)
+        (self.measured, self.slots.len() * Candidate::ALL.len())
     }
 
     /// Takes a newly opened model; everything known of another one is dropped.
@@ -233,6 +230,7 @@ impl Mirror {
         self.slots = (0..self.layer_ids.len())
             .map(|_| std::array::from_fn(|_| CellSlot::default()))
             .collect();
+        self.measured = 0;
         self.points.clear();
         self.curves.clear();
         self.inspection = None;
@@ -265,6 +263,7 @@ impl Mirror {
         for slot in self.slots.iter_mut().flatten() {
             slot.measured = None;
         }
+        self.measured = 0;
         self.points.clear();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
@@ -281,7 +280,10 @@ impl Mirror {
             let slot = &mut self.slots[*row][cell.candidate as usize];
             match cell.tier {
                 Tier::Proxy => slot.proxy = Some(cell),
-                Tier::Measured => slot.measured = Some(cell),
+                Tier::Measured => {
+                    self.measured += usize::from(slot.measured.is_none());
+                    slot.measured = Some(cell);
+                }
             }
         }
         self.cells_version += 1;
@@ -362,7 +364,8 @@ impl Mirror {
     }
 
     pub fn point(&self, id: PointId) -> Option<&NamedPoint> {
-        self.points.iter().find(|point| point.id == id)
+        let at = self.points.binary_search_by_key(&id, |point| point.id);
+        self.points.get(at.ok()?)
     }
 
     pub fn job(&self, id: JobId) -> Option<&Job> {

@@ -1,0 +1,293 @@
+//! The window with a large session: 3,000 layers with a whole map, 10,000 measured points. Times what a frame costs, without a
+//! GPU, while one scrolls, hovers, sorts, drags a slider, selects and types a filter:
+//! `cargo bench -p limbeck_app --bench window`
+
+use egui::{Event, MouseWheelUnit, Pos2, RawInput, Rect, TouchPhase, pos2, vec2};
+use limbeck_app::{
+    app::{Session, Window},
+    commands::Command,
+    state::{Document, SelectMode, SortKey, fixture},
+};
+use limbeck_engine::{
+    compress::{LayerSetting, Precision, Ratio},
+    data::SplitName,
+    graph::LayerId,
+    search::LayerFacts,
+    sensitivity::{Candidate, Cell, Tier},
+};
+use std::{path::Path, time::Instant};
+
+const LAYERS: usize = 3_000;
+const POINTS: usize = 10_000;
+const FRAMES: usize = 400;
+const SIZE: [f32; 2] = [1600.0, 1000.0];
+
+/// Milliseconds of a frame: `logic` and `ui`; egui's own part with it; triangles.
+struct Frame {
+    ours: f64,
+    pass: f64,
+    tessellation: f64,
+}
+
+struct Bench {
+    ctx: egui::Context,
+    window: Window,
+    frame: usize,
+}
+
+impl Bench {
+    /// One frame: `commands` are carried out where `logic` would.
+    fn frame(&mut self, events: Vec<Event>, commands: Vec<Command>) -> Frame {
+        self.frame += 1;
+        let input = RawInput {
+            screen_rect: Some(Rect::from_min_size(Pos2::ZERO, SIZE.into())),
+            time: Some(self.frame as f64 / 60.0),
+            events,
+            ..Default::default()
+        };
+        let mut commands = Some(commands);
+        let mut ours = 0.0;
+        let window = &mut self.window;
+        let started = Instant::now();
+        let output = self.ctx.run_ui(input, |ui| {
+            let started = Instant::now();
+            window.step(ui.ctx());
+            for command in commands.take().unwrap_or_default() {
+                window.session.run(command);
+            }
+            window.draw(ui);
+            ours += milliseconds(started);
+        });
+        let pass = milliseconds(started);
+        let started = Instant::now();
+        let triangles = self.ctx.tessellate(output.shapes, output.pixels_per_point);
+        std::hint::black_box(triangles);
+        let mut textures = output.textures_delta;
+        textures.clear();
+        Frame {
+            ours,
+            pass,
+            tessellation: milliseconds(started),
+        }
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn layers() -> Vec<LayerFacts> {
+    (0..LAYERS)
+        .map(|i| {
+            let wide = 16 << (i / 600);
+            let shape = vec![wide, wide, 3, 3];
+            let params: usize = shape.iter().product();
+            LayerFacts {
+                id: LayerId(format!("stage{}.block{}.conv{}", i / 600, i / 3, i % 3).into()),
+                op: "Conv".into(),
+                weight_shape: shape,
+                channel_axis: 0,
+                params: params as u64,
+                macs: Some(params as u64 * 196),
+            }
+        })
+        .collect()
+}
+
+fn cells(layers: &[LayerFacts]) -> impl Iterator<Item = Cell> + '_ {
+    layers.iter().enumerate().flat_map(|(row, layer)| {
+        Candidate::ALL.into_iter().flat_map(move |candidate| {
+            [Tier::Proxy, Tier::Measured].map(|tier| Cell {
+                layer: layer.id.clone(),
+                candidate,
+                tier,
+                value: (row * 7919 % 997) as f64 / 50_000.0 * (1 + candidate as usize) as f64,
+                ci: (tier == Tier::Measured).then_some([0.0, 0.03]),
+                n: if tier == Tier::Measured { 1_000 } else { 0 },
+                kl: None,
+            })
+        })
+    })
+}
+
+fn session() -> Session {
+    let (commands, _) = crossbeam_channel::unbounded();
+    let (_, events) = crossbeam_channel::unbounded();
+    let mut session = Session::connect(commands, events);
+    let state = &mut session.state;
+    let mut model = (**fixture::opened().model().expect("the fixture has one")).clone();
+    model.layers = layers();
+    let layers = model.layers.clone();
+    let recipe = |document: &Document| {
+        let nowhere = Path::new("");
+        document.recipe("", nowhere, nowhere, &layers, false)
+    };
+    let mut document = Document::default();
+    state.mirror.set_model(model);
+    state.mirror.add_cells(cells(&layers));
+    let original = fixture::point(1, recipe(&document), SplitName::Search, 0.934, 9_000_000);
+    state.mirror.add_point(original);
+    for i in 1..POINTS {
+        document.plan.clear();
+        // Every plan another one: a few layers changed.
+        for layer in 0..3 {
+            let setting = LayerSetting {
+                precision: [Precision::Int8, Precision::Int4][(i + layer) % 2],
+                sparsity: Ratio((i % 90) as f32 / 100.0),
+            };
+            document.set(&layers[(i * 31 + layer * 977) % LAYERS].id, setting);
+        }
+        let top1 = 0.70 + (i * 104_729 % 20_011) as f64 / 20_011.0 * 0.23;
+        let stored = 1_000_000 + (i * 7_919 % 10_007) as u64 * 800;
+        let point = fixture::point(i as u64, recipe(&document), SplitName::Search, top1, stored);
+        state.mirror.add_point(point);
+    }
+    state.view.focus = Some(layers[0].id.clone());
+    // The plan changes every layer.
+    for (row, layer) in layers.iter().enumerate() {
+        let setting = LayerSetting {
+            precision: [Precision::Int8, Precision::Fp16, Precision::Int4][row % 3],
+            sparsity: Ratio((row % 4) as f32 / 10.0),
+        };
+        state.document.set(&layer.id, setting);
+    }
+    state.refresh();
+    session
+}
+
+fn report(what: &str, frames: &[Frame]) {
+    let quantiles = |of: fn(&Frame) -> f64| {
+        let mut times: Vec<f64> = frames.iter().map(of).collect();
+        times.sort_by(f64::total_cmp);
+        let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+        format!("{:7.2} {:7.2}", at(0.5), at(0.99))
+    };
+    println!(
+        "{what:>16} {} {} {}",
+        quantiles(|f| f.ours),
+        quantiles(|f| f.pass),
+        quantiles(|f| f.tessellation)
+    );
+}
+
+#[allow(clippy::print_stdout)] // a program
+fn main() {
+    // `cargo test` runs benches too, without wanting figures.
+    let frames = if std::env::args().any(|a| a == "--bench") {
+        FRAMES
+    } else {
+        10
+    };
+    let ctx = egui::Context::default();
+    let window = Window::with_session(&ctx, session());
+    let mut bench = Bench {
+        ctx,
+        window,
+        frame: 0,
+    };
+    for _ in 0..5 {
+        bench.frame(Vec::new(), Vec::new());
+    }
+    let ids: Vec<LayerId> = bench
+        .window
+        .session
+        .state
+        .mirror
+        .layers()
+        .iter()
+        .map(|l| l.id.clone())
+        .collect();
+    println!(
+        "{LAYERS} layers, {POINTS} points, {frames} frames each; ms, median and 99th percentile"
+    );
+    println!(
+        "{:>16} {:>15} {:>15} {:>15}",
+        "", "logic + ui", "egui with it", "tessellation"
+    );
+    let table = |i: usize| pos2(300.0 + (i * 7 % 500) as f32, 150.0 + (i * 13 % 700) as f32);
+    let plot = |i: usize| pos2(1050.0 + (i * 7 % 480) as f32, 120.0 + (i * 5 % 360) as f32);
+    type Scene<'a> = (
+        &'a str,
+        Box<dyn Fn(usize) -> (Vec<Event>, Vec<Command>) + 'a>,
+    );
+    let scenes: Vec<Scene<'_>> = vec![
+        ("still", Box::new(|_| (Vec::new(), Vec::new()))),
+        (
+            "scroll",
+            Box::new(|i| {
+                let down = if i / 150 % 2 == 0 { -90.0 } else { 90.0 };
+                let wheel = Event::MouseWheel {
+                    unit: MouseWheelUnit::Point,
+                    delta: vec2(0.0, down),
+                    phase: TouchPhase::Move,
+                    modifiers: Default::default(),
+                };
+                (vec![Event::PointerMoved(table(0)), wheel], Vec::new())
+            }),
+        ),
+        (
+            "hover table",
+            Box::new(|i| (vec![Event::PointerMoved(table(i))], Vec::new())),
+        ),
+        (
+            "hover plot",
+            Box::new(|i| (vec![Event::PointerMoved(plot(i))], Vec::new())),
+        ),
+        (
+            "sort",
+            Box::new(|i| {
+                let keys = [
+                    SortKey::Name,
+                    SortKey::Params,
+                    SortKey::Cell(Candidate::Int4),
+                    SortKey::Precision,
+                    SortKey::Ratio,
+                    SortKey::Shape,
+                ];
+                (Vec::new(), vec![Command::SetSort(keys[i % keys.len()])])
+            }),
+        ),
+        (
+            "drag a slider",
+            Box::new(|i| {
+                let layers = vec![ids[5].clone()];
+                let ratio = Ratio((i % 90) as f32 / 100.0);
+                (Vec::new(), vec![Command::SetRatio { layers, ratio }])
+            }),
+        ),
+        (
+            "select",
+            Box::new(|i| {
+                let layer = ids[(i * 37) % ids.len()].clone();
+                let mode = [SelectMode::Replace, SelectMode::Extend, SelectMode::Toggle][i % 3];
+                (Vec::new(), vec![Command::Select { layer, mode }])
+            }),
+        ),
+        (
+            "all selected",
+            Box::new(|_| (Vec::new(), vec![Command::SelectAll])),
+        ),
+        (
+            "type a filter",
+            Box::new(|i| {
+                let word = "block12 conv";
+                (
+                    Vec::new(),
+                    vec![Command::SetFilter(word[..i % (word.len() + 1)].into())],
+                )
+            }),
+        ),
+    ];
+    let mut all = Vec::new();
+    for (name, scene) in &scenes {
+        let times: Vec<Frame> = (0..frames)
+            .map(|i| {
+                let (events, commands) = scene(i);
+                bench.frame(events, commands)
+            })
+            .collect();
+        report(name, &times);
+        all.extend(times);
+    }
+    report("all", &all);
+}
