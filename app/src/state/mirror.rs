@@ -11,7 +11,8 @@ use limbeck_engine::{
     train::TrainPoint,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,6 +55,22 @@ impl NamedPoint {
 
 pub(crate) fn is_distilled(steps: &[Step]) -> bool {
     steps.iter().any(|step| matches!(step, Step::Distil(_)))
+}
+
+/// Words that numbered points are called by.
+const NUMBERED: [&str; 2] = ["Plan", "Distil"];
+
+/// The number in a name such as `Distil 3 partial`.
+fn number_after(name: &str, word: &str) -> Option<u64> {
+    let rest = name.strip_prefix(word)?.trim_start();
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// Equal for points of equal steps and seed.
+fn fingerprint(point: &Point) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{:?}", (point.recipe.seed, &point.recipe.steps)).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What a job is for.
@@ -148,6 +165,10 @@ pub struct Mirror {
     measured: usize,
     /// Oldest first, so in the order of their ids.
     pub points: Vec<NamedPoint>,
+    /// Ids of the points by what their steps and seed hash to.
+    by_plan: HashMap<u64, Vec<PointId>>,
+    /// The highest number behind each of [`NUMBERED`].
+    numbers: BTreeMap<&'static str, u64>,
     /// Newest last; finished ones are dropped after a while.
     pub jobs: Vec<Job>,
     /// Newest last.
@@ -171,6 +192,8 @@ impl Default for Mirror {
             slots: Vec::new(),
             measured: 0,
             points: Vec::new(),
+            by_plan: HashMap::new(),
+            numbers: BTreeMap::new(),
             jobs: Vec::new(),
             curves: Vec::new(),
             inspection: None,
@@ -231,7 +254,7 @@ impl Mirror {
             .map(|_| std::array::from_fn(|_| CellSlot::default()))
             .collect();
         self.measured = 0;
-        self.points.clear();
+        self.clear_points();
         self.curves.clear();
         self.inspection = None;
         self.next_point = 1;
@@ -264,7 +287,7 @@ impl Mirror {
             slot.measured = None;
         }
         self.measured = 0;
-        self.points.clear();
+        self.clear_points();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
         self.cells_version += 1;
@@ -292,28 +315,39 @@ impl Mirror {
     /// Adds a point; the same recipe measured again on the same split replaces the older one.
     pub fn add_point(&mut self, point: Point) -> PointId {
         self.points_version += 1;
-        let same = |old: &NamedPoint| {
-            old.point.metrics.split == point.metrics.split
-                && old.point.metrics.top1.n == point.metrics.top1.n
-                && old.point.recipe.steps == point.recipe.steps
-                && old.point.recipe.seed == point.recipe.seed
+        let print = fingerprint(&point);
+        // Those of the same plan, oldest first: as a rule none, whatever the number of points.
+        let alike: Vec<usize> = self.by_plan.get(&print).map_or_else(Vec::new, |ids| {
+            let at = |id: &PointId| self.points.binary_search_by_key(id, |p| p.id).ok();
+            let same = |at: &usize| {
+                let old = &self.points[*at].point.recipe;
+                old.steps == point.recipe.steps && old.seed == point.recipe.seed
+            };
+            ids.iter().filter_map(at).filter(same).collect()
+        });
+        let same = |at: &&usize| {
+            let old = &self.points[**at].point.metrics;
+            old.split == point.metrics.split && old.top1.n == point.metrics.top1.n
         };
-        if let Some(old) = self.points.iter_mut().find(|old| same(old)) {
+        if let Some(at) = alike.iter().find(same) {
+            let old = &mut self.points[*at];
             old.point = Arc::new(point);
             return old.id;
         }
         let id = PointId(self.next_point);
         self.next_point += 1;
         // The same plan on another split keeps its name.
-        let name = self
-            .points
-            .iter()
-            .find(|old| {
-                old.point.recipe.steps == point.recipe.steps
-                    && old.point.recipe.seed == point.recipe.seed
-            })
-            .map(|old| old.name.clone())
-            .unwrap_or_else(|| self.name_of(&point));
+        let name = match alike.first() {
+            Some(at) => self.points[*at].name.clone(),
+            None => self.name_of(&point),
+        };
+        for word in NUMBERED {
+            if let Some(number) = number_after(&name, word) {
+                let highest = self.numbers.entry(word).or_default();
+                *highest = number.max(*highest);
+            }
+        }
+        self.by_plan.entry(print).or_default().push(id);
         self.points.push(NamedPoint {
             id,
             name,
@@ -356,11 +390,13 @@ impl Mirror {
     }
 
     fn free_number(&self, word: &str) -> u64 {
-        let number = |old: &NamedPoint| {
-            let rest = old.name.strip_prefix(word)?.trim_start();
-            rest.split(' ').next()?.parse::<u64>().ok()
-        };
-        self.points.iter().filter_map(number).max().unwrap_or(0) + 1
+        self.numbers.get(word).copied().unwrap_or(0) + 1
+    }
+
+    fn clear_points(&mut self) {
+        self.points.clear();
+        self.by_plan.clear();
+        self.numbers.clear();
     }
 
     pub fn point(&self, id: PointId) -> Option<&NamedPoint> {
