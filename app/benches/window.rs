@@ -6,16 +6,16 @@ use egui::{Event, MouseWheelUnit, Pos2, RawInput, Rect, TouchPhase, pos2, vec2};
 use limbeck_app::{
     app::{Session, Window},
     commands::Command,
-    state::{Document, SelectMode, SortKey, fixture},
+    state::{SelectMode, SortKey, fixture},
 };
 use limbeck_engine::{
     compress::{LayerSetting, Precision, Ratio},
     data::SplitName,
     graph::LayerId,
+    recipe::{Choice, PruneStep, Recipe, Rule, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Tier},
 };
-use std::path::Path;
 
 const LAYERS: usize = 3_000;
 const POINTS: usize = 10_000;
@@ -141,28 +141,30 @@ fn session() -> Session {
     let mut model = (**fixture::opened().model().expect("the fixture has one")).clone();
     model.layers = layers();
     let layers = model.layers.clone();
-    let recipe = |document: &Document| {
-        let nowhere = Path::new("");
-        document.recipe("", nowhere, nowhere, &layers, false)
-    };
-    let mut document = Document::default();
     state.mirror.set_model(model);
     state.mirror.add_cells(cells(&layers));
-    let original = fixture::point(1, recipe(&document), SplitName::Search, 0.934, 9_000_000);
+    let recipe = Recipe::baseline("m.onnx".into(), "task.ron".into());
+    let original = fixture::point(1, recipe.clone(), SplitName::Search, 0.934, 9_000_000);
     state.mirror.add_point(original);
     for i in 1..POINTS {
-        document.plan.clear();
         // Every plan another one: a few layers changed.
-        for layer in 0..3 {
-            let setting = LayerSetting {
-                precision: [Precision::Int8, Precision::Int4][(i + layer) % 2],
-                sparsity: Ratio((i % 90) as f32 / 100.0),
-            };
-            document.set(&layers[(i * 31 + layer * 977) % LAYERS].id, setting);
-        }
+        let rules = |ratio: f32| -> Vec<Rule<Ratio>> {
+            let layer = |k: usize| layers[(i * 31 + k * 977) % LAYERS].id.0.to_string();
+            (0..3)
+                .map(|k| Rule(layer(k), Choice::Set(Ratio(ratio + k as f32 / 1e3))))
+                .collect()
+        };
+        let mut recipe = recipe.clone();
+        recipe.steps = vec![
+            Step::FoldBatchNorm,
+            Step::Prune(PruneStep {
+                default: Choice::Keep,
+                layers: rules((i % 89) as f32 / 100.0),
+            }),
+        ];
         let top1 = 0.70 + (i * 104_729 % 20_011) as f64 / 20_011.0 * 0.23;
         let stored = 1_000_000 + (i * 7_919 % 10_007) as u64 * 800;
-        let point = fixture::point(i as u64, recipe(&document), SplitName::Search, top1, stored);
+        let point = fixture::point(i as u64, recipe, SplitName::Search, top1, stored);
         state.mirror.add_point(point);
     }
     state.view.focus = Some(layers[0].id.clone());

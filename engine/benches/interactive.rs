@@ -91,6 +91,17 @@ fn rounds(engine: &Engine, layers: &[LayerId], first: u64, beside: Option<usize>
         .collect()
 }
 
+/// Seconds of processor time that this process has used, on all threads; NaN where /proc does not tell.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = |at: usize| after_name.split_whitespace().nth(at)?.parse::<f64>().ok();
+    // User and system time, in hundredths of a second.
+    ticks(11)
+        .zip(ticks(12))
+        .map_or(f64::NAN, |(user, system)| (user + system) / 100.0)
+}
+
 #[allow(clippy::print_stdout)] // a program
 fn main() {
     let engine = Engine::start(Arc::new(|| {}));
@@ -110,16 +121,20 @@ fn main() {
         matches!(event, Event::Finished { .. }).then_some(())
     });
     println!("{IMAGES} images, {ROUNDS} plans, each one layer off; ms from command to point");
-    let report = |what: &str, mut times: Vec<f64>| {
+    let report = |what: &str, cpu: f64, mut times: Vec<f64>| {
+        let count = times.len() as f64;
         let first = times.remove(0);
         times.sort_by(f64::total_cmp);
         println!(
-            "{what:>28}: first {first:.0} (calibrates), then median {:.0}, worst {:.0}",
+            "{what:>28}: first {first:.0} (calibrates), then median {:.0}, worst {:.0}; {:.0} ms of CPU each",
             times[times.len() / 2],
-            times.last().expect("some")
+            times.last().expect("some"),
+            cpu * 1e3 / count
         );
     };
-    report("engine idle", rounds(&engine, &layers, 100, None));
+    let before = cpu_seconds();
+    let times = rounds(&engine, &layers, 100, None);
+    report("engine idle", cpu_seconds() - before, times);
     let run = Command::Run {
         job: JobId(2),
         recipe: recipe(&[], true),
@@ -129,8 +144,8 @@ fn main() {
     until(&engine, |event| {
         matches!(event, Event::Curve { .. }).then_some(())
     });
-    report(
-        "while a distillation runs",
-        rounds(&engine, &layers, 200, Some(3)),
-    );
+    let before = cpu_seconds();
+    let times = rounds(&engine, &layers, 200, Some(3));
+    // With the mini-batches that were trained in between.
+    report("while a distillation runs", cpu_seconds() - before, times);
 }
