@@ -2,8 +2,8 @@
 
 use super::files;
 use crate::state::State;
-use limbeck_engine::project::ProjectFile;
-use std::path::Path;
+use limbeck_engine::{graph::LayerId, project::ProjectFile};
+use std::{collections::HashSet, path::Path};
 
 /// The session as a project that will lie at `path`; `None` without a model.
 pub fn to_file(state: &State, path: &Path) -> Option<ProjectFile> {
@@ -17,7 +17,7 @@ pub fn to_file(state: &State, path: &Path) -> Option<ProjectFile> {
             .map(|task| files::relative(task, folder)),
     );
     file.name.clone_from(&model.name);
-    file.model_sha256.clone_from(&model.sha256);
+    file.model_sha256 = model.sha256.clone().unwrap_or_default();
     file.data_sha256 = model
         .data
         .as_ref()
@@ -41,55 +41,64 @@ pub fn to_file(state: &State, path: &Path) -> Option<ProjectFile> {
     Some(file)
 }
 
-/// Lays a project over the newly opened model it names. Returns what the user should know: numbers measured on another model
-/// or on other data are left out.
+/// Lays a project over the newly opened model it names. Returns what the user should know.
 pub fn lay_over(state: &mut State, file: ProjectFile) -> Vec<String> {
+    let mut warnings = lay_plan(state, &file);
+    warnings.extend(lay_numbers(state, file));
+    state.refresh();
+    warnings
+}
+
+/// What a project says of the model's layers: nothing that depends on its weights.
+pub fn lay_plan(state: &mut State, file: &ProjectFile) -> Vec<String> {
     let mut warnings = Vec::new();
     let Some(model) = state.model().cloned() else {
         return warnings;
     };
-    let data = model.data.as_ref().map(|data| data.sha256.as_str());
-    let known_layers = |layer: &limbeck_engine::graph::LayerId| {
-        model.layers.iter().any(|known| known.id == *layer)
-    };
-    let other_layers = file
-        .plan
-        .keys()
-        .filter(|layer| !known_layers(layer))
-        .count();
-    if other_layers > 0 {
+    let layers: HashSet<&LayerId> = model.layers.iter().map(|layer| &layer.id).collect();
+    let others = file.plan.keys().filter(|l| !layers.contains(l)).count();
+    if others > 0 {
         warnings.push(format!(
-            "{other_layers} layers of the project are not in this model: their settings were left out"
+            "{others} layers of the project are not in this model: their settings were left out"
         ));
     }
     let document = &mut state.document;
     for (layer, setting) in &file.plan {
-        if known_layers(layer) {
+        if layers.contains(layer) {
             document.set(layer, *setting);
         }
     }
-    document.pins = file.pins.into_iter().filter(known_layers).collect();
-    document.goals = file.goals;
-    document.scheme = file.scheme;
+    let pins = file.pins.iter().filter(|l| layers.contains(l));
+    document.pins = pins.cloned().collect();
+    document.goals.clone_from(&file.goals);
+    document.scheme = file.scheme.clone();
     document.channels = file.channels;
-    document.distil = file.distil_enabled.then_some(file.distil);
+    document.distil = file.distil_enabled.then(|| file.distil.clone());
     document.seed = file.seed;
-    if !file.model_sha256.is_empty() && file.model_sha256 != model.sha256 {
-        warnings.push(
+    warnings
+}
+
+/// A project's points and cells. Those measured on another model or on other data are left out; the model's hash must be known.
+pub fn lay_numbers(state: &mut State, file: ProjectFile) -> Vec<String> {
+    let Some(model) = state.model() else {
+        return Vec::new();
+    };
+    let data = model.data.as_ref().map(|data| data.sha256.as_str());
+    if !file.model_sha256.is_empty() && Some(&file.model_sha256) != model.sha256.as_ref() {
+        return vec![
             "The model has changed since the project was saved: its points and cells were left out"
                 .into(),
-        );
-    } else if data.is_some_and(|data| !file.data_sha256.is_empty() && file.data_sha256 != data) {
-        warnings.push(
+        ];
+    }
+    if data.is_some_and(|data| !file.data_sha256.is_empty() && file.data_sha256 != data) {
+        return vec![
             "The data has changed since the project was saved: its points and cells were left out"
                 .into(),
-        );
-    } else {
-        state.mirror.add_cells(file.cells);
-        for point in file.points {
-            state.mirror.add_point(point);
-        }
+        ];
     }
-    state.refresh();
-    warnings
+    state.mirror.add_cells(file.cells);
+    for point in file.points {
+        state.mirror.add_point(point);
+    }
+    Vec::new()
 }

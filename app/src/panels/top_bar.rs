@@ -110,7 +110,10 @@ fn identity(ui: &mut Ui, state: &State, narrow: bool) {
         model.opset,
         model.layers.len(),
         widgets::number::grouped(model.sizes.params),
-        model.sha256.get(..16).unwrap_or(&model.sha256),
+        match &model.sha256 {
+            Some(hash) => hash.get(..16).unwrap_or(hash),
+            None => "being read…",
+        },
     );
     if !dirty.is_empty() {
         about += "\n• changes not saved";

@@ -9,10 +9,10 @@ use limbeck_engine::{
     graph::LayerId,
     measure::Bytes,
     recipe::Step,
-    search::{self, LayerFacts, Prediction},
+    search::{LayerFacts, Prediction, Predictor},
     sensitivity::{Candidate, Cell, Tier},
 };
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 /// Where a heat cell's colour comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +80,15 @@ pub struct Derived {
     largest: Largest,
     /// Lower-case `name op shape` of every layer, for the filter.
     haystack: Vec<String>,
+    /// Place of every layer in the order of names.
+    by_name: Vec<usize>,
+    predictor: Option<Predictor>,
+    pub(super) shown: Shown,
+    pub(super) ours: Ours,
     rows_key: Option<RowsKey>,
     plan_key: Option<(u64, super::Document)>,
     prediction_cells: u64,
+    plan_scheme: Option<QuantScheme>,
     points_key: Option<(u64, PlotAxis, SplitName)>,
     model_version: u64,
 }
@@ -93,6 +99,42 @@ impl Derived {
         (self.largest.params, self.largest.macs)
     }
 }
+
+/// A point as the plot draws it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mark {
+    /// Index into [`State::points`].
+    pub index: usize,
+    /// Decades of kB or million MACs, and top-1 in percent.
+    pub place: [f64; 2],
+    pub front: bool,
+    pub partial: bool,
+    pub distilled: bool,
+}
+
+/// What the plot shows of all points, worked out when they, the axis or the split change.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    pub marks: Vec<Mark>,
+    /// Points of the split, those included that have no place on the axis.
+    pub count: usize,
+    /// Lowest and highest: of places along x, of the intervals along y.
+    pub extent: Option<[[f64; 2]; 2]>,
+}
+
+/// Indices of the points that stand for the present plan, newest of each split; see the methods of [`State`] that give them.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Ours {
+    /// What they follow from.
+    key: Option<(u64, u64, u64, bool)>,
+    pub plan: [Option<usize>; SPLITS],
+    pub undistilled: [Option<usize>; SPLITS],
+    pub otherwise: [Option<usize>; SPLITS],
+    pub baseline: [Option<usize>; SPLITS],
+    pub judged: [Option<(u64, u64)>; SPLITS],
+}
+
+const SPLITS: usize = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Largest {
@@ -130,6 +172,7 @@ pub fn refresh(state: &mut State) {
                 .unwrap_or(0),
         };
         derived.haystack = layers.iter().map(haystack).collect();
+        derived.by_name = by_name(layers);
     }
 
     // The plan, and what it is thought to give.
@@ -147,25 +190,32 @@ pub fn refresh(state: &mut State) {
                 .steps
         };
         derived.steps = steps(false);
-        derived.steps_distilled = steps(true);
+        derived.steps_distilled = match state.document.distil {
+            Some(_) => steps(true),
+            None => derived.steps.clone(),
+        };
         derived.plan_key = Some((generation, state.document.clone()));
     }
     let cells_changed = derived.prediction_cells != mirror.cells_version;
+    let scheme_changed = derived.plan_scheme.as_ref() != Some(&state.document.scheme);
+    if cells_changed || new_model || scheme_changed {
+        derived.plan_scheme = Some(state.document.scheme.clone());
+        derived.predictor = mirror.model.as_ref().map(|model| {
+            let cells = mirror.best_cells();
+            let scheme = &state.document.scheme;
+            Predictor::new(&model.layers, cells, scheme, model.overhead)
+        });
+    }
     if plan_changed || cells_changed || new_model {
         derived.prediction_cells = mirror.cells_version;
-        derived.prediction = mirror.model.as_ref().map(|model| {
-            let cells: Vec<Cell> = mirror.best_cells().cloned().collect();
+        derived.prediction = derived.predictor.as_ref().map(|predictor| {
             let plan = &state.document.plan;
-            let prediction = search::predict(
-                &model.layers,
-                plan,
-                &state.document.scheme,
-                &cells,
-                model.overhead,
-            );
-            let mut prediction = match state.document.channels {
-                true => super::channels::predict(model, &state.document, prediction),
-                false => prediction,
+            let prediction = predictor.predict(plan);
+            let mut prediction = match (state.document.channels, &mirror.model) {
+                (true, Some(model)) => {
+                    super::channels::predict(model, &state.document, prediction)
+                }
+                _ => prediction,
             };
             // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
             if state.document.scheme != QuantScheme::default() {
@@ -206,8 +256,13 @@ pub fn refresh(state: &mut State) {
         state.view.split,
     );
     let points_changed = state.derived.points_key != Some(key);
+    if points_changed || plan_changed {
+        state.derived.ours = Ours::default();
+        state.derived.ours = ours(state);
+    }
     if points_changed {
         state.derived.front = front(state);
+        state.derived.shown = shown_points(state);
         state.derived.points_key = Some(key);
     }
     if points_changed || plan_changed || cells_changed || new_model {
@@ -241,17 +296,21 @@ fn rows(state: &State, key: &RowsKey) -> Vec<usize> {
     let setting = |row: usize| state.document.setting(&layers[row].id);
     match key.sort.key {
         SortKey::Graph => {}
-        SortKey::Name => rows.sort_by(|a, b| natural(&layers[*a].id, &layers[*b].id)),
+        SortKey::Name => rows.sort_by_key(|row| state.derived.by_name[*row]),
         SortKey::Op => rows.sort_by(|a, b| layers[*a].op.cmp(&layers[*b].op)),
         SortKey::Shape => {
             rows.sort_by(|a, b| layers[*a].weight_shape.cmp(&layers[*b].weight_shape));
         }
         SortKey::Params => rows.sort_by_key(|row| layers[*row].params),
         SortKey::Macs => rows.sort_by_key(|row| layers[*row].macs),
-        SortKey::Cell(candidate) => rows.sort_by(|a, b| {
-            let (a, b) = (shown(state, *a, candidate), shown(state, *b, candidate));
-            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
-        }),
+        SortKey::Cell(candidate) => {
+            let key = |row| shown(state, row, candidate);
+            let keys: Vec<(u8, f64)> = (0..layers.len()).map(key).collect();
+            rows.sort_by(|a, b| {
+                let (a, b) = (keys[*a], keys[*b]);
+                a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+            });
+        }
         SortKey::Precision => rows.sort_by_key(|row| setting(*row).precision),
         SortKey::Ratio => {
             rows.sort_by(|a, b| setting(*a).sparsity.0.total_cmp(&setting(*b).sparsity.0));
@@ -290,38 +349,30 @@ fn shown(state: &State, row: usize, candidate: Candidate) -> (u8, f64) {
     }
 }
 
-/// Compares names as people do: `conv2` before `conv10`.
-fn natural(a: &LayerId, b: &LayerId) -> std::cmp::Ordering {
-    let parts = |name: &str| {
-        let mut parts: Vec<(String, u64)> = Vec::new();
-        let mut digits = false;
-        for c in name.chars() {
-            match (c.to_digit(10), digits) {
-                (Some(d), true) => {
-                    if let Some((_, n)) = parts.last_mut() {
-                        *n = n.saturating_mul(10).saturating_add(u64::from(d));
-                    }
-                }
-                (Some(d), false) => {
-                    match parts.last_mut() {
-                        Some((_, n)) => *n = u64::from(d),
-                        None => parts.push((String::new(), u64::from(d))),
-                    }
-                    digits = true;
-                }
-                (None, true) => {
-                    parts.push((c.to_string(), 0));
-                    digits = false;
-                }
-                (None, false) => match parts.last_mut() {
-                    Some((text, _)) => text.push(c),
-                    None => parts.push((c.to_string(), 0)),
-                },
+/// Place of every layer in the order of names as people sort them: `conv2` before `conv10`.
+fn by_name(layers: &[LayerFacts]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by_cached_key(|row| (natural(&layers[*row].id), layers[*row].id.clone()));
+    let mut places = vec![0; layers.len()];
+    for (place, row) in order.into_iter().enumerate() {
+        places[row] = place;
+    }
+    places
+}
+
+/// A name as what is compared: characters, and runs of digits as numbers.
+fn natural(name: &LayerId) -> Vec<(Option<char>, u64)> {
+    let mut parts: Vec<(Option<char>, u64)> = Vec::new();
+    for c in name.0.chars() {
+        match (c.to_digit(10), parts.last_mut()) {
+            (Some(d), Some((None, n))) => {
+                *n = n.saturating_mul(10).saturating_add(u64::from(d));
             }
+            (Some(d), _) => parts.push((None, u64::from(d))),
+            (None, _) => parts.push((Some(c), 0)),
         }
-        parts
-    };
-    parts(&a.0).cmp(&parts(&b.0)).then_with(|| a.cmp(b))
+    }
+    parts
 }
 
 /// A size or MACs in the plot's unit (kB of 1,000 bytes; millions).
@@ -348,6 +399,95 @@ fn front(state: &State) -> Vec<PointId> {
         better
     });
     points.into_iter().map(|(_, _, id)| id).collect()
+}
+
+fn shown_points(state: &State) -> Shown {
+    let on_front: HashSet<PointId> = state.derived.front.iter().copied().collect();
+    let mut shown = Shown::default();
+    let grow = |range: &mut [f64; 2], v: f64| {
+        if v.is_finite() {
+            *range = [range[0].min(v), range[1].max(v)];
+        }
+    };
+    let nothing = [[f64::MAX, f64::MIN]; 2];
+    for (index, point) in state.points().iter().enumerate() {
+        if !state.is_shown(index) {
+            continue;
+        }
+        shown.count += 1;
+        let Some((x, y)) = state.plot_position(point) else {
+            continue;
+        };
+        let mark = Mark {
+            index,
+            place: [x.max(1e-6).log10(), y],
+            front: on_front.contains(&point.id),
+            partial: point.point.recipe.is_partial(),
+            distilled: point.is_distilled(),
+        };
+        shown.marks.push(mark);
+        let [along_x, along_y] = shown.extent.get_or_insert(nothing);
+        grow(along_x, mark.place[0]);
+        for bound in point.point.metrics.top1.ci {
+            grow(along_y, bound * 100.0);
+        }
+    }
+    shown
+}
+
+impl Ours {
+    /// Whether they still hold.
+    pub fn hold(&self, state: &State) -> bool {
+        self.key == Some(Self::key(state))
+    }
+
+    fn key(state: &State) -> (u64, u64, u64, bool) {
+        (
+            state.mirror.points_version,
+            state.derived.plan_key.as_ref().map_or(0, |(n, _)| *n),
+            state.document.seed,
+            state.document.distil.is_some(),
+        )
+    }
+}
+
+/// The newest points of each kind, in one look at all of them.
+fn ours(state: &State) -> Ours {
+    let mut ours = Ours::default();
+    let (plan, distilled) = (&state.derived.steps, &state.derived.steps_distilled);
+    let distils = state.document.distil.is_some();
+    for (index, point) in state.points().iter().enumerate() {
+        let split = point.split() as usize;
+        if point.point.recipe.seed != state.document.seed {
+            continue;
+        }
+        let steps = &point.point.recipe.steps;
+        if steps == distilled {
+            ours.plan[split] = Some(index);
+        }
+        if distils && steps == plan {
+            ours.undistilled[split] = Some(index);
+        }
+        if distils
+            && let [before @ .., Step::Distil(_)] = steps.as_slice()
+            && before == plan.as_slice()
+        {
+            ours.otherwise[split] = Some(index);
+        }
+    }
+    for split in SplitName::ALL {
+        ours.baseline[split as usize] = state.find_baseline(split);
+    }
+    for (index, point) in state.points().iter().enumerate() {
+        let split = point.split() as usize;
+        if !point.is_baseline() || ours.baseline[split] == Some(index) {
+            let n = point.samples();
+            let (low, high) = ours.judged[split].unwrap_or((n, n));
+            ours.judged[split] = Some((low.min(n), high.max(n)));
+        }
+    }
+    ours.key = Some(Ours::key(state));
+    ours
 }
 
 fn predicted_point(state: &State) -> Option<PredictedPoint> {

@@ -11,7 +11,8 @@ use limbeck_engine::{
     train::TrainPoint,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,6 +55,22 @@ impl NamedPoint {
 
 pub(crate) fn is_distilled(steps: &[Step]) -> bool {
     steps.iter().any(|step| matches!(step, Step::Distil(_)))
+}
+
+/// Words that numbered points are called by.
+const NUMBERED: [&str; 2] = ["Plan", "Distil"];
+
+/// The number in a name such as `Distil 3 partial`.
+fn number_after(name: &str, word: &str) -> Option<u64> {
+    let rest = name.strip_prefix(word)?.trim_start();
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// Equal for points of equal steps and seed.
+fn fingerprint(point: &Point) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{:?}", (point.recipe.seed, &point.recipe.steps)).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What a job is for.
@@ -140,6 +157,11 @@ impl CellSlot {
         self.measured.as_ref().or(early)
     }
 
+    /// Its divergence is estimated, and it is not measured.
+    fn is_estimated(&self) -> bool {
+        self.measured.is_none() && self.fisher.is_some()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Cell> {
         let tiers = [&self.proxy, &self.local, &self.fisher, &self.measured];
         tiers.into_iter().flatten()
@@ -154,7 +176,16 @@ pub struct Mirror {
     pub(crate) layer_ids: Vec<LayerId>,
     index: BTreeMap<LayerId, usize>,
     slots: Vec<[CellSlot; Candidate::ALL.len()]>,
+    /// Slots with a measured cell.
+    measured: usize,
+    /// Of the others, those with an estimated divergence.
+    estimated: usize,
+    /// Oldest first, so in the order of their ids.
     pub points: Vec<NamedPoint>,
+    /// Ids of the points by what their steps and seed hash to.
+    by_plan: HashMap<u64, Vec<PointId>>,
+    /// The highest number behind each of [`NUMBERED`].
+    numbers: BTreeMap<&'static str, u64>,
     /// Newest last; finished ones are dropped after a while.
     pub jobs: Vec<Job>,
     /// Newest last.
@@ -176,7 +207,11 @@ impl Default for Mirror {
             layer_ids: Vec::new(),
             index: BTreeMap::new(),
             slots: Vec::new(),
+            measured: 0,
+            estimated: 0,
             points: Vec::new(),
+            by_plan: HashMap::new(),
+            numbers: BTreeMap::new(),
             jobs: Vec::new(),
             curves: Vec::new(),
             inspection: None,
@@ -223,20 +258,12 @@ impl Mirror {
 
     /// Measured cells and all there are.
     pub fn measured_cells(&self) -> (usize, usize) {
-        let all = self.slots.len() * Candidate::ALL.len();
-        let measured = self
-            .slots
-            .iter()
-            .flatten()
-            .filter(|slot| slot.measured.is_some())
-            .count();
-        (measured, all)
+        (self.measured, self.slots.len() * Candidate::ALL.len())
     }
 
     /// Cells with an estimated divergence that are not measured.
     pub fn estimated_cells(&self) -> usize {
-        let estimated = |slot: &&CellSlot| slot.measured.is_none() && slot.fisher.is_some();
-        self.slots.iter().flatten().filter(estimated).count()
+        self.estimated
     }
 
     /// Takes a newly opened model; everything known of another one is dropped.
@@ -246,7 +273,9 @@ impl Mirror {
         self.slots = (0..self.layer_ids.len())
             .map(|_| std::array::from_fn(|_| CellSlot::default()))
             .collect();
-        self.points.clear();
+        self.measured = 0;
+        self.estimated = 0;
+        self.clear_points();
         self.curves.clear();
         self.inspection = None;
         self.next_point = 1;
@@ -254,6 +283,23 @@ impl Mirror {
         self.model_version += 1;
         self.cells_version += 1;
         self.points_version += 1;
+    }
+
+    /// The model's hash, once it was read.
+    pub fn set_hash(&mut self, sha256: String) {
+        if let Some(model) = &mut self.model {
+            Arc::make_mut(model).sha256 = Some(sha256);
+        }
+    }
+
+    /// The model's weights turned out to be broken: it cannot be run.
+    pub fn set_unsound(&mut self, warning: String) {
+        if let Some(model) = &mut self.model {
+            let model = Arc::make_mut(model);
+            model.runnable = false;
+            model.warnings.push(warning);
+            self.model_version += 1;
+        }
     }
 
     /// Other data for the same model: what was measured on the old data goes.
@@ -264,7 +310,9 @@ impl Mirror {
                 ..CellSlot::default()
             };
         }
-        self.points.clear();
+        self.measured = 0;
+        self.estimated = 0;
+        self.clear_points();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
         self.cells_version += 1;
@@ -278,6 +326,7 @@ impl Mirror {
                 continue;
             };
             let slot = &mut self.slots[*row][cell.candidate as usize];
+            let (measured, estimated) = (slot.measured.is_some(), slot.is_estimated());
             let place = match (cell.tier, cell.direction) {
                 (Tier::Proxy, _) => &mut slot.proxy,
                 (Tier::Local, _) => &mut slot.local,
@@ -287,6 +336,9 @@ impl Mirror {
                 (Tier::Measured, Direction::AllBut) => continue,
             };
             *place = Some(cell);
+            self.measured += usize::from(!measured && slot.measured.is_some());
+            self.estimated += usize::from(!estimated && slot.is_estimated());
+            self.estimated -= usize::from(estimated && !slot.is_estimated());
         }
         self.cells_version += 1;
     }
@@ -294,28 +346,39 @@ impl Mirror {
     /// Adds a point; the same recipe measured again on the same split replaces the older one.
     pub fn add_point(&mut self, point: Point) -> PointId {
         self.points_version += 1;
-        let same = |old: &NamedPoint| {
-            old.point.metrics.split == point.metrics.split
-                && old.point.metrics.top1.n == point.metrics.top1.n
-                && old.point.recipe.steps == point.recipe.steps
-                && old.point.recipe.seed == point.recipe.seed
+        let print = fingerprint(&point);
+        // Those of the same plan, oldest first: as a rule none, whatever the number of points.
+        let alike: Vec<usize> = self.by_plan.get(&print).map_or_else(Vec::new, |ids| {
+            let at = |id: &PointId| self.points.binary_search_by_key(id, |p| p.id).ok();
+            let same = |at: &usize| {
+                let old = &self.points[*at].point.recipe;
+                old.steps == point.recipe.steps && old.seed == point.recipe.seed
+            };
+            ids.iter().filter_map(at).filter(same).collect()
+        });
+        let same = |at: &&usize| {
+            let old = &self.points[**at].point.metrics;
+            old.split == point.metrics.split && old.top1.n == point.metrics.top1.n
         };
-        if let Some(old) = self.points.iter_mut().find(|old| same(old)) {
+        if let Some(at) = alike.iter().find(same) {
+            let old = &mut self.points[*at];
             old.point = Arc::new(point);
             return old.id;
         }
         let id = PointId(self.next_point);
         self.next_point += 1;
         // The same plan on another split keeps its name.
-        let name = self
-            .points
-            .iter()
-            .find(|old| {
-                old.point.recipe.steps == point.recipe.steps
-                    && old.point.recipe.seed == point.recipe.seed
-            })
-            .map(|old| old.name.clone())
-            .unwrap_or_else(|| self.name_of(&point));
+        let name = match alike.first() {
+            Some(at) => self.points[*at].name.clone(),
+            None => self.name_of(&point),
+        };
+        for word in NUMBERED {
+            if let Some(number) = number_after(&name, word) {
+                let highest = self.numbers.entry(word).or_default();
+                *highest = number.max(*highest);
+            }
+        }
+        self.by_plan.entry(print).or_default().push(id);
         self.points.push(NamedPoint {
             id,
             name,
@@ -358,15 +421,18 @@ impl Mirror {
     }
 
     fn free_number(&self, word: &str) -> u64 {
-        let number = |old: &NamedPoint| {
-            let rest = old.name.strip_prefix(word)?.trim_start();
-            rest.split(' ').next()?.parse::<u64>().ok()
-        };
-        self.points.iter().filter_map(number).max().unwrap_or(0) + 1
+        self.numbers.get(word).copied().unwrap_or(0) + 1
+    }
+
+    fn clear_points(&mut self) {
+        self.points.clear();
+        self.by_plan.clear();
+        self.numbers.clear();
     }
 
     pub fn point(&self, id: PointId) -> Option<&NamedPoint> {
-        self.points.iter().find(|point| point.id == id)
+        let at = self.points.binary_search_by_key(&id, |point| point.id);
+        self.points.get(at.ok()?)
     }
 
     pub fn job(&self, id: JobId) -> Option<&Job> {
@@ -406,7 +472,11 @@ impl Mirror {
     /// Takes in what an event says of jobs, cells, curves and points. (What follows from an event is the session's to decide.)
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Opened { .. } | Event::Text { .. } | Event::Stopped { .. } => {}
+            Event::Opened { .. }
+            | Event::Hashed { .. }
+            | Event::Unsound { .. }
+            | Event::Text { .. }
+            | Event::Stopped { .. } => {}
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;

@@ -11,7 +11,7 @@ mod tests;
 mod verdict;
 mod view;
 
-pub use derived::{Heat, HeatKind, Legend, PredictedPoint};
+pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
 pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
@@ -194,6 +194,21 @@ impl State {
         self.split_points(self.view.split)
     }
 
+    /// How many they are, worked out once a change.
+    pub fn shown_count(&self) -> usize {
+        self.derived.shown.count
+    }
+
+    /// Those with a place on the plot, as it draws them; worked out once a change.
+    pub fn marks(&self) -> &[Mark] {
+        &self.derived.shown.marks
+    }
+
+    /// Lowest and highest place along x, and lowest and highest end of an interval along y; `None` without marks.
+    pub fn marks_extent(&self) -> Option<[[f64; 2]; 2]> {
+        self.derived.shown.extent
+    }
+
     fn split_points(&self, split: SplitName) -> impl Iterator<Item = &NamedPoint> {
         let baseline = self.baseline(split).map(|point| point.id);
         self.points().iter().filter(move |point| {
@@ -201,19 +216,42 @@ impl State {
         })
     }
 
+    /// Whether the point of this index is one of [`State::shown_points`].
+    fn is_shown(&self, index: usize) -> bool {
+        let split = self.view.split;
+        self.points().get(index).is_some_and(|point| {
+            point.split() == split
+                && (!point.is_baseline() || self.baseline(split).is_some_and(|b| b.id == point.id))
+        })
+    }
+
+    /// What was found of the plan's points, if it still holds.
+    fn ours(&self) -> Option<&derived::Ours> {
+        Some(&self.derived.ours).filter(|ours| ours.hold(self))
+    }
+
     /// The original, measured on a split: on as many samples as the newest other point there, if it was, else the newest.
     pub fn baseline(&self, split: SplitName) -> Option<&NamedPoint> {
-        let here = || {
-            self.points()
-                .iter()
-                .rev()
-                .filter(move |p| p.split() == split)
+        let at = match self.ours() {
+            Some(ours) => ours.baseline[split as usize],
+            None => self.find_baseline(split),
         };
-        let n = here().find(|p| !p.is_baseline()).map(NamedPoint::samples);
-        let originals = || here().filter(|p| p.is_baseline());
+        self.points().get(at?)
+    }
+
+    fn find_baseline(&self, split: SplitName) -> Option<usize> {
+        let here = || {
+            let points = self.points().iter().enumerate().rev();
+            points.filter(move |(_, p)| p.split() == split)
+        };
+        let n = here()
+            .find(|(_, p)| !p.is_baseline())
+            .map(|(_, p)| p.samples());
+        let originals = || here().filter(|(_, p)| p.is_baseline());
         originals()
-            .find(|p| n.is_none_or(|n| p.samples() == n))
+            .find(|(_, p)| n.is_none_or(|n| p.samples() == n))
             .or_else(|| originals().next())
+            .map(|(at, _)| at)
     }
 
     /// The original, measured on exactly `n` samples of a split: what accuracies on those samples are compared with.
@@ -226,6 +264,9 @@ impl State {
 
     /// Fewest and most samples that the points shown of a split were judged on; `None` while there are none.
     pub fn judged_samples(&self, split: SplitName) -> Option<(u64, u64)> {
+        if let Some(ours) = self.ours() {
+            return ours.judged[split as usize];
+        }
         let all = self.split_points(split).map(NamedPoint::samples);
         let (low, high) = all.fold((u64::MAX, 0), |(a, b), n| (a.min(n), b.max(n)));
         (high > 0).then_some((low, high))
@@ -233,12 +274,18 @@ impl State {
 
     /// The newest point of exactly the present plan on a split, its distillation included.
     pub fn plan_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        if let Some(ours) = self.ours() {
+            return self.points().get(ours.plan[split as usize]?);
+        }
         self.newest(split, |steps| *steps == *self.derived.steps_distilled)
     }
 
     /// The newest point on a split of the present plan and a distillation, but not the plan's own: one with other settings, or
     /// one that was cancelled. `None` where the plan has no distillation.
     pub fn otherwise_distilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        if let Some(ours) = self.ours() {
+            return self.points().get(ours.otherwise[split as usize]?);
+        }
         let plan = &self.derived.steps;
         self.document.distil.as_ref()?;
         self.newest(split, |steps| match steps {
@@ -249,6 +296,9 @@ impl State {
 
     /// The newest point on a split of the present plan before its distillation. `None` where the plan has none.
     pub fn undistilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
+        if let Some(ours) = self.ours() {
+            return self.points().get(ours.undistilled[split as usize]?);
+        }
         self.document.distil.as_ref()?;
         self.newest(split, |steps| *steps == *self.derived.steps)
     }

@@ -84,3 +84,64 @@ fn an_untouched_plan_has_no_steps_and_a_uniform_one_no_rules() {
     assert_eq!(quantize.layers.len(), 1);
     assert_eq!(quantize.layers[0].1, limbeck_engine::recipe::Choice::Keep);
 }
+
+#[test]
+fn what_is_kept_of_the_points_is_what_looking_at_all_of_them_gives() {
+    use limbeck_engine::train::DistilSettings;
+    let mut state = fixture::demo();
+    for distil in [None, Some(DistilSettings::default())] {
+        for split in SplitName::ALL {
+            state.document.distil.clone_from(&distil);
+            state.view.split = split;
+            state.refresh();
+            let found = |state: &State| {
+                let ids = |split| {
+                    [
+                        state.plan_point(split),
+                        state.undistilled_point(split),
+                        state.otherwise_distilled_point(split),
+                        state.baseline(split),
+                    ]
+                    .map(|point| point.map(|p| p.id))
+                };
+                SplitName::ALL.map(|split| (ids(split), state.judged_samples(split)))
+            };
+            let kept = found(&state);
+            let marks: Vec<PointId> = state
+                .marks()
+                .iter()
+                .map(|mark| state.points()[mark.index].id)
+                .collect();
+            assert!(state.shown_points().map(|p| p.id).eq(marks));
+            assert_eq!(state.shown_count(), state.shown_points().count());
+            let front = state.marks().iter().filter(|m| m.front).count();
+            assert_eq!(front, state.front().len(), "all of it is drawn");
+            // Asked without what was kept.
+            state.derived.ours = Default::default();
+            assert_eq!(found(&state), kept, "{split}, {distil:?}");
+        }
+    }
+    // A change that nothing was worked out for yet is not answered from the old state.
+    state.refresh();
+    let newest = state.mirror.points.pop().expect("some");
+    state.mirror.add_point((*newest.point).clone());
+    let split = newest.split();
+    assert!(state.judged_samples(split).is_some());
+}
+
+#[test]
+fn measured_cells_are_counted_as_they_come() {
+    let mut state = fixture::demo();
+    let count = |state: &State| {
+        let cells = state.mirror.all_cells();
+        cells.filter(|cell| cell.tier == Tier::Measured).count()
+    };
+    assert!(count(&state) > 0);
+    assert_eq!(state.map_progress().0, count(&state));
+    let again: Vec<_> = state.mirror.all_cells().cloned().collect();
+    state.mirror.add_cells(again);
+    assert_eq!(state.map_progress().0, count(&state));
+    let model = (**state.model().expect("open")).clone();
+    state.mirror.set_data(model);
+    assert_eq!((state.map_progress().0, count(&state)), (0, 0));
+}

@@ -2,9 +2,12 @@
 
 use super::{
     Account, AccountEntry, CompressError, FoldBatchNorm, Model, Outcome, Pass, PassContext,
-    wiring::{Names, WeightForm, Wiring, add_constant, float_weight, rebuild, weight_form},
+    wiring::{
+        Names, WeightForm, Wiring, add_constant, check_float_weight, float_weight, rebuild,
+        weight_form,
+    },
 };
-use crate::graph::{ElementType, Graph, Layer, Op, TensorData, ValueId};
+use crate::graph::{ElementType, Graph, Layer, Op, TensorData, ValueId, checked_len};
 use std::collections::{BTreeMap, HashSet};
 
 impl Pass for FoldBatchNorm {
@@ -18,35 +21,7 @@ impl Pass for FoldBatchNorm {
         _context: &PassContext<'_>,
     ) -> Result<(Model, Account), CompressError> {
         let layers = model.graph.layers();
-        let mut wiring = Wiring::of(&model.graph);
-        let mut names = Names::of(&model.graph);
-        let mut removed = HashSet::new();
-        let mut entries = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            let mut folded: Vec<String> = Vec::new();
-            let why_not = loop {
-                match fold_one(&mut model, layer, &wiring, &mut names)? {
-                    Ok(norm) => {
-                        removed.insert(norm);
-                        folded.push(model.graph.nodes[norm].name.clone());
-                        // The norm no longer computes the layer's output.
-                        model.graph.nodes[norm].inputs.clear();
-                        model.graph.nodes[norm].outputs.clear();
-                        wiring = Wiring::of(&model.graph);
-                    }
-                    Err(reason) => break reason,
-                }
-            };
-            entries.push(AccountEntry {
-                layer: layer.id.clone(),
-                outcome: if folded.is_empty() {
-                    Outcome::NotDone(why_not)
-                } else {
-                    Outcome::Done(format!("folded {}", folded.join(", ")))
-                },
-            });
-        }
-        rebuild(&mut model.graph, BTreeMap::new(), &removed);
+        let entries = fold(&mut model, &layers, Values::Computed)?;
         let account = Account {
             pass: self.name().to_owned(),
             entries,
@@ -55,12 +30,90 @@ impl Pass for FoldBatchNorm {
     }
 }
 
+/// What becomes of the weights.
+#[derive(Clone, Copy, PartialEq)]
+enum Values {
+    Computed,
+    /// Zeros of the same extent, without looking at any weight: for who wants to know sizes only.
+    Blank,
+}
+
+/// The graph with the batch norms after some of its layers folded; as it was where that fails (the pass reports why).
+pub(crate) fn folded_at(graph: &Graph, layers: &[Layer]) -> Graph {
+    let mut model = Model {
+        graph: graph.clone(),
+        masks: BTreeMap::new(),
+    };
+    match fold(&mut model, layers, Values::Computed) {
+        Ok(_) => model.graph,
+        Err(_) => graph.clone(),
+    }
+}
+
+/// The graph with batch norms folded, in extents and names alone: its folded weights are zeros, and none was read.
+pub(crate) fn folded_outline(graph: &Graph) -> Graph {
+    let mut model = Model {
+        graph: graph.clone(),
+        masks: BTreeMap::new(),
+    };
+    let layers = graph.layers();
+    match fold(&mut model, &layers, Values::Blank) {
+        Ok(_) => model.graph,
+        Err(_) => graph.clone(),
+    }
+}
+
+/// Folds what follows `layers`, which are the graph's own.
+fn fold(
+    model: &mut Model,
+    layers: &[Layer],
+    values: Values,
+) -> Result<Vec<AccountEntry>, CompressError> {
+    let mut wiring = Wiring::of(&model.graph);
+    let mut names = Names::of(&model.graph);
+    let mut removed = HashSet::new();
+    let mut entries = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let mut folded: Vec<String> = Vec::new();
+        let why_not = loop {
+            match fold_one(model, layer, &mut wiring, &mut names, values)? {
+                Ok(norm) => {
+                    removed.insert(norm);
+                    folded.push(model.graph.nodes[norm].name.clone());
+                }
+                Err(reason) => break reason,
+            }
+        };
+        entries.push(AccountEntry {
+            layer: layer.id.clone(),
+            outcome: if folded.is_empty() {
+                Outcome::NotDone(why_not)
+            } else {
+                Outcome::Done(format!("folded {}", folded.join(", ")))
+            },
+        });
+    }
+    rebuild(&mut model.graph, BTreeMap::new(), &removed);
+    Ok(entries)
+}
+
+/// A float tensor of zeros. Large ones take no memory until they are looked at.
+fn blank(shape: &[usize]) -> TensorData {
+    let bytes = vec![0; 4 * checked_len(shape).unwrap_or(0)];
+    TensorData {
+        element: ElementType::F32,
+        shape: shape.to_vec(),
+        bytes: bytes.into(),
+    }
+}
+
 /// Folds the batch norm that follows `layer`; gives its node index, or the reason why there is nothing to fold.
 fn fold_one(
     model: &mut Model,
     layer: &Layer,
-    wiring: &Wiring,
+    wiring: &mut Wiring,
     names: &mut Names,
+    values: Values,
 ) -> Result<Result<usize, String>, CompressError> {
     let graph = &model.graph;
     let index = layer.node.0 as usize;
@@ -93,10 +146,9 @@ fn fold_one(
             "its weight is already quantised: fold {norm_name} before quantising"
         )));
     }
-    let weights = match float_weight(graph, layer) {
-        Ok(weights) => weights,
-        Err(reason) => return Ok(Err(reason)),
-    };
+    if let Err(reason) = check_float_weight(graph, layer) {
+        return Ok(Err(reason));
+    }
     let channels = match &graph.nodes[index].op {
         Op::Conv { .. } => layer.weight_shape[0],
         Op::ConvTranspose { group, .. } => layer.weight_shape[1] * group,
@@ -108,7 +160,7 @@ fn fold_one(
             )));
         }
     };
-    let (factor, shift) = match norm_parameters(graph, norm, channels, layer)? {
+    let (factor, shift) = match norm_parameters(graph, norm, channels, layer, values)? {
         Ok(parameters) => parameters,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -116,12 +168,22 @@ fn fold_one(
     let old_bias = match bias {
         None => None,
         Some(id) => match constant_f32(graph, id) {
+            Some(data) if values == Values::Blank => Some((id, blank(&data.shape))),
             Some(data) => Some((id, data)),
             None => return Ok(Err("its bias is not a float constant".to_owned())),
         },
     };
 
-    let new_weights = scaled(&graph.nodes[index].op, layer, &weights, &factor);
+    let new_weight = match values {
+        Values::Blank => blank(&layer.weight_shape),
+        Values::Computed => match float_weight(graph, layer) {
+            Ok(weights) => TensorData::from_f32(
+                &layer.weight_shape,
+                &scaled(&graph.nodes[index].op, layer, &weights, &factor),
+            ),
+            Err(reason) => return Ok(Err(reason)),
+        },
+    };
     let mut op = graph.nodes[index].op.clone();
     let beta = match &mut op {
         Op::Gemm { beta, .. } => {
@@ -149,8 +211,7 @@ fn fold_one(
             }
         },
     };
-    let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
-    if !finite(&new_weights) || !finite(&new_bias.to_f32_vec()) {
+    if values == Values::Computed && new_weight.non_finite() + new_bias.non_finite() > 0 {
         return Err(CompressError::Layer {
             message: format!(
                 "folding {norm_name} gives weights that are NaN or infinite: look at the layer's weights and the norm's \
@@ -161,10 +222,10 @@ fn fold_one(
     }
 
     let norm_output = graph.nodes[norm].outputs.first().copied().flatten();
-    let new_weight = TensorData::from_f32(&layer.weight_shape, &new_weights);
     let shared = |id: ValueId| wiring.consumers(id).len() > 1 || wiring.is_output(id);
     let weight_name = graph.values[layer.weight.0 as usize].name.clone();
     let graph = &mut model.graph;
+    let (layer_before, norm_before) = (graph.nodes[index].clone(), graph.nodes[norm].clone());
     // Someone else's weight stays as it is: this layer gets its own.
     let present = graph.nodes[index].inputs[slot].unwrap_or(layer.weight);
     let weight_id = if shared(present) {
@@ -193,6 +254,12 @@ fn fold_one(
     node.inputs.resize(3, None);
     node.inputs[2] = Some(bias_id);
     node.outputs[0] = norm_output;
+    // The norm no longer computes the layer's output.
+    graph.nodes[norm].inputs.clear();
+    graph.nodes[norm].outputs.clear();
+    wiring.forget(index, &layer_before);
+    wiring.forget(norm, &norm_before);
+    wiring.note(graph, index);
     Ok(Ok(norm))
 }
 
@@ -209,6 +276,7 @@ fn norm_parameters(
     norm: usize,
     channels: usize,
     layer: &Layer,
+    values: Values,
 ) -> Result<Result<Parameters, String>, CompressError> {
     let node = &graph.nodes[norm];
     let Op::BatchNormalization { epsilon } = node.op else {
@@ -222,16 +290,19 @@ fn norm_parameters(
             .copied()
             .flatten()
             .and_then(|id| constant_f32(graph, id))
-            .map(|data| data.to_f32_vec())
-            .filter(|values| values.len() == channels);
-        let Some(values) = data else {
+            .filter(|data| data.len() == channels);
+        let Some(data) = data else {
             return Ok(Err(format!(
                 "the parameters of {} are not float constants of {channels} elements",
                 node.name
             )));
         };
-        read.push(values);
+        read.push(data);
     }
+    if values == Values::Blank {
+        return Ok(Ok((vec![1.0; channels], vec![0.0; channels])));
+    }
+    let read: Vec<Vec<f32>> = read.iter().map(TensorData::to_f32_vec).collect();
     let [scale, bias, mean, variance] = &read[..] else {
         return Ok(Err("no batch norm follows it".to_owned()));
     };

@@ -1,17 +1,16 @@
 //! What a setting does to one layer's weights, for the inspector: histograms, channel ranges, error. Sees no data.
 
 use super::{
-    CompressError, FoldBatchNorm, LayerSetting, Model, Pass, PassContext, Precision, QuantScheme,
-    ScaleLayout,
+    CompressError, LayerSetting, Precision, QuantScheme, ScaleLayout, folded_at,
     prune::{check_known, magnitude_mask, masked},
     weights::{CodeRange, choose_scales, fake, through_half},
     wiring::{WeightForm, Wiring, float_weight, weight_form},
 };
 use crate::{
-    exec::{self, CancelToken},
-    graph::{Graph, Layer, LayerId, Op},
+    exec,
+    graph::{Graph, Layer, LayerId},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Bins of both histograms.
 const BINS: usize = 64;
@@ -35,28 +34,6 @@ pub struct LayerInspection {
     pub zeros: f64,
     /// Distinct codes in use after; 0: float.
     pub levels: u32,
-}
-
-/// The graph as plans see it: batch norms folded. Where folding fails the graph itself.
-pub(crate) fn folded(graph: &Graph) -> Graph {
-    let norm = |op: &Op| matches!(op, Op::BatchNormalization { .. });
-    if !graph.nodes.iter().any(|n| norm(&n.op)) {
-        return graph.clone();
-    }
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
-    let context = PassContext {
-        data: None,
-        cancel: &CancelToken::default(),
-        seed: 0,
-    };
-    match FoldBatchNorm.apply(model, &context) {
-        Ok((model, _)) => model.graph,
-        // The pass itself reports this to whoever runs it; weights can be looked at all the same.
-        Err(_) => graph.clone(),
-    }
 }
 
 /// Float weights of a layer that can be changed; `None` where they are stored otherwise or not finite.
@@ -85,12 +62,12 @@ pub fn inspect_layer(
     };
     scheme.check()?;
     setting.sparsity.check().map_err(refuse)?;
-    let graph = folded(graph);
     let layers = graph.layers();
     check_known(&layers, std::iter::once(layer))?;
-    let Some(found) = layers.iter().find(|l| l.id == *layer) else {
-        return Err(refuse("the model has no such layer".to_owned()));
-    };
+    let missing = || refuse("the model has no such layer".to_owned());
+    let plain = layers.iter().find(|l| l.id == *layer).ok_or_else(missing)?;
+    let graph = folded_at(graph, std::slice::from_ref(plain));
+    let found = &graph.layer(layer).ok_or_else(missing)?;
     let weights = float_weight(&graph, found).map_err(refuse)?;
     if weights.iter().any(|w| !w.is_finite()) {
         return Err(refuse("its weights hold NaN or infinite values".to_owned()));

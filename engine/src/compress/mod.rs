@@ -17,9 +17,10 @@ mod weights;
 mod wiring;
 
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
+pub(crate) use fold::{folded_at, folded_outline};
 pub use histogram::{ActivationQuant, Histogram};
+pub(crate) use inspect::plain_weights;
 pub use inspect::{LayerInspection, inspect_layer};
-pub(crate) use inspect::{folded, plain_weights};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
 pub use structured::{

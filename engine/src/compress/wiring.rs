@@ -32,6 +32,33 @@ impl Wiring {
         wiring
     }
 
+    /// Takes note that a node, as it is given here, is about to change or go.
+    pub fn forget(&mut self, index: usize, node: &Node) {
+        for value in node.outputs.iter().flatten() {
+            self.producer[value.0 as usize] = None;
+        }
+        for value in node.inputs.iter().flatten() {
+            self.consumers[value.0 as usize].retain(|i| *i != index);
+        }
+    }
+
+    /// Takes note of a node that has changed, and of the values that were added for it.
+    pub fn note(&mut self, graph: &Graph, index: usize) {
+        let n = graph.values.len();
+        self.producer.resize(n, None);
+        self.consumers.resize(n, Vec::new());
+        self.is_output.resize(n, false);
+        let node = &graph.nodes[index];
+        for value in node.outputs.iter().flatten() {
+            self.producer[value.0 as usize] = Some(index);
+        }
+        for value in node.inputs.iter().flatten() {
+            let consumers = &mut self.consumers[value.0 as usize];
+            let at = consumers.partition_point(|i| *i <= index);
+            consumers.insert(at, index);
+        }
+    }
+
     /// Node that computes a value.
     pub fn producer(&self, value: ValueId) -> Option<usize> {
         self.producer[value.0 as usize]
@@ -97,13 +124,20 @@ pub(crate) fn weight_form(graph: &Graph, wiring: &Wiring, layer: &Layer) -> (usi
 
 /// Float weights of a layer, or why there are none.
 pub(crate) fn float_weight(graph: &Graph, layer: &Layer) -> Result<Vec<f32>, String> {
+    check_float_weight(graph, layer).map(TensorData::to_f32_vec)
+}
+
+/// As [`float_weight`], without reading them.
+pub(crate) fn check_float_weight<'g>(
+    graph: &'g Graph,
+    layer: &Layer,
+) -> Result<&'g TensorData, String> {
     match &graph.values[layer.weight.0 as usize].data {
         Some(data) if data.element == ElementType::F32 => {
-            let weights = data.to_f32_vec();
-            if weights.is_empty() {
+            if data.is_empty() {
                 return Err("its weight has no elements".to_owned());
             }
-            Ok(weights)
+            Ok(data)
         }
         Some(data) => Err(format!(
             "its weight is stored as {}, not as float32",

@@ -455,6 +455,7 @@ impl Graph {
                     true => data.non_finite(),
                     false => data.nan(),
                 };
+                data.let_go();
                 (count > 0).then(|| (v.name.clone(), count))
             })
             .collect()

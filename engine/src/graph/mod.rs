@@ -5,12 +5,14 @@ mod edit;
 mod error;
 mod infer;
 mod layers;
+mod mapped;
 mod op;
 mod op_info;
 mod tensor;
 
 pub(crate) use edit::topological;
 pub use error::GraphError;
+pub(crate) use mapped::map;
 pub use op::*;
 pub use op_info::CAPTURES;
 pub use tensor::{ElementType, TensorData, checked_len};

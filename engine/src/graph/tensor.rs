@@ -310,6 +310,12 @@ impl TensorData {
         self.len() == 0
     }
 
+    /// Says that the elements were looked at and will not be soon: those of a mapped file need not stay in memory. They read the
+    /// same afterwards.
+    pub fn let_go(&self) {
+        super::mapped::let_go(&self.bytes);
+    }
+
     /// Whether the bytes have the length that type and shape ask for.
     pub fn validate(&self) -> Result<(), GraphError> {
         Self::new(self.element, self.shape.clone(), self.bytes.clone()).map(|_| ())

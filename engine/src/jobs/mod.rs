@@ -112,11 +112,12 @@ pub struct ModelInfo {
     pub name: String,
     pub path: PathBuf,
     pub task_path: Option<PathBuf>,
-    /// SHA-256 of the model file, hex.
-    pub sha256: String,
+    /// SHA-256 of the model file (see [`crate::recipe::Session::model_sha256`]), hex; `None` while a large one is being read.
+    pub sha256: Option<String>,
     pub layers: Vec<LayerFacts>,
     /// Layers whose channels go together, and why others' stay.
     pub channels: ChannelGroups,
+    /// In an event on a large model no weight was looked at, and none counts as zero.
     pub sizes: Sizes,
     /// Bytes of the stored file that belong to no layer.
     pub overhead: Bytes,
@@ -155,6 +156,16 @@ pub enum Event {
     Opened {
         job: JobId,
         info: Box<ModelInfo>,
+    },
+    /// After `Opened` without a hash, and perhaps after `Finished`: the large model of this job was read, or why it could not be.
+    Hashed {
+        job: JobId,
+        sha256: Result<String, String>,
+    },
+    /// After `Opened`: the weights of a large model were looked at, and cannot be run.
+    Unsound {
+        job: JobId,
+        warning: String,
     },
     Started {
         job: JobId,

@@ -5,16 +5,14 @@ use super::{
     worker::{JobContext, Worker},
 };
 use crate::{
-    compress::{ChannelGroups, FoldBatchNorm, Model, Pass, PassContext, QuantScheme},
+    compress::{ChannelGroups, QuantScheme, folded_outline},
     data::SplitName,
-    exec::CancelToken,
     graph::Graph,
-    measure::{self, Bytes},
+    measure::{self, Sizes},
     recipe::{PipelineError, Recipe, Session, shape_words, task_beside},
     search, sensitivity,
 };
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -61,19 +59,36 @@ impl Worker {
         if context.cancel.is_cancelled() {
             return Err(PipelineError::Cancelled);
         }
-        warnings.extend(session.obstacles.iter().cloned());
-        let info = info(&session, warnings)?;
+        warnings.extend(session.known_obstacles());
+        let sizes = match session.is_large() {
+            true => measure::dense_sizes(&session.graph)?,
+            false => measure::sizes(&session.graph)?,
+        };
+        let info = describe(&session, warnings, sizes)?;
+        let unhashed = info.sha256.is_none();
         let session = Arc::new(session);
         self.set_session(context, session.clone());
         self.emitter().send(Event::Opened {
             job: context.job,
             info: Box::new(info),
         });
+        if unhashed {
+            let (emitter, job) = (self.emitter().clone(), context.job);
+            session.when_hashed(move |sha256| emitter.send(Event::Hashed { job, sha256 }));
+        }
         let cells = sensitivity::proxy(&session.graph, &QuantScheme::default());
         self.emitter().send(Event::Cells {
             job: context.job,
             cells,
         });
+        if session.is_large()
+            && let Some(warning) = session.broken_weights()
+        {
+            self.emitter().send(Event::Unsound {
+                job: context.job,
+                warning: warning.to_owned(),
+            });
+        }
         if session.data.is_none() || session.runnable().is_err() {
             return Ok(());
         }
@@ -92,48 +107,42 @@ impl Worker {
     }
 }
 
-/// What a window or a command line says of an opened model.
+/// What a command line says of an opened model.
+///
+/// # Errors
+/// A graph that cannot be written.
 pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, PipelineError> {
+    describe(session, warnings, measure::sizes(&session.graph)?)
+}
+
+fn describe(
+    session: &Session,
+    warnings: Vec<String>,
+    sizes: Sizes,
+) -> Result<ModelInfo, PipelineError> {
     let graph = &session.graph;
-    let sizes = measure::sizes(graph)?;
     let name = session
         .model_path
         .file_stem()
         .map_or_else(|| graph.name.clone(), |s| s.to_string_lossy().into_owned());
+    // Plans fold batch norms first.
+    let folded = measure::stored(&folded_outline(graph))?;
     Ok(ModelInfo {
         name,
         path: session.model_path.clone(),
         task_path: session.task_path.clone(),
-        sha256: session.model_sha256.clone(),
+        sha256: session.known_sha256(),
         layers: session.layers.clone(),
         channels: ChannelGroups::of(graph),
-        overhead: search::overhead(&session.layers, folded_size(graph)?),
+        overhead: search::overhead(&session.layers, folded),
         sizes,
         inputs: ports(graph, &graph.inputs),
         outputs: ports(graph, &graph.outputs),
         opset: session.opset.to_string(),
         data: session.data.as_ref().map(|d| d.info().clone()),
         warnings,
-        runnable: session.obstacles.is_empty(),
+        runnable: session.known_obstacles().is_empty(),
     })
-}
-
-/// Bytes of the file after batch norms are folded, as every plan does first.
-fn folded_size(graph: &Graph) -> Result<Bytes, PipelineError> {
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
-    let context = PassContext {
-        data: None,
-        cancel: &CancelToken::default(),
-        seed: 0,
-    };
-    // A model with broken weights cannot be folded, and is shown all the same: its obstacles say what is wrong.
-    match FoldBatchNorm.apply(model, &context) {
-        Ok((folded, _)) => Ok(measure::sizes(&folded.graph)?.stored),
-        Err(_) => Ok(measure::sizes(graph)?.stored),
-    }
 }
 
 fn ports(graph: &Graph, values: &[crate::graph::ValueId]) -> Vec<(String, String)> {

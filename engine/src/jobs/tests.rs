@@ -1,12 +1,21 @@
 //! The runtime without any model: what overtakes what, what is cancelled, what survives.
 
 use super::{
+    emit::Ticker,
     queue::{Lane, TestBody, Work},
-    worker::JobContext,
+    worker::{JobContext, Watching},
     *,
+};
+use crate::{
+    compress::{Precision, Ratio},
+    recipe::{
+        self, Choice, PruneStep, QuantizeStep, RunObserver, RunOutcome, Session, Step, Unwatched,
+    },
+    train::DistilSettings,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::{
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
@@ -334,4 +343,138 @@ fn shutting_down_cancels_work_and_still_writes_files() {
     }
     drop(engine);
     assert_eq!(std::fs::read_to_string(&path).expect("saved"), "19");
+}
+
+/// A run that says each mini-batch of its training aloud, and at some of them has just been asked for a measurement.
+struct Disturbed<'a> {
+    inner: Watching<'a>,
+    queue: Arc<Queue>,
+    measure: Arc<Recipe>,
+    asked_at: &'static [u64],
+    batches: u64,
+}
+
+impl RunObserver for Disturbed<'_> {
+    fn progress(&mut self, done: u64, total: u64, detail: &str) {
+        if detail.starts_with("epoch") {
+            self.batches += 1;
+            let worker = self.inner.worker;
+            log(worker, &format!("batch{}", self.batches));
+            if self.asked_at.contains(&self.batches) {
+                let recipe = self.measure.clone();
+                let body: TestBody = Box::new(move |worker, context| {
+                    let done = worker.run(context, &recipe, SplitName::Holdout, Some(16));
+                    log(worker, if done.is_ok() { "measured" } else { "lost" });
+                });
+                let job = JobId(10 + self.batches);
+                let lane = Lane::Interactive;
+                let work = Work::Test { job, lane, body };
+                self.queue.push(work, worker.emitter());
+            }
+        }
+        self.inner.progress(done, total, detail);
+    }
+
+    fn wants_before_training(&self) -> bool {
+        true
+    }
+
+    fn before_training(&mut self, outcome: RunOutcome) {
+        self.inner.before_training(outcome);
+    }
+}
+
+#[test]
+fn a_measurement_comes_between_two_mini_batches_and_the_training_loses_nothing() {
+    let dir = tempfile::tempdir().expect("folder");
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample-models/fashion-resnet");
+    let [model, images, labels] = [
+        "fashion-resnet.onnx",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    ];
+    for file in [model, images, labels] {
+        std::fs::copy(sample.join(file), dir.path().join(file)).expect("copies");
+    }
+    let rows = |name: &str, start: usize, count: usize| {
+        format!("{name}: Rows(from: \"test\", start: {start}, count: {count}),")
+    };
+    let task = format!(
+        "Task(version: 1, name: \"small\", sources: {{\"test\": Idx(images: \"{images}\", labels: \"{labels}\")}},
+        preprocess: (channels: gray, scale: 0.00392156862745098, layout: nchw),
+        classes: Count(10), metric: top1, splits: ({} {} {} {}))",
+        rows("holdout", 0, 16),
+        rows("calibration", 16, 16),
+        rows("search", 32, 32),
+        rows("training", 64, 96),
+    );
+    let (model, path) = (dir.path().join(model), dir.path().join("task.ron"));
+    std::fs::write(&path, task).expect("writes");
+    let open = || Arc::new(Session::open(&model, Some(&path)).expect("opens"));
+
+    let steps = |precision, training| {
+        let mut recipe = Recipe::baseline(model.clone(), path.clone());
+        recipe.steps = vec![
+            Step::FoldBatchNorm,
+            Step::Prune(PruneStep {
+                default: Choice::Set(Ratio(0.25)),
+                layers: Vec::new(),
+            }),
+            Step::Quantize(QuantizeStep {
+                default: Choice::Set(precision),
+                layers: Vec::new(),
+                scheme: Default::default(),
+            }),
+        ];
+        if training {
+            recipe.steps.push(Step::Distil(DistilSettings {
+                epochs: 2,
+                batch: 16,
+                ..DistilSettings::default()
+            }));
+        }
+        Arc::new(recipe)
+    };
+    let whole = steps(Precision::Int8, true);
+    let split = SplitName::Search;
+    let cancel = crate::exec::CancelToken::default();
+    let alone = recipe::run(&open(), &whole, split, None, &mut Unwatched, &cancel).expect("runs");
+
+    let rig = Rig::new();
+    let (queue, session, measure) = (rig.queue.clone(), open(), steps(Precision::Int4, false));
+    rig.push(1, Lane::Batch, move |worker, context| {
+        worker.set_session(context, session.clone());
+        let mut watch = Disturbed {
+            inner: Watching {
+                worker,
+                context,
+                ticker: Ticker::new(context.job),
+            },
+            queue,
+            measure,
+            asked_at: &[2, 7],
+            batches: 0,
+        };
+        let cancel = &context.cancel;
+        let outcome = recipe::run(&session, &whole, split, None, &mut watch, cancel).expect("runs");
+        log(worker, &outcome.model_sha256);
+        log(worker, &format!("{:?}", outcome.metrics));
+    });
+    let events = rig.until_end(1);
+    let told = story(&events);
+    // At the very mini-batch at which it was asked for, and done before the next.
+    for words in [
+        "batch1 batch2 start12 measured done12 batch3",
+        "batch6 batch7 start17 measured done17 batch8",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let measured = events
+        .iter()
+        .filter(|e| matches!(e, Event::Point(p) if p.job.0 > 10))
+        .count();
+    assert_eq!(measured, 2);
+    // To the bit what an undisturbed training gives.
+    assert!(told.contains(&alone.model_sha256), "{told}");
+    assert!(told.contains(&format!("{:?}", alone.metrics)));
 }

@@ -48,7 +48,30 @@ pub struct Sizes {
 /// # Errors
 /// Those of encoding the graph as ONNX.
 pub fn sizes(graph: &Graph) -> Result<Sizes, FormatError> {
-    let stored = onnx::to_bytes(graph)?.len() as u64;
+    count(graph, zeros)
+}
+
+/// As [`sizes`] without looking at any weight: none of them counts as zero.
+///
+/// # Errors
+/// Those of encoding the graph as ONNX.
+pub fn dense_sizes(graph: &Graph) -> Result<Sizes, FormatError> {
+    count(graph, |_, _| 0)
+}
+
+/// Bytes of the file that the graph would be written to. Looks at no weight.
+///
+/// # Errors
+/// Those of encoding the graph as ONNX.
+pub fn stored(graph: &Graph) -> Result<Bytes, FormatError> {
+    onnx::encoded_len(graph).map(Bytes)
+}
+
+fn count(
+    graph: &Graph,
+    zeros: impl Fn(&TensorData, Option<&ZeroPoints>) -> u64,
+) -> Result<Sizes, FormatError> {
+    let stored = onnx::encoded_len(graph)?;
     let zero_points = zero_points(graph);
     let layers = graph.layers();
     let weights: BTreeSet<ValueId> = layers.iter().map(|layer| layer.weight).collect();
@@ -70,6 +93,7 @@ pub fn sizes(graph: &Graph) -> Result<Sizes, FormatError> {
         }
         let elements = data.len() as u64;
         let nonzero = elements - zeros(data, zero_points.get(&id));
+        data.let_go();
         params += elements;
         nonzero_params += nonzero;
         // Only layer weights are pruned: a sparse coder has no business with anything else.

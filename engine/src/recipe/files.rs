@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 use std::{
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// SHA-256 of bytes, hex.
@@ -16,12 +17,20 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// # Errors
 /// The file cannot be read; the message names it.
 pub fn sha256_file(path: &Path) -> io::Result<String> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(named)?;
+    std::fs::File::open(path)
+        .and_then(|file| hash_reader(file, &AtomicBool::new(false)))
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// SHA-256 of what a reader gives, hex, piece by piece; `Interrupted` once `stop` is set.
+pub(super) fn hash_reader(mut from: impl Read, stop: &AtomicBool) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     loop {
-        let read = file.read(&mut piece).map_err(named)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let read = from.read(&mut piece)?;
         let Some(filled) = piece.get(..read).filter(|p| !p.is_empty()) else {
             return Ok(hex(&hasher.finalize()));
         };

@@ -108,7 +108,14 @@ pub fn predictions_text(evaluation: &Evaluation) -> String {
 
 impl Lock {
     /// The lock of an outcome; `recipe_text` is the recipe file's text as it will lie beside it.
-    pub fn of(session: &Session, outcome: &RunOutcome, recipe_text: &str) -> Self {
+    ///
+    /// # Errors
+    /// A model file that cannot be read any more: its hash stands in the lock.
+    pub fn of(
+        session: &Session,
+        outcome: &RunOutcome,
+        recipe_text: &str,
+    ) -> Result<Self, PipelineError> {
         let mut exported = quantized_layers(&outcome.graph);
         let (before, after) = (
             layer_channels(&session.graph),
@@ -147,12 +154,12 @@ impl Lock {
                 }
             })
             .collect();
-        Self {
+        Ok(Self {
             version: LOCK_VERSION,
             engine: crate::VERSION.to_owned(),
             machine: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             recipe_sha256: sha256(recipe_text.as_bytes()),
-            model_sha256: session.model_sha256.clone(),
+            model_sha256: session.model_sha256(&CancelToken::default())?,
             data_sha256: session.data_sha256().to_owned(),
             seed: outcome.recipe.seed,
             split: outcome.split,
@@ -167,7 +174,7 @@ impl Lock {
             baseline_predictions_sha256: sha256(predictions_text(&outcome.baseline).as_bytes()),
             predictions_sha256: sha256(predictions_text(&outcome.evaluation).as_bytes()),
             verdicts: outcome.verdicts.clone(),
-        }
+        })
     }
 
     /// Reads a lock file strictly.
@@ -335,7 +342,7 @@ pub fn verify(
     let file = RecipeFile::read(&folder.join(RECIPE_FILE))?;
     let (session, recipe) = open_recipe(&file, model, task)?;
     let outcome = run(&session, &recipe, lock.split, lock.limit, observer, cancel)?;
-    let replayed = Lock::of(&session, &outcome, &file.text);
+    let replayed = Lock::of(&session, &outcome, &file.text)?;
     let mut differences = lock.differences(&replayed);
     for (name, hash) in [
         (MODEL_FILE, &lock.exported_sha256),

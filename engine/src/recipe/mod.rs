@@ -3,6 +3,7 @@
 
 mod channels;
 mod files;
+mod identity;
 mod lock;
 mod pipeline;
 mod plan;

@@ -502,7 +502,10 @@ impl<'a> Work<'a> {
         // Nothing of names, paths or time: the same work gives the same bytes everywhere.
         let mut note = |key: &str, value: String| graph.metadata.insert(key.to_owned(), value);
         note("limbeck.version", crate::VERSION.to_owned());
-        note("limbeck.source_sha256", self.session.model_sha256.clone());
+        note(
+            "limbeck.source_sha256",
+            self.session.model_sha256(self.cancel)?,
+        );
         note("limbeck.steps_sha256", recipe.steps_sha256()?);
         let bytes = Arc::new(onnx::to_bytes(&graph)?);
         Ok(Built {

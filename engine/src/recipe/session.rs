@@ -1,9 +1,6 @@
 //! An opened model with its data, and what is worth keeping between runs: baselines and calibration ranges.
 
-use super::{
-    PipelineError, RecipeError,
-    files::{sha256, sha256_file},
-};
+use super::{PipelineError, RecipeError, identity::Identity};
 use crate::{
     compress::{Model, Ranges},
     data::{Dataset, SplitName},
@@ -16,23 +13,26 @@ use crate::{
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 /// An opened model with its data. Shared by desktop and command line.
 pub struct Session {
     pub model_path: PathBuf,
     pub task_path: Option<PathBuf>,
-    /// SHA-256 of the model file, hex; where weights lie in files beside it, that of all their hashes, a line each.
-    pub model_sha256: String,
     /// Version of the standard operator set that the file imports.
     pub opset: u32,
     pub graph: Graph,
     /// In the graph's order.
     pub layers: Vec<LayerFacts>,
     pub data: Option<Dataset>,
-    /// What keeps the model from being run on the data, and what to do, in words; empty: all is well.
-    pub obstacles: Vec<String>,
+    identity: Arc<Identity>,
+    /// Its weights are looked at only when they are needed.
+    large: bool,
+    /// What of the structure keeps the model from being run.
+    structural: Vec<String>,
+    /// What of the weights does, once they were looked at.
+    broken: OnceLock<Option<String>>,
     cache: Mutex<Cache>,
 }
 
@@ -47,18 +47,8 @@ struct Cache {
 /// Calibrations kept: a handful of schemes that one switches between.
 const KEPT_RANGES: usize = 8;
 
-/// What tells a model from another: a data file that was trained anew counts as well.
-fn model_sha256(model: &Path, data: &[PathBuf]) -> std::io::Result<String> {
-    let own = sha256_file(model)?;
-    if data.is_empty() {
-        return Ok(own);
-    }
-    let mut lines = own + "\n";
-    for file in data {
-        lines += &(sha256_file(file)? + "\n");
-    }
-    Ok(sha256(lines.as_bytes()))
-}
+/// Files of more bytes are not read when they are opened.
+const LARGE: u64 = 64 << 20;
 
 /// A `task.ron` beside the model, if there is one.
 pub fn task_beside(model: &Path) -> Option<PathBuf> {
@@ -73,16 +63,26 @@ impl Session {
     /// A file that is missing, unreadable or broken.
     pub fn open(model: &Path, task: Option<&Path>) -> Result<Self, PipelineError> {
         let file = onnx::read_model(model)?;
-        let model_sha256 = model_sha256(model, &file.data_files).map_err(PipelineError::Io)?;
+        let large = file.size_bytes > LARGE;
+        let identity = Identity::of(model, &file.data_files, large).map_err(PipelineError::Io)?;
         let data = task.map(Dataset::open).transpose()?;
-        Ok(Self::new(
-            file.graph,
-            file.opset,
-            model,
-            model_sha256,
-            task.map(Path::to_owned),
+        let session = Self {
+            layers: facts(&file.graph),
+            model_path: model.to_owned(),
+            task_path: task.map(Path::to_owned),
+            identity: Arc::new(identity),
+            large,
+            opset: file.opset,
+            structural: structural_obstacles(&file.graph, data.as_ref()),
+            broken: OnceLock::new(),
+            graph: file.graph,
             data,
-        ))
+            cache: Mutex::default(),
+        };
+        if !large {
+            session.broken_weights();
+        }
+        Ok(session)
     }
 
     /// The same model on other data; what is known of the old data goes.
@@ -91,36 +91,68 @@ impl Session {
     /// A task that is missing, unreadable or broken.
     pub fn with_task(&self, task: &Path) -> Result<Self, PipelineError> {
         let data = Dataset::open(task)?;
-        Ok(Self::new(
-            self.graph.clone(),
-            self.opset,
-            &self.model_path,
-            self.model_sha256.clone(),
-            Some(task.to_owned()),
-            Some(data),
-        ))
+        Ok(Self {
+            layers: self.layers.clone(),
+            model_path: self.model_path.clone(),
+            task_path: Some(task.to_owned()),
+            identity: self.identity.clone(),
+            large: self.large,
+            opset: self.opset,
+            structural: structural_obstacles(&self.graph, Some(&data)),
+            broken: self.broken.clone(),
+            graph: self.graph.clone(),
+            data: Some(data),
+            cache: Mutex::default(),
+        })
     }
 
-    fn new(
-        graph: Graph,
-        opset: u32,
-        model: &Path,
-        model_sha256: String,
-        task_path: Option<PathBuf>,
-        data: Option<Dataset>,
-    ) -> Self {
-        let obstacles = obstacles(&graph, data.as_ref());
-        Self {
-            layers: facts(&graph),
-            model_path: model.to_owned(),
-            task_path,
-            model_sha256,
-            opset,
-            graph,
-            data,
-            obstacles,
-            cache: Mutex::default(),
+    /// Whether the files are so large that opening them looks at no weight: the hash is taken in the background, and zeros and
+    /// broken weights are looked for when they matter.
+    pub fn is_large(&self) -> bool {
+        self.large
+    }
+
+    /// SHA-256 of the model file, hex; where weights lie in files beside it, that of all their hashes, a line each. Waits
+    /// for it where a large model is still being read.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more, cancellation.
+    pub fn model_sha256(&self, cancel: &CancelToken) -> Result<String, PipelineError> {
+        match self.identity.wait(cancel) {
+            Ok(hash) => Ok(hash),
+            Err(_) if cancel.is_cancelled() => Err(PipelineError::Cancelled),
+            Err(e) => Err(PipelineError::Io(e)),
         }
+    }
+
+    /// The same if it is known by now.
+    pub fn known_sha256(&self) -> Option<String> {
+        self.identity.known()
+    }
+
+    /// Calls `told` with the hash, or with why there is none, once it is known: now, or from the thread that reads. Not called
+    /// where the session goes first.
+    pub fn when_hashed(&self, told: impl FnOnce(Result<String, String>) + Send + 'static) {
+        self.identity.when_known(Box::new(told));
+    }
+
+    /// What keeps the model from being run on the data, and what to do, in words; empty: all is well. Looks at the weights.
+    pub fn obstacles(&self) -> Vec<String> {
+        self.broken_weights();
+        self.known_obstacles()
+    }
+
+    /// As [`Session::obstacles`], as far as it is known without looking at the weights of a large model.
+    pub fn known_obstacles(&self) -> Vec<String> {
+        let broken = self.broken.get().cloned().flatten();
+        self.structural.iter().cloned().chain(broken).collect()
+    }
+
+    /// What is wrong with the weights, looked for once.
+    pub fn broken_weights(&self) -> Option<&str> {
+        self.broken
+            .get_or_init(|| broken_weights(&self.graph))
+            .as_deref()
     }
 
     /// The data, or an error that says that there is none and what to do.
@@ -136,8 +168,9 @@ impl Session {
     /// # Errors
     /// No data, or a model that cannot run on it.
     pub(super) fn runnable_to(&self, purpose: &str) -> Result<&Dataset, PipelineError> {
-        if !self.obstacles.is_empty() {
-            return Err(PipelineError::NotRunnable(self.obstacles.join(" ")));
+        let obstacles = self.obstacles();
+        if !obstacles.is_empty() {
+            return Err(PipelineError::NotRunnable(obstacles.join(" ")));
         }
         self.data.as_ref().ok_or_else(|| {
             PipelineError::NotRunnable(format!(
@@ -272,7 +305,7 @@ pub fn facts(graph: &Graph) -> Vec<LayerFacts> {
     LayerFacts::of(graph)
 }
 
-fn obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
+fn structural_obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
     let mut found = Vec::new();
     let unsupported = Program::unsupported(graph);
     if !unsupported.is_empty() {
@@ -292,23 +325,27 @@ fn obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
             graph.nodes.len(),
         ));
     }
-    let broken = graph.non_finite_weights();
-    if !broken.is_empty() {
-        let some = broken
-            .iter()
-            .take(5)
-            .map(|(name, count)| format!("{name} ({count})"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        found.push(format!(
-            "{} of the model's weight tensors hold values that are not finite (NaN or infinite): {some}. Export the model again from sound weights; measuring it would mean nothing.",
-            broken.len()
-        ));
-    }
     if let Some(data) = data {
         found.extend(mismatch(graph, &data.info().sample_shape));
     }
     found
+}
+
+fn broken_weights(graph: &Graph) -> Option<String> {
+    let broken = graph.non_finite_weights();
+    if broken.is_empty() {
+        return None;
+    }
+    let some = broken
+        .iter()
+        .take(5)
+        .map(|(name, count)| format!("{name} ({count})"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    Some(format!(
+        "{} of the model's weight tensors hold values that are not finite (NaN or infinite): {some}. Export the model again from sound weights; measuring it would mean nothing.",
+        broken.len()
+    ))
 }
 
 /// The most samples a model may take at a time where its input fixes that: each batch is padded to it.
@@ -371,23 +408,6 @@ impl From<RecipeError> for PipelineError {
 mod tests {
     use super::*;
     use crate::graph::{ElementType, Value};
-
-    #[test]
-    fn external_data_counts_for_what_a_model_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let [model, data] = ["m.onnx", "m.data"].map(|name| dir.path().join(name));
-        std::fs::write(&model, "model").unwrap();
-        std::fs::write(&data, "weights").unwrap();
-        let alone = model_sha256(&model, &[]).unwrap();
-        assert_eq!(alone, sha256(b"model"));
-        let first = model_sha256(&model, std::slice::from_ref(&data)).unwrap();
-        assert_ne!(first, alone);
-        std::fs::write(&data, "Weights").unwrap();
-        assert_ne!(
-            model_sha256(&model, std::slice::from_ref(&data)).unwrap(),
-            first
-        );
-    }
 
     #[test]
     fn an_absurd_fixed_batch_is_refused_before_anything_is_padded_to_it() {

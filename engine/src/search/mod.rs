@@ -78,9 +78,9 @@ pub struct Predictor {
 
 impl Predictor {
     /// `overhead`: see [`overhead`]. Of several cells for the same layer and candidate, the one measured on most samples counts.
-    pub fn new(
+    pub fn new<'c>(
         layers: &[LayerFacts],
-        cells: &[Cell],
+        cells: impl IntoIterator<Item = &'c Cell>,
         scheme: &QuantScheme,
         overhead: Bytes,
     ) -> Self {

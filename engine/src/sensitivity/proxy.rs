@@ -4,30 +4,61 @@
 use super::{Candidate, Cell, Tier};
 use crate::{
     compress::{
-        CodeRange, QuantScheme, Ratio, ScaleLayout, Wiring, choose_scales, folded, plain_weights,
-        through_half,
+        CodeRange, QuantScheme, Ratio, ScaleLayout, Wiring, choose_scales, folded_at,
+        plain_weights, through_half,
     },
     exec,
-    graph::{Graph, Layer},
+    graph::{Graph, Layer, LayerId},
 };
 use rayon::prelude::*;
+use std::collections::HashSet;
+
+/// Weights looked at side by side, in elements (32 MB as float32): what bounds the memory, a few times this much, whatever the
+/// size of the model. A layer that is larger goes alone.
+const AT_A_TIME: usize = 8 << 20;
 
 /// All proxy cells of a graph, layer by layer, in parallel. Needs no data. Batch norms are folded first, as in a plan; the
-/// value is Σ(w − ŵ)²/Σw². Layers whose weights are no finite float constants have no cells.
+/// value is Σ(w − ŵ)²/Σw². Layers whose weights are no finite float constants have no cells. Goes through the file once, and lets go
+/// of what it has read.
 pub fn proxy(graph: &Graph, scheme: &QuantScheme) -> Vec<Cell> {
-    let graph = folded(graph);
-    let wiring = Wiring::of(&graph);
     let layers = graph.layers();
-    exec::pool().install(|| {
-        let cells: Vec<Vec<Cell>> = layers
+    let mut cells = Vec::with_capacity(layers.len() * Candidate::ALL.len());
+    let mut rest = &layers[..];
+    while !rest.is_empty() {
+        let mut elements = 0usize;
+        let fitting = rest.iter().take_while(|layer| {
+            elements = elements.saturating_add(layer.weight_shape.iter().product());
+            elements <= AT_A_TIME
+        });
+        let (part, later) = rest.split_at(fitting.count().max(1));
+        rest = later;
+        cells.extend(proxy_of(graph, part, scheme));
+    }
+    cells
+}
+
+/// The cells of some of a graph's layers.
+fn proxy_of(graph: &Graph, part: &[Layer], scheme: &QuantScheme) -> Vec<Cell> {
+    let folded = folded_at(graph, part);
+    let wiring = Wiring::of(&folded);
+    let names: HashSet<&LayerId> = part.iter().map(|layer| &layer.id).collect();
+    let mut layers = folded.layers();
+    layers.retain(|layer| names.contains(&layer.id));
+    let cells: Vec<Vec<Cell>> = exec::pool().install(|| {
+        layers
             .par_iter()
-            .map(|layer| match plain_weights(&graph, &wiring, layer) {
+            .map(|layer| match plain_weights(&folded, &wiring, layer) {
                 Some(weights) => cells_of(layer, &weights, scheme),
                 None => Vec::new(),
             })
-            .collect();
-        cells.into_iter().flatten().collect()
-    })
+            .collect()
+    });
+    for layer in part {
+        if let Some(data) = &graph.value(layer.weight).data {
+            data.let_go();
+        }
+    }
+    cells.into_iter().flatten().collect()
 }
 
 fn cells_of(layer: &Layer, weights: &[f32], scheme: &QuantScheme) -> Vec<Cell> {

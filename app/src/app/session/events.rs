@@ -1,6 +1,6 @@
 //! What follows from the engine's events.
 
-use super::{Overlay, Session, Then};
+use super::{Overlay, Session, Then, Unhashed};
 use crate::{
     app::project,
     commands::{Command, split_label},
@@ -20,6 +20,12 @@ impl Session {
         self.state.mirror.take(&event);
         match event {
             Event::Opened { job, info } => self.opened(job, *info),
+            Event::Hashed { job, sha256 } => self.hashed(job, sha256),
+            Event::Unsound { warning, .. } => {
+                self.state.mirror.log(false, warning.clone());
+                self.state.mirror.set_unsound(warning.clone());
+                self.state.notify(NoticeKind::Warning, warning);
+            }
             Event::Text { job, path, text } => self.text(job, path, &text),
             Event::Written { job, path, note } => match self.then.remove(&job) {
                 Some(Then::Saved {
@@ -159,8 +165,10 @@ impl Session {
             self.state.mirror.log(false, warning.clone());
             self.state.notify(NoticeKind::Warning, warning.clone());
         }
+        let waits = info.sha256.is_none();
         let overlay = match self.then.get_mut(&job) {
             Some(Then::Data) => {
+                self.unhashed.job = waits.then_some(job);
                 self.state.mirror.set_data(info);
                 self.state.view.selected_point = None;
                 return;
@@ -174,6 +182,10 @@ impl Session {
             format!("Opened {} ({} layers)", path.display(), info.layers.len()),
         );
         self.state.mirror.set_model(info);
+        self.unhashed = Unhashed {
+            job: waits.then_some(job),
+            ..Default::default()
+        };
         self.state.document = Document::default();
         self.state.history.clear();
         self.state.project_path = None;
@@ -190,7 +202,15 @@ impl Session {
         match overlay {
             Overlay::Nothing => self.remember(&path),
             Overlay::Project(path, project) => {
-                for warning in project::lay_over(&mut self.state, *project) {
+                let warnings = if waits {
+                    let warnings = project::lay_plan(&mut self.state, &project);
+                    self.state.refresh();
+                    self.unhashed.numbers = Some(project);
+                    warnings
+                } else {
+                    project::lay_over(&mut self.state, *project)
+                };
+                for warning in warnings {
                     self.state.notify(NoticeKind::Warning, warning);
                 }
                 self.state.project_path = Some(path.clone());

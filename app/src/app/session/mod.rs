@@ -103,6 +103,18 @@ pub struct Session {
     requests: Vec<Request>,
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
+    unhashed: Unhashed,
+}
+
+/// What waits for the hash of a large model, which is read after it was opened.
+#[derive(Default)]
+struct Unhashed {
+    /// Job that opened the model.
+    job: Option<JobId>,
+    /// A project to save.
+    save: Option<(PathBuf, Option<AfterSave>)>,
+    /// A project's points and cells, and whether they hold of this model.
+    numbers: Option<Box<ProjectFile>>,
 }
 
 impl Session {
@@ -129,6 +141,7 @@ impl Session {
             inspected: None,
             requests: Vec::new(),
             after_save: None,
+            unhashed: Unhashed::default(),
         }
     }
 

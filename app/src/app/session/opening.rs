@@ -112,6 +112,50 @@ impl Session {
         }
         self.state.history.commit(&self.state.document);
         let path = files::absolute(path);
+        if self.state.model().is_some_and(|m| m.sha256.is_none()) {
+            self.state.notify(
+                NoticeKind::Info,
+                format!(
+                    "{} is saved as soon as the model's files are read: a project names their hash",
+                    files::short(&path)
+                ),
+            );
+            self.unhashed.save = Some((path, after));
+            return;
+        }
+        self.write_project(path, after);
+    }
+
+    /// The large model of `job` was read, or cannot be.
+    pub(super) fn hashed(&mut self, job: JobId, sha256: Result<String, String>) {
+        if self.unhashed.job != Some(job) {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.unhashed);
+        match sha256 {
+            Ok(sha256) => self.state.mirror.set_hash(sha256),
+            Err(reason) => {
+                return self.fail(format!(
+                    "The model's files cannot be read any more, so projects are neither saved nor compared with it: {reason}. \
+                     Open the model again."
+                ));
+            }
+        }
+        if let Some(project) = waiting.numbers {
+            let dirty = self.state.is_dirty();
+            for warning in project::lay_numbers(&mut self.state, *project) {
+                self.state.notify(NoticeKind::Warning, warning);
+            }
+            if !dirty {
+                self.state.mark_saved();
+            }
+        }
+        if let Some((path, after)) = waiting.save {
+            self.write_project(path, after);
+        }
+    }
+
+    fn write_project(&mut self, path: PathBuf, after: Option<AfterSave>) {
         let Some(project) = project::to_file(&self.state, &path) else {
             return;
         };

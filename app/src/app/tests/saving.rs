@@ -126,10 +126,98 @@ fn a_project_of_another_model_keeps_the_plan_but_not_the_numbers() {
     let file = crate::app::project::to_file(&demo, &PathBuf::from("/x/p.ron")).expect("a model");
     let mut other = fixture::opened();
     let mut changed = model();
-    changed.sha256 = "ff".repeat(32);
+    changed.sha256 = Some("ff".repeat(32));
     other.mirror.set_model(changed);
     let warnings = crate::app::project::lay_over(&mut other, file);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert_eq!(other.document.plan, demo.document.plan);
     assert!(other.points().is_empty());
+}
+
+/// The fixture's model as a large one: shown before its files are read.
+fn unread() -> Box<limbeck_engine::jobs::ModelInfo> {
+    let mut info = model();
+    info.sha256 = None;
+    Box::new(info)
+}
+
+fn open_job(rig: &mut Rig) -> limbeck_engine::jobs::JobId {
+    rig.sent()
+        .into_iter()
+        .rev()
+        .find_map(|sent| match sent {
+            Job::Open { job, .. } => Some(job),
+            _ => None,
+        })
+        .expect("something is opened")
+}
+
+#[test]
+fn saving_a_large_model_waits_for_its_hash() {
+    let mut rig = Rig::new();
+    rig.run(Command::OpenModel {
+        model: "m.onnx".into(),
+        task: None,
+    });
+    let job = open_job(&mut rig);
+    rig.tell(Event::Opened {
+        job,
+        info: unread(),
+    });
+    rig.tell(Event::Finished { job });
+    rig.sent();
+    let writes = |rig: &mut Rig| -> Vec<String> {
+        let texts = rig.sent().into_iter().filter_map(|sent| match sent {
+            Job::WriteText { text, .. } => Some(text),
+            _ => None,
+        });
+        texts.collect()
+    };
+    rig.run(Command::SaveProjectAs("p".into()));
+    assert!(writes(&mut rig).is_empty(), "its hash is not known");
+    let said = |rig: &Rig, words: &str| rig.state().notices.iter().any(|n| n.text.contains(words));
+    assert!(said(&rig, "as soon as the model's files are read"));
+    // Of a model that was open before.
+    let older = limbeck_engine::jobs::JobId(job.0 + 1_000);
+    let sha256 = Ok("cd".repeat(32));
+    rig.tell(Event::Hashed { job: older, sha256 });
+    assert!(writes(&mut rig).is_empty());
+    let sha256 = Ok("ab".repeat(32));
+    rig.tell(Event::Hashed { job, sha256 });
+    let texts = writes(&mut rig);
+    assert!(
+        texts.len() == 1 && texts[0].contains(&"ab".repeat(32)),
+        "{texts:?}"
+    );
+}
+
+#[test]
+fn the_numbers_of_a_large_models_project_wait_for_its_hash() {
+    let demo = fixture::demo();
+    let path = PathBuf::from("/x/p.limbeck.ron");
+    let file = crate::app::project::to_file(&demo, &path).expect("a model");
+    let text = file.to_ron().expect("writes");
+    for (hash, kept) in [("00", true), ("ff", false)] {
+        let mut rig = Rig::new();
+        rig.run(Command::Open(path.clone()));
+        let Some(Job::ReadText { job, path, .. }) = rig.sent().pop() else {
+            panic!("not read");
+        };
+        let text = text.clone();
+        rig.tell(Event::Text { job, path, text });
+        let job = open_job(&mut rig);
+        rig.tell(Event::Opened {
+            job,
+            info: unread(),
+        });
+        assert_eq!(rig.state().document.plan, demo.document.plan, "at once");
+        assert!(
+            rig.state().points().is_empty(),
+            "of which model is not known"
+        );
+        let sha256 = Ok(hash.repeat(32));
+        rig.tell(Event::Hashed { job, sha256 });
+        assert_eq!(!rig.state().points().is_empty(), kept);
+        assert!(!rig.state().is_dirty());
+    }
 }

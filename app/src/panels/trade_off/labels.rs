@@ -78,8 +78,18 @@ impl Labels {
                 })
             }));
         }
+        // Of thousands of points only those near by can be covered.
+        let near = candidates
+            .iter()
+            .fold(Rect::NOTHING, |all, r| all.union(*r));
+        let taken: Vec<Rect> = self
+            .taken
+            .iter()
+            .filter(|r| r.intersects(near))
+            .copied()
+            .collect();
         let covered = |r: &Rect| -> f32 {
-            let all = self.taken.iter().chain(&self.lines);
+            let all = taken.iter().chain(&self.lines);
             all.map(|other| other.intersect(*r))
                 .filter(Rect::is_positive)
                 .map(|both| both.area())

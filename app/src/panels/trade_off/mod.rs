@@ -103,7 +103,7 @@ fn missing(ui: &mut Ui, state: &State, out: &mut Commands) {
 fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let Some(point) = state.selected_point() else {
-        let text = if state.shown_points().next().is_some() {
+        let text = if state.shown_count() > 0 {
             "Click a point to see and restore its plan"
         } else if state.is_busy(JobKind::Open) || state.is_busy(JobKind::Measure) {
             "The first measurement is running"
@@ -162,13 +162,8 @@ fn extent(state: &State) -> ([f64; 2], [f64; 2]) {
             *range = [range[0].min(v), range[1].max(v)];
         }
     };
-    for point in state.shown_points() {
-        if let Some((px, _)) = state.plot_position(point) {
-            grow(&mut x, px.max(1e-6).log10());
-            let ci = point.point.metrics.top1.ci;
-            grow(&mut y, ci[0] * 100.0);
-            grow(&mut y, ci[1] * 100.0);
-        }
+    if let Some(marks) = state.marks_extent() {
+        [x, y] = marks;
     }
     if let Some(predicted) = state.predicted_point() {
         grow(&mut x, predicted.x.max(1e-6).log10());
@@ -251,7 +246,7 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
         .allow_boxed_zoom(false)
         .label_formatter(|_| None)
         .show(ui, |_| {});
-    if state.shown_points().next().is_none() {
+    if state.shown_count() == 0 {
         let text = if state.is_busy(JobKind::Open) || state.is_busy(JobKind::Measure) {
             "The original is being measured"
         } else {
@@ -268,7 +263,7 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
     }
     let name = format!(
         "Trade-off plot, {} points on {}",
-        state.shown_points().count(),
+        state.shown_count(),
         split_label(state.view.split)
     );
     response

@@ -12,7 +12,6 @@ use egui::{
     Align2, Id, Painter, Pos2, Rect, Role, Sense, Shape, Stroke, Ui, Vec2, WidgetInfo, pos2, vec2,
 };
 use egui_plot::{PlotPoint, PlotTransform};
-use std::collections::BTreeSet;
 
 /// From here on points are thinned to about one in three pixels and are found by the pointer only.
 const MANY: usize = 300;
@@ -46,19 +45,22 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     }
     painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
 
-    let on_front: BTreeSet<_> = state.front().iter().collect();
     let plan = shown_plan(state).map(|(p, _)| p.id);
-    let count = state.shown_points().count();
-    let mut taken = BTreeSet::new();
-    for point in state.shown_points() {
-        let Some(place) = position(point).filter(|p| frame.expand(8.0).contains(*p)) else {
+    let hollow_plan = state.plan_point(state.view.split).is_none();
+    let count = state.shown_count();
+    let mut taken = Taken::new(frame);
+    let near = frame.expand(8.0);
+    let points = state.points();
+    for mark in state.marks() {
+        let [x, y] = mark.place;
+        let place = transform.position_from_point(&PlotPoint::new(x, y));
+        let Some(point) = points.get(mark.index).filter(|_| near.contains(place)) else {
             continue;
         };
         let is_plan = plan == Some(point.id);
-        let best = on_front.contains(&point.id);
+        let best = mark.front;
         let selected = state.view.selected_point == Some(point.id);
-        let cell = ((place.x / 3.0) as i32, (place.y / 3.0) as i32);
-        if count > MANY && !is_plan && !best && !selected && !taken.insert(cell) {
+        if count > MANY && !is_plan && !best && !selected && !taken.insert(place) {
             continue;
         }
         let colour = match (is_plan, best) {
@@ -78,14 +80,14 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
             }
         }
         let radius = if is_plan { 5.5 } else { 4.0 };
-        let partial = point.point.recipe.is_partial();
-        if partial || (is_plan && state.plan_point(state.view.split).is_none()) {
+        let partial = mark.partial;
+        if partial || (is_plan && hollow_plan) {
             // Hollow: not, or not all, of what was asked for.
             painter.circle(place, radius - 0.75, t.panel, Stroke::new(1.5, colour));
         } else {
             painter.circle_filled(place, radius, colour);
         }
-        if point.is_distilled() && !partial {
+        if mark.distilled && !partial {
             painter.circle_stroke(place, radius + 2.5, Stroke::new(1.0, colour));
         }
         if selected {
@@ -119,7 +121,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     name_points(&painter, state, predicted, &position, &mut labels);
     key(&painter, frame, &labels, state);
     if count > MANY {
-        nearest(ui, frame, state, &position, out);
+        nearest(ui, transform, state, out);
     }
 }
 
@@ -130,14 +132,36 @@ fn shown_plan(state: &State) -> Option<(&NamedPoint, bool)> {
     own.or_else(|| state.undistilled_point(split).map(|p| (p, true)))
 }
 
+/// Which squares of three pixels have a point already: of many in the same place one is drawn.
+struct Taken {
+    corner: Pos2,
+    columns: usize,
+    squares: Vec<bool>,
+}
+
+impl Taken {
+    fn new(frame: Rect) -> Self {
+        let room = frame.expand(9.0);
+        let count = |length: f32| (length / 3.0).ceil().max(1.0) as usize;
+        Self {
+            corner: room.min,
+            columns: count(room.width()),
+            squares: vec![false; count(room.width()) * count(room.height())],
+        }
+    }
+
+    /// False where there was one.
+    fn insert(&mut self, place: Pos2) -> bool {
+        let at = (place - self.corner) / 3.0;
+        let square = at.y.max(0.0) as usize * self.columns + at.x.max(0.0) as usize;
+        let free = self.squares.get_mut(square);
+        free.is_some_and(|square| !std::mem::replace(square, true))
+    }
+}
+
 /// With many points the pointer finds the nearest one.
-fn nearest(
-    ui: &mut Ui,
-    frame: Rect,
-    state: &State,
-    position: &dyn Fn(&NamedPoint) -> Option<Pos2>,
-    out: &mut Commands,
-) {
+fn nearest(ui: &mut Ui, transform: &PlotTransform, state: &State, out: &mut Commands) {
+    let frame = *transform.frame();
     let Some(pointer) = ui
         .input(|i| i.pointer.hover_pos())
         .filter(|p| frame.contains(*p))
@@ -145,11 +169,17 @@ fn nearest(
         return;
     };
     let near = state
-        .shown_points()
-        .filter_map(|point| Some((position(point)?.distance(pointer), point)))
-        .filter(|(distance, _)| *distance < 10.0)
-        .min_by(|a, b| a.0.total_cmp(&b.0));
-    if let Some((_, point)) = near {
+        .marks()
+        .iter()
+        .map(|mark| {
+            let [x, y] = mark.place;
+            let place = transform.position_from_point(&PlotPoint::new(x, y));
+            (place.distance_sq(pointer), mark.index)
+        })
+        .filter(|(distance, _)| *distance < 100.0)
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .and_then(|(_, index)| state.points().get(index));
+    if let Some(point) = near {
         let rect = Rect::from_center_size(pointer, Vec2::splat(8.0));
         let response = ui.interact(rect, Id::unique("nearest-point"), Sense::CLICK);
         response.widget_info(|| {
@@ -248,7 +278,7 @@ fn predicted(
             Some((inside, format!("predicted{about}{top1:.2}{tail}")))
         }
         // Its accuracy is not known; where the plan itself was measured, the line would say less than the point.
-        None if plan.is_some() || state.shown_points().next().is_none() => None,
+        None if plan.is_some() || state.shown_count() == 0 => None,
         None => {
             let x = at(predicted.x, 0.0).x;
             let line = [pos2(x, frame.top() + 22.0), pos2(x, frame.bottom())];
@@ -281,8 +311,15 @@ fn name_points(
             4
         }
     };
-    let mut points: Vec<&NamedPoint> = if state.shown_points().count() > MANY {
-        state.shown_points().filter(|p| rank(p) < 3).collect()
+    let mut points: Vec<&NamedPoint> = if state.shown_count() > MANY {
+        // Those of the lowest ranks, without asking every point.
+        let mut few: Vec<&NamedPoint> = plan.map(|(p, _)| p).into_iter().collect();
+        few.extend(state.selected_point());
+        few.extend(state.baseline(state.view.split));
+        few.sort_by_key(|p| p.id);
+        few.dedup_by_key(|p| p.id);
+        few.retain(|p| p.split() == state.view.split);
+        few
     } else {
         state.shown_points().collect()
     };

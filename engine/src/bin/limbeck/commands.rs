@@ -49,20 +49,22 @@ fn open(model: &Path, task: Option<&Path>) -> Result<Session, Stop> {
     Ok(Session::open(model, task.as_deref())?)
 }
 
-fn model_json(session: &Session) -> Value {
-    json!({ "path": session.model_path, "sha256": session.model_sha256 })
+fn model_json(session: &Session) -> Result<Value, Stop> {
+    let sha256 = session.model_sha256(&CancelToken::default())?;
+    Ok(json!({ "path": session.model_path, "sha256": sha256 }))
 }
 
 pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
     let session = open(&a.model, a.task.as_deref())?;
-    let info = limbeck_engine::jobs::info(&session, session.obstacles.clone())?;
+    let info = limbeck_engine::jobs::info(&session, session.obstacles())?;
+    let sha256 = session.model_sha256(&CancelToken::default())?;
     let mut out = String::new();
     let _ = writeln!(
         out,
         "{} · ONNX opset {} · SHA-256 {}",
         info.path.display(),
         info.opset,
-        info.sha256
+        sha256
     );
     for (label, ports) in [("input", &info.inputs), ("output", &info.outputs)] {
         for (name, shape) in ports {
@@ -134,7 +136,7 @@ pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
             "model": {
                 "path": info.path,
                 "name": info.name,
-                "sha256": info.sha256,
+                "sha256": sha256,
                 "opset": info.opset.parse::<u32>().ok(),
                 "inputs": ports(&info.inputs),
                 "outputs": ports(&info.outputs),
@@ -189,7 +191,7 @@ pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
         ),
         json: json!({
             "command": "eval",
-            "model": model_json(&session),
+            "model": model_json(&session)?,
             "data": json::data(info),
             "metrics": json::metrics(&metrics, &info.classes),
             "predictions_sha256": recipe::sha256(predictions_text(&result).as_bytes()),
@@ -244,7 +246,7 @@ pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, St
         text: cell_tables(&session, &cells),
         json: json!({
             "command": "sensitivity",
-            "model": model_json(&session),
+            "model": model_json(&session)?,
             "split": cells.iter().any(|c| c.tier == Tier::Measured).then_some("search"),
             "cells": json::cells(&cells),
         }),
@@ -383,7 +385,7 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         &CancelToken::default(),
     )?;
     watch.finish();
-    let lock = Lock::of(&session, &outcome, &recipe_text);
+    let lock = Lock::of(&session, &outcome, &recipe_text)?;
     let info = session.runnable()?.info();
     let code = match recipe::overall(&outcome.verdicts) {
         Some(Verdict::Fail) => GOAL_MISSED,
@@ -393,7 +395,7 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
     let report = json!({
         "command": "run",
         "recipe": { "path": a.recipe, "name": recipe.name, "sha256": lock.recipe_sha256, "seed": recipe.seed },
-        "model": model_json(&session),
+        "model": model_json(&session)?,
         "data": json::data(info),
         "baseline": json::metrics(&outcome.baseline_metrics, &info.classes),
         "metrics": json::metrics(&outcome.metrics, &info.classes),
@@ -511,7 +513,7 @@ pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
         text: out,
         json: json!({
             "command": "export",
-            "model": model_json(&session),
+            "model": model_json(&session)?,
             "exported": { "file": a.out, "bytes": built.bytes.len(), "sha256": built.model_sha256 },
             "sizes": json::sizes(&built.sizes),
             "accounts": built.accounts,

@@ -1,5 +1,8 @@
 use super::*;
-use crate::graph::{Op, TensorData, ValueId};
+use crate::{
+    compress::{folded_at, folded_outline},
+    graph::{Graph, Op, TensorData, ValueId},
+};
 use proptest::prelude::*;
 
 /// Largest difference of outputs after folding, relative to the largest output.
@@ -12,7 +15,25 @@ proptest! {
     fn outputs_stay_and_norms_go(seed: u64) {
         let model = zoo(seed);
         let before = run(&model.graph, 3);
+        let mut outline = folded_outline(&model.graph);
+        let some = model.graph.layers().remove(0);
+        let at_one = folded_at(&model.graph, std::slice::from_ref(&some));
         let (folded, account) = apply(&FoldBatchNorm, model);
+
+        // The outline is the same network but for what stands in the folded constants.
+        for (value, real) in outline.values.iter_mut().zip(&folded.graph.values) {
+            if let (Some(blank), Some(data)) = (&mut value.data, &real.data) {
+                prop_assert_eq!(blank.bytes.len(), data.bytes.len());
+                blank.bytes = data.bytes.clone();
+            }
+        }
+        prop_assert_eq!(&outline, &folded.graph);
+        // A layer folded by itself has the weights that it has in the whole.
+        let weights = |graph: &Graph| {
+            let weight = graph.layer(&some.id).expect("stays").weight;
+            graph.value(weight).data.clone()
+        };
+        prop_assert_eq!(weights(&at_one), weights(&folded.graph));
         close(&before, &run(&folded.graph, 3), TOLERANCE);
         let norms = folded.graph.nodes.iter().filter(|n| matches!(n.op, Op::BatchNormalization { .. }));
         prop_assert_eq!(norms.count(), 0);

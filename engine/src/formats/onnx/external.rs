@@ -2,6 +2,7 @@
 
 use super::FormatError;
 use super::proto::Entry;
+use crate::graph;
 use bytes::Bytes;
 use std::{
     collections::BTreeMap,
@@ -24,13 +25,7 @@ pub(super) fn map_file(path: &Path) -> Result<Bytes, FormatError> {
         // An empty map is an error on some systems.
         return Ok(Bytes::new());
     }
-    #[allow(unsafe_code)] // the one memory map of the library
-    // SAFETY: the map is read-only and private to us. The remaining hazard of `Mmap::map` is another process
-    // changing or truncating the file meanwhile; `read_model` documents it, and our own writer only ever
-    // replaces files by renaming, which leaves existing maps untouched. Nothing but bytes is read from it:
-    // any content is a valid value.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
-    Ok(Bytes::from_owner(map))
+    graph::map(&file).map_err(fail)
 }
 
 /// The files that hold a model's external data, each mapped once.

@@ -95,6 +95,11 @@ pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>, FormatError> {
     write::to_bytes(graph, Path::new(IN_MEMORY))
 }
 
+/// Bytes that [`to_bytes`] gives, without making them: no weight is looked at.
+pub fn encoded_len(graph: &Graph) -> Result<u64, FormatError> {
+    write::encoded_len(graph, Path::new(IN_MEMORY))
+}
+
 /// Writes to `path` by way of a temporary file beside it, renamed when complete: a file that was there stays
 /// whole until then, and for good if writing fails.
 pub fn write(graph: &Graph, path: &Path) -> Result<(), FormatError> {

@@ -21,16 +21,27 @@ pub(super) const DEFAULT_NAME: &str = "main";
 
 /// Encodes the graph. Errors name the node.
 pub(super) fn to_bytes(graph: &Graph, path: &Path) -> Result<Vec<u8>, FormatError> {
-    let fail = |message: String| FormatError::new(path, message);
-    let model = model(graph).map_err(|e| fail(format!("the model cannot be written: {e}")))?;
+    let model = checked(graph, path)?;
     let size = model.encoded_len();
     if size > MOST_BYTES {
-        return Err(fail(format!(
-            "the model would take {size} bytes, but an ONNX file holds at most 2 GiB: compress it further \
-             before exporting"
-        )));
+        return Err(FormatError::new(
+            path,
+            format!(
+                "the model would take {size} bytes, but an ONNX file holds at most 2 GiB: compress it further \
+                 before exporting"
+            ),
+        ));
     }
     Ok(model.encode_to_vec())
+}
+
+/// Bytes that the graph would take; also where that is more than a file can hold.
+pub(super) fn encoded_len(graph: &Graph, path: &Path) -> Result<u64, FormatError> {
+    Ok(checked(graph, path)?.encoded_len() as u64)
+}
+
+fn checked(graph: &Graph, path: &Path) -> Result<proto::Model, FormatError> {
+    model(graph).map_err(|e| FormatError::new(path, format!("the model cannot be written: {e}")))
 }
 
 fn model(graph: &Graph) -> Result<proto::Model, String> {

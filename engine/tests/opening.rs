@@ -1,0 +1,164 @@
+//! A large model with external data: it is shown before any weight is read, its hash comes later and says what it always said,
+//! and going through its weights leaves none of them in memory.
+
+mod big;
+
+use limbeck_engine::{
+    compress::{LayerSetting, Precision, QuantScheme, Ratio, inspect_layer},
+    data::SplitName,
+    exec::CancelToken,
+    formats::onnx,
+    jobs::{Command, Engine, Event, JobId},
+    recipe::{Recipe, Session, sha256, sha256_file},
+    sensitivity::Candidate,
+};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+/// Just above what is read at once.
+const LAYERS: usize = 30;
+
+/// Different in every layer and channel.
+fn weights(layer: usize) -> Vec<f32> {
+    (0..big::LAYER_BYTES as usize / 4)
+        .map(|i| ((i * 7919 + layer * 104_729) % 2003) as f32 / 2003.0 - 0.4)
+        .collect()
+}
+
+/// Events until `enough`.
+fn until(engine: &Engine, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
+    let mut seen = Vec::new();
+    while !enough(&seen) {
+        let event = engine
+            .events
+            .recv_timeout(Duration::from_secs(120))
+            .unwrap_or_else(|_| panic!("no more events after {} of them", seen.len()));
+        seen.push(event);
+    }
+    seen
+}
+
+fn open(engine: &Engine, model: &Path) -> Vec<Event> {
+    let command = Command::Open {
+        job: JobId(1),
+        model: model.to_owned(),
+        task: None,
+    };
+    engine.commands.send(command).expect("the engine listens");
+    until(engine, |seen| {
+        let hashed = seen.iter().any(|e| matches!(e, Event::Hashed { .. }));
+        let ended = |e: &Event| matches!(e, Event::Finished { .. } | Event::Failed { .. });
+        hashed && seen.iter().any(ended)
+    })
+}
+
+#[test]
+fn a_large_model_is_shown_first_then_its_proxies_and_its_hash() {
+    let folder = tempfile::tempdir().expect("folder");
+    let [model, data] = big::write(folder.path(), LAYERS, |layer| Some(weights(layer)));
+    let engine = Engine::start(Arc::new(|| {}));
+    let events = open(&engine, &model);
+    let place = |what: fn(&Event) -> bool| events.iter().position(what).expect("comes");
+    let opened = place(|e| matches!(e, Event::Opened { .. }));
+    assert!(opened < place(|e| matches!(e, Event::Cells { .. })));
+    assert!(opened < place(|e| matches!(e, Event::Hashed { .. })));
+    let (mut cells, mut hash) = (Vec::new(), String::new());
+    for event in events {
+        match event {
+            Event::Opened { info, .. } => {
+                assert_eq!(info.sha256, None, "nothing waits for it");
+                assert_eq!(info.layers.len(), LAYERS);
+                assert!(info.runnable && info.warnings.is_empty(), "{info:?}");
+                let params = LAYERS * (256 * 256 * 9 + 2 * 256);
+                assert_eq!(info.sizes.params, params as u64);
+            }
+            Event::Cells { cells: some, .. } => cells.extend(some),
+            Event::Hashed { sha256, .. } => hash = sha256.expect("readable"),
+            Event::Failed { message, .. } => panic!("{message}"),
+            _ => {}
+        }
+    }
+    let own = [&model, &data].map(|path| sha256_file(path).expect("readable") + "\n");
+    assert_eq!(hash, sha256(own.concat().as_bytes()));
+
+    // Every layer has its cells, in order, and they say what the inspector says of the layer by itself.
+    assert_eq!(cells.len(), LAYERS * Candidate::ALL.len());
+    let graph = onnx::read(&model).expect("reads");
+    let int8 = cells.iter().filter(|c| c.candidate == Candidate::Int8);
+    for (cell, layer) in int8.zip(graph.layers()) {
+        assert_eq!(cell.layer, layer.id);
+        let setting = LayerSetting {
+            precision: Precision::Int8,
+            sparsity: Ratio(0.0),
+        };
+        let found = inspect_layer(&graph, &layer.id, setting, &QuantScheme::default());
+        let decibels = found.expect("inspects").sqnr_db.expect("quantised");
+        let noise = 10f64.powf(-decibels / 10.0);
+        let off = (cell.value / noise - 1.0).abs();
+        assert!(off < 1e-3, "{}: {} and {noise}", layer.id.0, cell.value);
+    }
+}
+
+#[test]
+fn broken_weights_of_a_large_model_are_said_after_it_is_shown() {
+    let folder = tempfile::tempdir().expect("folder");
+    let [model, _] = big::write(folder.path(), LAYERS, |layer| {
+        (layer == 17).then(|| vec![f32::NAN; big::LAYER_BYTES as usize / 4])
+    });
+    let engine = Engine::start(Arc::new(|| {}));
+    let events = open(&engine, &model);
+    let warning = events.iter().find_map(|e| match e {
+        Event::Unsound { warning, .. } => Some(warning.as_str()),
+        _ => None,
+    });
+    assert!(warning.expect("said").contains("weight17"), "{warning:?}");
+    let measure = Command::Measure {
+        job: JobId(2),
+        recipe: Arc::new(Recipe::baseline(model.clone(), "task.ron".into())),
+        split: SplitName::Search,
+        limit: None,
+    };
+    engine.commands.send(measure).expect("the engine listens");
+    let last = until(&engine, |seen| {
+        seen.iter().any(|e| matches!(e, Event::Failed { .. }))
+    });
+    let Some(Event::Failed { message, .. }) = last.last() else {
+        panic!("{last:?}");
+    };
+    assert!(message.contains("weight17"), "{message}");
+}
+
+#[test]
+fn a_lock_or_project_waits_for_the_hash() {
+    let folder = tempfile::tempdir().expect("folder");
+    let [model, _] = big::write(folder.path(), LAYERS, |_| None);
+    let session = Session::open(&model, None).expect("opens");
+    let waited = session.model_sha256(&CancelToken::default()).expect("read");
+    assert_eq!(session.known_sha256(), Some(waited));
+}
+
+/// Each test is a process of its own under nextest; under `cargo test` others may allocate meanwhile, so only what is mapped from files counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn neither_opening_nor_tier_0_leaves_weights_in_memory() {
+    let folder = tempfile::tempdir().expect("folder");
+    let [model, _] = big::write(folder.path(), LAYERS, |_| None);
+    let mapped = || big::memory("RssFile").expect("Linux");
+    let before = mapped();
+    let session = Session::open(&model, None).expect("opens");
+    let file = LAYERS as f64 * big::LAYER_BYTES as f64 / 1e6;
+    let opened = mapped() - before;
+    assert!(opened < file / 4.0, "{opened} MB of {file} after opening");
+    let cells = limbeck_engine::sensitivity::proxy(&session.graph, &QuantScheme::default());
+    assert_eq!(cells.len(), LAYERS * Candidate::ALL.len());
+    assert!(session.obstacles().is_empty());
+    let read = mapped() - before;
+    assert!(read < file / 4.0, "{read} MB of {file} after tier 0");
+    // The graph still reads its weights.
+    let layers: BTreeMap<_, _> = session
+        .graph
+        .layers()
+        .into_iter()
+        .map(|l| (l.id.clone(), l))
+        .collect();
+    assert_eq!(layers.len(), LAYERS);
+}
