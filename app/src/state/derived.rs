@@ -160,8 +160,7 @@ pub fn refresh(state: &mut State) {
             );
             // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
             if state.document.scheme != QuantScheme::default() {
-                let quantised =
-                    |s: &LayerSetting| matches!(s.precision, Precision::Int8 | Precision::Int4);
+                let quantised = |s: &LayerSetting| s.precision.is_integer();
                 prediction.approximate = prediction
                     .approximate
                     .max(plan.values().filter(|s| quantised(s)).count());

@@ -313,11 +313,8 @@ impl Mirror {
             && quantize.layers.is_empty()
             && let Choice::Set(precision) = quantize.default
         {
-            match precision {
-                Precision::Fp32 => {}
-                Precision::Fp16 => return "fp16".into(),
-                Precision::Int8 => return "int8".into(),
-                Precision::Int4 => return "int4".into(),
+            if precision != Precision::Fp32 {
+                return precision.label().into();
             }
         }
         if !is_distilled(steps) {

@@ -11,7 +11,7 @@ use crate::{
     exec::{self, CancelToken},
     graph::{Graph, Layer, LayerId, Op},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Bins of both histograms.
 const BINS: usize = 64;
@@ -43,10 +43,7 @@ pub(crate) fn folded(graph: &Graph) -> Graph {
     if !graph.nodes.iter().any(|n| norm(&n.op)) {
         return graph.clone();
     }
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let model = Model::new(graph.clone());
     let context = PassContext {
         data: None,
         cancel: &CancelToken::default(),
@@ -106,14 +103,16 @@ pub fn inspect_layer(
         (Some(range), Some(granularity)) => {
             let shape = &found.weight_shape;
             let layout = ScaleLayout::of(found.op, shape, found.channel_axis, granularity);
-            let (scales, _) =
-                exec::pool().install(|| choose_scales(&pruned, shape, &layout, range));
-            let after = fake(&pruned, shape, &layout, &scales, range);
-            layout.each(shape, |element, scale| {
-                let steps = pruned[element] / scales[scale];
+            let symmetry = scheme.weight_symmetry;
+            let chosen =
+                exec::pool().install(|| choose_scales(&pruned, shape, &layout, range, symmetry));
+            let after = fake(&pruned, shape, &layout, &chosen, range);
+            layout.each(shape, |element, at| {
+                let (scale, zero) = (chosen.scale[at], chosen.zero_point[at]);
+                let range = range.from_zero(zero);
                 let (lo, hi) = (range.lo as f32 - 0.5, range.hi as f32 + 0.5);
-                clipped += usize::from(!(lo..=hi).contains(&steps));
-                levels.insert((after[element] / scales[scale]).round() as i32);
+                clipped += usize::from(!(lo..=hi).contains(&(pruned[element] / scale)));
+                levels.insert((after[element] / scale).round() as i32 + zero);
             });
             after
         }

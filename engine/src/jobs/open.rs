@@ -14,7 +14,6 @@ use crate::{
     search, sensitivity,
 };
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -119,10 +118,7 @@ pub fn info(session: &Session, warnings: Vec<String>) -> Result<ModelInfo, Pipel
 
 /// Bytes of the file after batch norms are folded, as every plan does first.
 fn folded_size(graph: &Graph) -> Result<Bytes, PipelineError> {
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let model = Model::new(graph.clone());
     let context = PassContext {
         data: None,
         cancel: &CancelToken::default(),

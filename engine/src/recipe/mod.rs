@@ -3,6 +3,7 @@
 
 mod files;
 mod lock;
+mod methods;
 mod pipeline;
 mod plan;
 mod resolve;
@@ -19,6 +20,7 @@ pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedLayer, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE,
     RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
+pub use methods::{AdaRoundStep, CorrectBiasStep, EqualizeStep, Toggle, ToggleRule};
 pub use pipeline::{
     Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, judge_built, run,
 };
@@ -52,7 +54,10 @@ pub struct Rule<T>(pub String, pub Choice<T>);
 pub enum Step {
     FoldBatchNorm,
     Prune(PruneStep),
+    Equalize(EqualizeStep),
     Quantize(QuantizeStep),
+    AdaRound(AdaRoundStep),
+    CorrectBias(CorrectBiasStep),
     Distil(DistilSettings),
 }
 
