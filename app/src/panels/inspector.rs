@@ -12,10 +12,7 @@ use egui::{
     Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
 use limbeck_engine::{
-    compress::{Granularity, Precision},
-    jobs::Inspection,
-    search::LayerFacts,
-    sensitivity::Candidate,
+    compress::Granularity, jobs::Inspection, search::LayerFacts, sensitivity::Candidate,
 };
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {

@@ -6,7 +6,7 @@ use crate::{
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Granularity, LayerSetting, Precision, QuantScheme},
+    compress::{Granularity, LayerSetting, QuantScheme},
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,

@@ -4,7 +4,7 @@
 use super::{ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, verdict};
 use crate::widgets::number;
 use limbeck_engine::{
-    compress::{LayerSetting, Precision, QuantScheme},
+    compress::{LayerSetting, QuantScheme},
     data::SplitName,
     graph::LayerId,
     measure::Bytes,

@@ -106,6 +106,19 @@ pub fn observe(
     samples: usize,
     cancel: &CancelToken,
 ) -> Result<ActivationStats, CompressError> {
+    let batch = batch_for(data.info().sample_shape.iter().product());
+    observe_by(batch, graph, values, data, samples, cancel)
+}
+
+/// As [`observe`], so many samples at a time: their number does not change what is counted.
+pub(super) fn observe_by(
+    batch: usize,
+    graph: &Graph,
+    values: &[ValueId],
+    data: &Dataset,
+    samples: usize,
+    cancel: &CancelToken,
+) -> Result<ActivationStats, CompressError> {
     let total = samples.min(data.len(SplitName::Calibration));
     if total == 0 {
         return Err(CompressError::Invalid(
@@ -123,7 +136,6 @@ pub fn observe(
         averages: BTreeMap::new(),
         images: 0,
     };
-    let batch = batch_for(data.info().sample_shape.iter().product());
     let mut start = 0;
     while start < total {
         if cancel.is_cancelled() {

@@ -212,6 +212,7 @@ impl Histogram {
             return (self.min, self.max);
         }
         self.search(symmetry, |lo, hi| {
+            let (lo, hi) = symmetry.widen((lo, hi));
             let inside = |value: f32| value >= lo - 0.5 * width && value <= hi + 0.5 * width;
             let first = bins.partition_point(|b| b.0 < lo && !inside(b.0));
             let end = bins.partition_point(|b| b.0 <= hi || inside(b.0));

@@ -220,7 +220,7 @@ impl AdaRound {
         let Some(places) = places else {
             return Ok(Outcome::NotDone("there are no samples".to_owned()));
         };
-        let target = exec::pool().install(|| problem.target(&patches, places.rows()));
+        let target = exec::on_pool(|| problem.target(&patches, places.rows()));
         first = 0;
         quantised.visit(seen, cancel, |batch| {
             problem.gather(batch, &places, first, &mut patches)?;
@@ -234,7 +234,7 @@ impl AdaRound {
                 layer: layer.id.0.to_string(),
             });
         }
-        let solved = exec::pool().install(|| {
+        let solved = exec::on_pool(|| {
             solve::solve(
                 problem,
                 &self.settings,

@@ -137,6 +137,31 @@ impl Problem {
         })
     }
 
+    /// A product with one scale for all weights.
+    #[cfg(test)]
+    pub fn plain(
+        weights: &[f32],
+        scale: f32,
+        (outputs, depth): (usize, usize),
+        bias: f32,
+        limits: (f32, f32),
+    ) -> Self {
+        Self {
+            node: 0,
+            shape: Shape::Rows,
+            groups: 1,
+            outputs,
+            depth,
+            weights: weights.to_vec(),
+            scales: vec![scale; weights.len()],
+            ranges: vec![CodeRange { lo: -8, hi: 7 }; weights.len()],
+            bias: vec![bias; outputs],
+            limits,
+            alpha: 1.0,
+            turned: false,
+        }
+    }
+
     /// Floats of all groups' patches at one position.
     pub fn patch(&self) -> usize {
         self.groups * self.depth
@@ -288,7 +313,7 @@ impl Problem {
         match &self.shape {
             Shape::Rows => {
                 let depth = self.depth;
-                exec::pool().install(|| {
+                exec::on_pool(|| {
                     patches
                         .par_chunks_mut(rows)
                         .enumerate()
@@ -305,7 +330,7 @@ impl Problem {
                 let plane = self.plane(&dims)?;
                 let taps = plane.kernel.0 * plane.kernel.1;
                 let (h, w) = plane.size;
-                exec::pool().install(|| {
+                exec::on_pool(|| {
                     patches
                         .par_chunks_mut(rows)
                         .enumerate()
