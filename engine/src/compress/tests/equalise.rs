@@ -191,29 +191,3 @@ fn layers_can_be_left_out_and_quantised_ones_are() {
     };
     assert!(with_context(|c| unknown.apply(quantised, c)).is_err());
 }
-
-/// The bundled networks, with everything in them that hand-made ones forget.
-#[test]
-fn the_sample_models_stay_what_they_are() {
-    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample-models");
-    for (file, shape, pairs) in [
-        ("fashion-resnet/fashion-resnet.onnx", [1, 28, 28], 9),
-        (
-            "efficientnet-lite0/efficientnet-lite0.onnx",
-            [3, 224, 224],
-            1,
-        ),
-    ] {
-        let graph = crate::formats::onnx::read(&samples.join(file)).unwrap();
-        let (model, _) = apply(&FoldBatchNorm, Model::new(graph));
-        let (after, account) = apply(&all(&model), model.clone());
-        let scaled = account
-            .entries
-            .iter()
-            .filter(|e| matches!(&e.outcome, Outcome::Done(w) if w.contains("outputs scaled")))
-            .count();
-        assert!(scaled >= pairs, "{file}: {scaled} pairs");
-        let x = batch(2, &shape);
-        close(&run_on(&model.graph, &x), &run_on(&after.graph, &x), 1e-4);
-    }
-}
