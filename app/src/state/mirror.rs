@@ -312,10 +312,9 @@ impl Mirror {
         if let [Step::FoldBatchNorm, Step::Quantize(quantize)] = steps.as_slice()
             && quantize.layers.is_empty()
             && let Choice::Set(precision) = quantize.default
+            && precision != Precision::Fp32
         {
-            if precision != Precision::Fp32 {
-                return precision.label().into();
-            }
+            return precision.label().into();
         }
         if !is_distilled(steps) {
             return format!("Plan {}", self.free_number("Plan"));

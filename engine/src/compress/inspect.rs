@@ -109,7 +109,7 @@ pub fn inspect_layer(
             let after = fake(&pruned, shape, &layout, &chosen, range);
             layout.each(shape, |element, at| {
                 let (scale, zero) = (chosen.scale[at], chosen.zero_point[at]);
-                let range = range.from_zero(zero);
+                let range = range.counted_from(zero);
                 let (lo, hi) = (range.lo as f32 - 0.5, range.hi as f32 + 0.5);
                 clipped += usize::from(!(lo..=hi).contains(&(pruned[element] / scale)));
                 levels.insert((after[element] / scale).round() as i32 + zero);

@@ -22,7 +22,7 @@ impl CodeRange {
     }
 
     /// The same, counted from a zero point.
-    pub fn from_zero(self, zero_point: i32) -> Self {
+    pub fn counted_from(self, zero_point: i32) -> Self {
         Self {
             lo: self.lo - zero_point,
             hi: self.hi - zero_point,
@@ -172,7 +172,7 @@ impl ScaleLayout {
 }
 
 /// The code of one value: `clamp(round_ties_even(value / scale), lo, hi)`, exactly as `QuantizeLinear` with zero
-/// point 0 (a range [counted from](CodeRange::from_zero) another one stands for that).
+/// point 0 (a range [counted from](CodeRange::counted_from) another one stands for that).
 #[inline]
 pub(crate) fn code(value: f32, scale: f32, range: CodeRange) -> f32 {
     // Clamping to integers first gives the same result and keeps the value small enough for the rounding below: adding and
@@ -241,7 +241,7 @@ pub(crate) fn choose_scale(
         let error = weights.iter().map(|w| f64::from(w * w)).sum();
         return (1.0, 0, error);
     }
-    let codes = range.from_zero(zero_point);
+    let codes = range.counted_from(zero_point);
     let mut best = (full, squared_error(weights, full, codes));
     if range.hi > 7 {
         return (best.0, zero_point, best.1);
@@ -306,7 +306,7 @@ pub(crate) fn fake(
     let mut out = Vec::with_capacity(weights.len());
     layout.each(shape, |element, at| {
         let (scale, zero) = (steps.scale[at], steps.zero_point[at]);
-        out.push(code(weights[element], scale, range.from_zero(zero)) * scale);
+        out.push(code(weights[element], scale, range.counted_from(zero)) * scale);
     });
     out
 }

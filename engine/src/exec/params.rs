@@ -40,7 +40,7 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
                     | Op::Unsqueeze
             );
             // A Clip of codes holds them to fewer bits than their type has.
-            if !through && !(dequantised && matches!(n.op, Op::Clip)) {
+            if !(through || dequantised && matches!(n.op, Op::Clip)) {
                 return None;
             }
             dequantised |= matches!(n.op, Op::DequantizeLinear { .. });

@@ -356,7 +356,7 @@ impl Dialogs {
         title(ui, "Quantisation scheme");
         note(
             ui,
-            "Shared by all integer layers of the plan; int5–int7 go by int8, int2 and int3 by int4.",
+            "Of all integer layers; int7 to int5 go by int8, int3 and int2 by int4.",
         );
         let s = &mut self.scheme;
         Grid::new("scheme")

@@ -89,7 +89,7 @@ impl Problem {
                     [h, w] => (h, w),
                     _ => return Err("it is a convolution of more than two axes".to_owned()),
                 };
-                if *group == 0 || dims[0] % group != 0 {
+                if *group == 0 || !dims[0].is_multiple_of(*group) {
                     return Err("its groups do not divide its outputs".to_owned());
                 }
                 let window = window.clone();
@@ -129,7 +129,7 @@ impl Problem {
             depth,
             weights: order.iter().map(|e| stored[*e]).collect(),
             scales: order.iter().map(|e| quant.scale[scale_of[*e]]).collect(),
-            ranges: order.iter().map(|e| range.from_zero(zero(*e))).collect(),
+            ranges: order.iter().map(|e| range.counted_from(zero(*e))).collect(),
             bias,
             limits: activation(graph, wiring, layer.output),
             alpha,
@@ -362,7 +362,7 @@ impl Problem {
     /// The float layer's outputs behind its activation function, one row of all positions for each output.
     pub fn target(&self, patches: &[f32], rows: usize) -> Vec<f32> {
         let mut target = vec![0.0; self.groups * self.outputs * rows];
-        let chunk = self.outputs.min(32).max(1);
+        let chunk = self.outputs.clamp(1, 32);
         // A piece never reaches into the next group.
         let of_group = self.outputs * rows;
         target
