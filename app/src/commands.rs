@@ -48,12 +48,7 @@ impl Preset {
 }
 
 pub fn precision_label(precision: Precision) -> &'static str {
-    match precision {
-        Precision::Fp32 => "fp32",
-        Precision::Fp16 => "fp16",
-        Precision::Int8 => "int8",
-        Precision::Int4 => "int4",
-    }
+    precision.label()
 }
 
 /// Everything one can ask of the workbench.

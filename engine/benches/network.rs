@@ -46,10 +46,7 @@ fn quantised(graph: &Graph, data: &Dataset, wanted: impl Fn(usize) -> bool) -> G
             )
         })
         .collect();
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let model = Model::new(graph.clone());
     let context = PassContext {
         data: Some(data),
         cancel: &CancelToken::default(),

@@ -471,3 +471,57 @@ fn channels_are_taken_out_and_the_run_can_be_repeated() {
     ]);
     assert!(refused.contains("must come before Quantize"), "{refused}");
 }
+
+/// Every method in one recipe, on the real sample: run, told, and repeated to the bit with another number of threads.
+#[test]
+fn methods_of_quantisation_run_and_repeat() {
+    let dir = folder();
+    let steps = "FoldBatchNorm, Equalize(),
+        Quantize(default: set(int4), layers: [(\"conv1\", set(int7)), (\"fc\", set(int8))], scheme: (samples: 32, calibration: entropy)),
+        AdaRound(layers: [(\"layer1*\", off), (\"layer2*\", off)], settings: (samples: 16, positions: 256, iterations: 60, rate: 0.05)),
+        CorrectBias(samples: 32)";
+    let path = recipe(dir.path(), steps, "");
+    let out = text(&dir.path().join("out"));
+    let value = good(&[
+        "run",
+        &path,
+        "--out",
+        &out,
+        "--limit",
+        "300",
+        "--threads",
+        "1",
+    ]);
+    let accounts = value["accounts"].as_array().expect("accounts");
+    let passes: Vec<&str> = accounts.iter().filter_map(|a| a["pass"].as_str()).collect();
+    assert_eq!(
+        passes,
+        [
+            "fold batch norm",
+            "equalise",
+            "quantise",
+            "adaround",
+            "correct bias"
+        ]
+    );
+    let entry = |pass: usize, layer: &str| {
+        let entries = accounts[pass]["entries"].as_array().expect("entries");
+        let found = entries
+            .iter()
+            .find(|e| e["layer"] == layer)
+            .expect("an entry");
+        found["outcome"].to_string()
+    };
+    assert!(entry(1, "layer1.0.conv1").contains("scaled against layer1.0.conv2"));
+    assert!(entry(2, "conv1").contains("7-bit weights"));
+    assert!(entry(3, "layer1.0.conv1").contains("not asked for"));
+    assert!(entry(3, "layer3.0.conv1").contains("positions"));
+    assert!(entry(4, "fc").contains("means of 10 channels"));
+    let lock = std::fs::read_to_string(Path::new(&out).join("recipe.lock.ron")).expect("a lock");
+    assert!(
+        lock.contains("precision: int7"),
+        "the file says what it holds"
+    );
+    let again = good(&["verify", &out, "--threads", "2"]);
+    assert_eq!(again["same"], true, "{again:#}");
+}

@@ -103,10 +103,7 @@ fn compressed() -> Result<(Model, Graph), CompressError> {
             )
         })
         .collect::<BTreeMap<_, _>>();
-    let model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let model = Model::new(graph.clone());
     let context = PassContext {
         data: Some(&data),
         cancel: &CancelToken::default(),
@@ -252,10 +249,7 @@ fn members_of_a_family_give_what_they_give_alone() {
         ..QuantScheme::default()
     };
     let only = |plan: BTreeMap<_, LayerSetting>| {
-        let model = Model {
-            graph: original.clone(),
-            masks: BTreeMap::new(),
-        };
+        let model = Model::new(original.clone());
         let (model, _) =
             compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
         Program::compile(&model.graph, Mode::Inference).expect("compiles")
@@ -334,10 +328,7 @@ fn members_of_a_family_give_what_they_give_alone() {
                 )
             })
             .collect();
-        let model = Model {
-            graph: original.clone(),
-            masks: BTreeMap::new(),
-        };
+        let model = Model::new(original.clone());
         let (model, _) =
             compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
         Program::compile(&model.graph, Mode::Inference).expect("compiles")

@@ -12,10 +12,7 @@ use egui::{
     Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
 use limbeck_engine::{
-    compress::{Granularity, Precision},
-    jobs::Inspection,
-    search::LayerFacts,
-    sensitivity::Candidate,
+    compress::Granularity, jobs::Inspection, search::LayerFacts, sensitivity::Candidate,
 };
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
@@ -425,11 +422,7 @@ fn advice(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let setting = state.setting(&layer.id);
     let scheme = &state.document.scheme;
-    let whole = match setting.precision {
-        Precision::Int8 => scheme.int8_weights == Granularity::PerTensor,
-        Precision::Int4 => scheme.int4_weights == Granularity::PerTensor,
-        _ => false,
-    };
+    let whole = scheme.granularity(setting.precision) == Some(Granularity::PerTensor);
     let inspection = state
         .mirror
         .inspection

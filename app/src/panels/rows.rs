@@ -385,12 +385,22 @@ fn plan(
 ) {
     let name = layer.id.0.as_ref();
     let setting = state.setting(&layer.id);
-    let chosen = PRECISIONS.iter().position(|p| *p == setting.precision);
+    // A width that has no segment of its own stands in that of its storage, until another is chosen.
+    let mut offered = PRECISIONS;
+    let mut texts = ["32", "16", "8", "4"].map(str::to_owned);
+    if let Some(bits) = setting.precision.bits()
+        && !offered.contains(&setting.precision)
+    {
+        let slot = if bits > 4 { 2 } else { 3 };
+        offered[slot] = setting.precision;
+        texts[slot] = bits.to_string();
+    }
+    let chosen = offered.iter().position(|p| *p == setting.precision);
     let rect = Rect::from_min_max(
         pos2(columns.precision.0, y.0 + 3.0),
         pos2(columns.precision.1, y.1 - 3.0),
     );
-    let texts = ["32", "16", "8", "4"];
+    let texts = texts.each_ref().map(String::as_str);
     let picked = widgets::segmented_at(
         ui,
         rect,
@@ -401,7 +411,7 @@ fn plan(
         None,
         |i| format!("{name} precision {} bits", texts[i]),
     );
-    if let Some(precision) = picked.and_then(|i| PRECISIONS.get(i)) {
+    if let Some(precision) = picked.and_then(|i| offered.get(i)) {
         out.push(Command::SetPrecision {
             layers: targets(state, &layer.id),
             precision: *precision,

@@ -6,7 +6,7 @@ use crate::{
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Amount, Granularity, LayerSetting, Precision},
+    compress::{Amount, Granularity, LayerSetting},
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,
@@ -187,12 +187,7 @@ pub fn layer_kind(layer: &LayerFacts) -> String {
 pub fn setting(s: LayerSetting, document: &Document) -> String {
     let scheme = &document.scheme;
     let mut text = precision_label(s.precision).to_owned();
-    let steps = match s.precision {
-        Precision::Int8 => Some(scheme.int8_weights),
-        Precision::Int4 => Some(scheme.int4_weights),
-        _ => None,
-    };
-    match steps {
+    match scheme.granularity(s.precision) {
         Some(Granularity::PerChannel) => text += " · per channel",
         Some(Granularity::PerTensor) => text += " · per tensor",
         Some(Granularity::Group(n)) => text += &format!(" · groups of {n}"),
@@ -291,6 +286,9 @@ pub fn steps(steps: &[Step]) -> String {
                 }
                 _ => "quantise by layer".into(),
             },
+            Step::Equalize(_) => "equalise".into(),
+            Step::AdaRound(step) => format!("adaround {} steps", step.settings.iterations),
+            Step::CorrectBias(_) => "correct biases".into(),
             Step::Distil(settings) => match settings.stop_after {
                 Some(stop) => format!("distil {stop} of {} epochs", settings.epochs),
                 None => format!("distil {} epochs", settings.epochs),

@@ -4,7 +4,7 @@
 use super::{ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, verdict};
 use crate::widgets::number;
 use limbeck_engine::{
-    compress::{LayerSetting, Precision, QuantScheme},
+    compress::{LayerSetting, QuantScheme},
     data::SplitName,
     graph::LayerId,
     measure::Bytes,
@@ -219,8 +219,7 @@ pub fn refresh(state: &mut State) {
             };
             // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
             if state.document.scheme != QuantScheme::default() {
-                let quantised =
-                    |s: &LayerSetting| matches!(s.precision, Precision::Int8 | Precision::Int4);
+                let quantised = |s: &LayerSetting| s.precision.is_integer();
                 prediction.approximate = prediction
                     .approximate
                     .max(plan.values().filter(|s| quantised(s)).count());

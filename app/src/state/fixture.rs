@@ -101,8 +101,7 @@ pub fn demo() -> State {
             let bits = match precision {
                 Precision::Fp32 => 32,
                 Precision::Fp16 => 16,
-                Precision::Int8 => 8,
-                Precision::Int4 => 4,
+                integer => u64::from(integer.bits().unwrap_or(32)),
             };
             let stored = 272_474 * bits / 8 + 14_000;
             state

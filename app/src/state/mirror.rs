@@ -396,13 +396,9 @@ impl Mirror {
         if let [Step::FoldBatchNorm, Step::Quantize(quantize)] = steps.as_slice()
             && quantize.layers.is_empty()
             && let Choice::Set(precision) = quantize.default
+            && precision != Precision::Fp32
         {
-            match precision {
-                Precision::Fp32 => {}
-                Precision::Fp16 => return "fp16".into(),
-                Precision::Int8 => return "int8".into(),
-                Precision::Int4 => return "int4".into(),
-            }
+            return precision.label().into();
         }
         if !is_distilled(steps) {
             return format!("Plan {}", self.free_number("Plan"));

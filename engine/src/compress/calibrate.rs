@@ -15,8 +15,40 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ActivationStats {
     pub histograms: BTreeMap<String, Histogram>,
+    /// Moving averages of each sample's extremes.
+    pub averages: BTreeMap<String, SampleAverage>,
     /// Samples behind them.
     pub samples: usize,
+}
+
+/// A moving average of the smallest and largest value of a sample (Jacob et al. 2018, §3.1): each sample counts 1/0.99 times as much as the one
+/// before it. One sample at a time, so the size of batches does not matter; the weights add up to 1 from the first sample on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SampleAverage {
+    lo: f64,
+    hi: f64,
+    weight: f64,
+}
+
+impl SampleAverage {
+    const DECAY: f64 = 0.99;
+
+    /// The next sample's extremes.
+    fn add(&mut self, (lo, hi): (f32, f32)) {
+        for (sum, next) in [
+            (&mut self.lo, f64::from(lo)),
+            (&mut self.hi, f64::from(hi)),
+            (&mut self.weight, 1.0),
+        ] {
+            *sum = *sum * Self::DECAY + next;
+        }
+    }
+
+    /// Averaged extremes; `None` before the first sample.
+    pub fn extremes(&self) -> Option<(f32, f32)> {
+        let mean = |sum: f64| (sum / self.weight) as f32;
+        (self.weight > 0.0).then(|| (mean(self.lo), mean(self.hi)))
+    }
 }
 
 /// Ranges to be quantised, by value name; each includes 0.
@@ -33,7 +65,11 @@ impl ActivationStats {
             values
                 .into_par_iter()
                 .filter_map(|(name, histogram)| {
-                    let (lo, hi) = histogram.range(method, symmetry)?;
+                    let average = self.averages.get(name).and_then(SampleAverage::extremes);
+                    let (lo, hi) = match (method, average) {
+                        (Calibration::MovingAverage, Some(extremes)) => symmetry.widen(extremes),
+                        _ => histogram.range(method, symmetry)?,
+                    };
                     Some((name.clone(), [lo, hi]))
                 })
                 .collect()
@@ -70,6 +106,19 @@ pub fn observe(
     samples: usize,
     cancel: &CancelToken,
 ) -> Result<ActivationStats, CompressError> {
+    let batch = batch_for(data.info().sample_shape.iter().product());
+    observe_by(batch, graph, values, data, samples, cancel)
+}
+
+/// As [`observe`], so many samples at a time: their number does not change what is counted.
+pub(super) fn observe_by(
+    batch: usize,
+    graph: &Graph,
+    values: &[ValueId],
+    data: &Dataset,
+    samples: usize,
+    cancel: &CancelToken,
+) -> Result<ActivationStats, CompressError> {
     let total = samples.min(data.len(SplitName::Calibration));
     if total == 0 {
         return Err(CompressError::Invalid(
@@ -84,8 +133,9 @@ pub fn observe(
     let mut taps = Observe {
         wanted,
         histograms: BTreeMap::new(),
+        averages: BTreeMap::new(),
+        images: 0,
     };
-    let batch = batch_for(data.info().sample_shape.iter().product());
     let mut start = 0;
     while start < total {
         if cancel.is_cancelled() {
@@ -93,6 +143,7 @@ pub fn observe(
         }
         let end = total.min(start + batch);
         let images = data.batch(SplitName::Calibration, start..end)?.images;
+        taps.images = end - start;
         if let Some(input) = fed {
             taps.count(input, &images)?;
         }
@@ -100,6 +151,11 @@ pub fn observe(
         start = end;
     }
     let mut histograms = BTreeMap::new();
+    let averages = taps
+        .averages
+        .into_iter()
+        .map(|(value, average)| (graph.values[value.0 as usize].name.clone(), average))
+        .collect();
     for (value, histogram) in taps.histograms {
         let name = graph.values[value.0 as usize].name.clone();
         if histogram.non_finite() > 0 {
@@ -113,6 +169,7 @@ pub fn observe(
     }
     Ok(ActivationStats {
         histograms,
+        averages,
         samples: total,
     })
 }
@@ -129,6 +186,9 @@ fn batch_for(elements_of_a_sample: usize) -> usize {
 struct Observe {
     wanted: BTreeSet<ValueId>,
     histograms: BTreeMap<ValueId, Histogram>,
+    averages: BTreeMap<ValueId, SampleAverage>,
+    /// Samples in the batch at hand.
+    images: usize,
 }
 
 impl Observe {
@@ -142,6 +202,24 @@ impl Observe {
         };
         let all: &[f32] = storage.as_slice()?;
         let (start, end) = layout.contiguous_offsets().unwrap_or((0, all.len()));
+        // Samples lie one behind another; a value that has no batch axis is the same for all of them.
+        let counted = &all[start..end];
+        let sample = match counted.len() / self.images.max(1) {
+            0 => counted.len().max(1),
+            sample if sample * self.images == counted.len() => sample,
+            _ => counted.len(),
+        };
+        let extremes: Vec<(f32, f32)> = exec::pool().install(|| {
+            counted
+                .par_chunks(sample)
+                .map(|chunk| {
+                    let finite = chunk.iter().copied().filter(|v| v.is_finite());
+                    finite.fold((0.0, 0.0), |(lo, hi): (f32, f32), v| (lo.min(v), hi.max(v)))
+                })
+                .collect()
+        });
+        let average = self.averages.entry(value).or_default();
+        extremes.into_iter().for_each(|e| average.add(e));
         let counted = exec::pool().install(|| {
             all[start..end]
                 .par_chunks(1 << 17)

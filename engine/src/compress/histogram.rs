@@ -134,15 +134,13 @@ impl Histogram {
     pub fn range(&self, method: Calibration, symmetry: Symmetry) -> Option<(f32, f32)> {
         let (min, max) = self.extremes()?;
         let (lo, hi) = match method {
-            Calibration::MinMax => (min, max),
+            // The average is over samples, which a histogram does not tell apart: `calibrate` takes it.
+            Calibration::MinMax | Calibration::MovingAverage => (min, max),
             Calibration::Percentile(kept) => self.percentile(kept, symmetry),
             Calibration::Mse => self.least_squares(symmetry),
+            Calibration::Entropy => self.least_divergence(symmetry),
         };
-        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
-        Some(match symmetry {
-            Symmetry::Asymmetric => (lo, hi),
-            Symmetry::Symmetric => (-hi.max(-lo), hi.max(-lo)),
-        })
+        Some(symmetry.widen((lo, hi)))
     }
 
     /// Smallest range of bins that keeps at least `kept` percent of the values: asymmetric ranges may lose half of the rest at
@@ -178,7 +176,7 @@ impl Histogram {
         }
     }
 
-    /// The range with the least squared error at 8 bits: both ends shrunk together, then each by itself.
+    /// The range with the least squared error at 8 bits.
     fn least_squares(&self, symmetry: Symmetry) -> (f32, f32) {
         let width = power_of_two(self.exponent - 12);
         let bins = |side: &[u64], sign: f32| -> Vec<(f32, f32)> {
@@ -190,13 +188,84 @@ impl Histogram {
         };
         let mut centres = bins(&self.negative, -1.0);
         centres.extend(bins(&self.positive, 1.0));
+        self.search(symmetry, |lo, hi| {
+            ActivationQuant::of(lo, hi, symmetry).error(&centres)
+        })
+    }
+
+    /// The range whose 8-bit form tells least apart from the values: least Kullback–Leibler divergence (Migacz, "8-bit Inference with
+    /// TensorRT", 2017). What lies beyond the range counts in the outermost bins of the reference; exact zeros, which every range
+    /// keeps, are left out.
+    fn least_divergence(&self, symmetry: Symmetry) -> (f32, f32) {
+        let width = power_of_two(self.exponent - 12);
+        // All bins from the smallest value to the largest, the empty ones too.
+        let last = |side: &[u64]| side.iter().rposition(|n| *n > 0).map_or(0, |b| b + 1);
+        let (below, above) = (last(&self.negative), last(&self.positive));
+        let below = self.negative[..below].iter().enumerate().rev();
+        let above = self.positive[..above].iter().enumerate();
+        let bins: Vec<(f32, f64)> = below
+            .map(|(bin, n)| (-(bin as f32 + 0.5) * width, *n as f64))
+            .chain(above.map(|(bin, n)| ((bin as f32 + 0.5) * width, *n as f64)))
+            .collect();
+        let total: f64 = bins.iter().map(|b| b.1).sum();
+        if total == 0.0 {
+            return (self.min, self.max);
+        }
+        self.search(symmetry, |lo, hi| {
+            let (lo, hi) = symmetry.widen((lo, hi));
+            let inside = |value: f32| value >= lo - 0.5 * width && value <= hi + 0.5 * width;
+            let first = bins.partition_point(|b| b.0 < lo && !inside(b.0));
+            let end = bins.partition_point(|b| b.0 <= hi || inside(b.0));
+            if first >= end {
+                return f64::INFINITY;
+            }
+            let mass = |part: &[(f32, f64)]| part.iter().map(|b| b.1).sum::<f64>();
+            let (under, over) = (mass(&bins[..first]), mass(&bins[end..]));
+            let quant = ActivationQuant::of(lo, hi, symmetry);
+            let code = |value: f32| quant.code(value) as i32;
+            let kept = total - under - over;
+            if kept <= 0.0 {
+                return f64::INFINITY;
+            }
+            let mut divergence = 0.0;
+            let mut at = first;
+            while at < end {
+                // The bins that one code stands for share its mass evenly, as far as they held any.
+                let this = code(bins[at].0);
+                let mut next = at + 1;
+                while next < end && code(bins[next].0) == this {
+                    next += 1;
+                }
+                let held = bins[at..next].iter().filter(|b| b.1 > 0.0).count();
+                let share = mass(&bins[at..next]) / held.max(1) as f64 / kept;
+                for (index, bin) in bins.iter().enumerate().take(next).skip(at) {
+                    let mut p = bin.1;
+                    if index == first {
+                        p += under;
+                    }
+                    if index + 1 == end {
+                        p += over;
+                    }
+                    if p > 0.0 {
+                        let p = p / total;
+                        let q = if bin.1 > 0.0 { share } else { 0.0 };
+                        divergence += p * (p / q.max(1e-12)).ln();
+                    }
+                }
+                at = next;
+            }
+            divergence
+        })
+    }
+
+    /// The range of least `cost` among shares of the extremes: both ends shrunk together, then each by itself.
+    fn search(&self, symmetry: Symmetry, cost: impl Fn(f32, f32) -> f64) -> (f32, f32) {
         let (min, max) = (self.min.min(0.0), self.max.max(0.0));
         let cost = |shares: (i32, i32)| {
-            let (lo, hi) = (
+            cost(
                 min * (shares.0 as f32 / 100.0),
                 max * (shares.1 as f32 / 100.0),
-            );
-            ActivationQuant::of(lo, hi, symmetry).error(&centres)
+            )
         };
         let mut best = ((100, 100), cost((100, 100)));
         let mut consider = |shares: (i32, i32)| {
@@ -264,13 +333,23 @@ impl ActivationQuant {
         }
     }
 
-    /// Squared error over (value, count) pairs.
-    fn error(self, centres: &[(f32, f32)]) -> f64 {
+    /// Codes counted from the zero point.
+    fn range(self) -> super::weights::CodeRange {
         let (lo, hi) = match self.symmetry {
             Symmetry::Asymmetric => (-self.zero_point, 255 - self.zero_point),
             Symmetry::Symmetric => (-128, 127),
         };
-        let range = super::weights::CodeRange { lo, hi };
+        super::weights::CodeRange { lo, hi }
+    }
+
+    /// Code of a value, counted from the zero point.
+    fn code(self, value: f32) -> f32 {
+        super::weights::code(value, self.scale, self.range())
+    }
+
+    /// Squared error over (value, count) pairs.
+    fn error(self, centres: &[(f32, f32)]) -> f64 {
+        let range = self.range();
         centres
             .iter()
             .map(|&(value, count)| {

@@ -49,6 +49,30 @@ fn least_squares_cuts_a_lone_outlier_but_keeps_even_data() {
 }
 
 #[test]
+fn least_divergence_cuts_a_long_tail_but_keeps_the_bulk() {
+    // Dense around zero, thinner towards ±1.
+    let bulk: Vec<f32> = (0..100_000)
+        .map(|i| ((i % 1000) as f32 / 500.0 - 1.0).powi(3))
+        .collect();
+    let entropy = |values: &[f32], symmetry| {
+        let range = of(values).range(Calibration::Entropy, symmetry);
+        range.expect("there are values")
+    };
+    let (lo, hi) = entropy(&bulk, Symmetry::Asymmetric);
+    assert!(lo < -0.9 && hi > 0.9, "{lo} {hi}");
+    // Nine in ten thousand lie thinly spread up to 40: the rest is told apart better without most of them.
+    let mut tailed = bulk.clone();
+    tailed.extend((0..90).map(|i| 1.0 + i as f32 * 0.44));
+    let (lo, hi) = entropy(&tailed, Symmetry::Asymmetric);
+    assert!(lo < -0.9 && 0.9 < hi && hi < 20.0, "{lo} {hi}");
+    // Zeros cost nothing and decide nothing.
+    let mut sparse = bulk;
+    sparse.extend(std::iter::repeat_n(0.0, 1_000_000));
+    let (lo, hi) = entropy(&sparse, Symmetry::Symmetric);
+    assert!(lo == -hi && hi > 0.9, "{lo} {hi}");
+}
+
+#[test]
 fn non_finite_values_are_counted_apart() {
     let h = of(&[f32::NAN, f32::INFINITY, 1.0, -2.0]);
     assert_eq!((h.non_finite(), h.count()), (2, 2));
@@ -102,7 +126,7 @@ proptest! {
     ) {
         let h = of(&values);
         let (min, max) = h.extremes().unwrap();
-        for method in [Calibration::MinMax, Calibration::Percentile(percent), Calibration::Mse] {
+        for method in [Calibration::MinMax, Calibration::Percentile(percent), Calibration::Mse, Calibration::Entropy] {
             let (lo, hi) = h.range(method, Symmetry::Asymmetric).unwrap();
             prop_assert!(lo <= 0.0 && hi >= 0.0);
             prop_assert!(lo >= min.min(0.0) && hi <= max.max(0.0));

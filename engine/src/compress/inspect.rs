@@ -83,14 +83,16 @@ pub fn inspect_layer(
         (Some(range), Some(granularity)) => {
             let shape = &found.weight_shape;
             let layout = ScaleLayout::of(found.op, shape, found.channel_axis, granularity);
-            let (scales, _) =
-                exec::pool().install(|| choose_scales(&pruned, shape, &layout, range));
-            let after = fake(&pruned, shape, &layout, &scales, range);
-            layout.each(shape, |element, scale| {
-                let steps = pruned[element] / scales[scale];
+            let symmetry = scheme.weight_symmetry;
+            let chosen =
+                exec::pool().install(|| choose_scales(&pruned, shape, &layout, range, symmetry));
+            let after = fake(&pruned, shape, &layout, &chosen, range);
+            layout.each(shape, |element, at| {
+                let (scale, zero) = (chosen.scale[at], chosen.zero_point[at]);
+                let range = range.counted_from(zero);
                 let (lo, hi) = (range.lo as f32 - 0.5, range.hi as f32 + 0.5);
-                clipped += usize::from(!(lo..=hi).contains(&steps));
-                levels.insert((after[element] / scales[scale]).round() as i32);
+                clipped += usize::from(!(lo..=hi).contains(&(pruned[element] / scale)));
+                levels.insert((after[element] / scale).round() as i32 + zero);
             });
             after
         }

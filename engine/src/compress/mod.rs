@@ -1,13 +1,18 @@
 //! Compression techniques, all behind [`Pass`]: model in, model and per-layer account out. Uses `graph`, `exec`, `eval`, `measure`.
 
+mod adaround;
+mod bias;
 mod calibrate;
+mod equalise;
 mod fold;
 mod histogram;
 mod inspect;
 mod pack;
 mod plan;
+mod precision;
 mod prune;
 mod quantize;
+mod segments;
 pub(crate) mod structured;
 #[cfg(test)]
 pub(crate) mod testkit;
@@ -16,7 +21,10 @@ mod tests;
 mod weights;
 mod wiring;
 
+pub use adaround::{AdaRound, AdaRoundSettings};
+pub use bias::CorrectBias;
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
+pub use equalise::Equalize;
 pub(crate) use fold::{folded_at, folded_outline};
 pub use histogram::{ActivationQuant, Histogram};
 pub(crate) use inspect::plain_weights;
@@ -49,8 +57,15 @@ pub enum Precision {
     Fp16,
     /// 8-bit weights and 8-bit input activations.
     Int8,
+    /// 7-bit weights ("reduce range") kept in 8, and 8-bit input activations; likewise the widths below.
+    Int7,
+    Int6,
+    Int5,
     /// 4-bit weights and 8-bit input activations.
     Int4,
+    /// 3-bit weights kept in 4, and 8-bit input activations.
+    Int3,
+    Int2,
 }
 
 /// Share of a layer's weights set to zero, or of its channels taken out: 0..=1 (1 excluded).
@@ -89,9 +104,13 @@ pub enum Granularity {
 #[serde(rename_all = "snake_case")]
 pub enum Calibration {
     MinMax,
+    /** of each sample's extremes, later samples weighing more (Jacob et al. 2018) */
+    MovingAverage,
     /** share of values kept, e.g. 99.99 */
     Percentile(f32),
     Mse,
+    /** least Kullback–Leibler divergence (Migacz 2017) */
+    Entropy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -114,8 +133,13 @@ pub enum Activations {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuantScheme {
+    /// Of weights of 5 to 8 bits.
     pub int8_weights: Granularity,
+    /// Of weights of 2 to 4 bits.
     pub int4_weights: Granularity,
+    /// Of weights; `symmetry` is that of activations.
+    #[serde(skip_serializing_if = "Symmetry::is_symmetric")]
+    pub weight_symmetry: Symmetry,
     pub activations: Activations,
     pub symmetry: Symmetry,
     pub calibration: Calibration,
@@ -128,6 +152,7 @@ impl Default for QuantScheme {
         Self {
             int8_weights: Granularity::PerChannel,
             int4_weights: Granularity::PerChannel,
+            weight_symmetry: Symmetry::Symmetric,
             activations: Activations::Int8,
             symmetry: Symmetry::Asymmetric,
             calibration: Calibration::Mse,
@@ -168,11 +193,10 @@ impl QuantScheme {
 
     /// Granularity of the weights at an integer precision; `None` for the floating ones.
     pub fn granularity(&self, precision: Precision) -> Option<Granularity> {
-        match precision {
-            Precision::Int8 => Some(self.int8_weights),
-            Precision::Int4 => Some(self.int4_weights),
-            Precision::Fp32 | Precision::Fp16 => None,
-        }
+        Some(match precision.bits()? {
+            ..=4 => self.int4_weights,
+            _ => self.int8_weights,
+        })
     }
 }
 
@@ -183,6 +207,20 @@ pub struct Model {
     pub graph: Graph,
     /// 0/1 per weight element (1: kept), by value name of the weight.
     pub masks: BTreeMap<String, Vec<bool>>,
+    /// Float weights from before their rounding was chosen ([`AdaRound`]), by value name. What is packed must be the floor or the
+    /// ceiling of them, which [`pack`] checks.
+    pub originals: BTreeMap<String, Vec<f32>>,
+}
+
+impl Model {
+    /// A graph that nothing has been done to.
+    pub fn new(graph: Graph) -> Self {
+        Self {
+            graph,
+            masks: BTreeMap::new(),
+            originals: BTreeMap::new(),
+        }
+    }
 }
 
 /// What a pass did to one layer.

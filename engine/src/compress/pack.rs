@@ -44,7 +44,17 @@ pub fn pack(model: &Model) -> Result<Graph, CompressError> {
     let mut removed = HashSet::new();
     for index in 0..graph.nodes.len() {
         let packed = match graph.nodes[index].op {
-            Op::QuantizeLinear { axis, block, .. } => quantised(&graph, index, axis, block)?,
+            Op::QuantizeLinear { axis, block, .. } => {
+                let limit = limit_behind(&graph, &wiring, index);
+                let packed = quantised(model, &graph, index, (axis, block), limit.as_ref())?;
+                match limit {
+                    Some(limit) if packed.is_some() => {
+                        removed.insert(limit.node);
+                        packed.map(|(_, data)| (limit.output, data))
+                    }
+                    _ => packed,
+                }
+            }
             Op::Cast {
                 to: ElementType::F16,
             } => halved(&graph, &wiring, index)?,
@@ -80,11 +90,45 @@ fn refuse_non_finite(graph: &Graph, value: ValueId, data: &[f32]) -> Result<(), 
     )))
 }
 
+/// A Clip that holds codes to fewer bits than their type has.
+struct Limit {
+    node: usize,
+    output: ValueId,
+    lo: i64,
+    hi: i64,
+}
+
+/// The Clip behind a QuantizeLinear, with constant bounds.
+fn limit_behind(graph: &Graph, wiring: &Wiring, index: usize) -> Option<Limit> {
+    let codes = graph.nodes[index].outputs.first().copied().flatten()?;
+    let &[node] = wiring.consumers(codes) else {
+        return None;
+    };
+    limit_at(graph, node)
+}
+
+fn limit_at(graph: &Graph, node: usize) -> Option<Limit> {
+    let clip = graph.nodes.get(node).filter(|n| n.op == Op::Clip)?;
+    let bound = |slot: usize| {
+        let value = clip.inputs.get(slot).copied().flatten()?;
+        let data = graph.value(value).data.as_ref()?;
+        let integer = data.element.is_integer();
+        data.to_i64_vec().first().copied().filter(|_| integer)
+    };
+    Some(Limit {
+        node,
+        output: clip.outputs.first().copied().flatten()?,
+        lo: bound(1)?,
+        hi: bound(2)?,
+    })
+}
+
 fn quantised(
+    model: &Model,
     graph: &Graph,
     index: usize,
-    axis: i64,
-    block: usize,
+    (axis, block): (i64, usize),
+    limit: Option<&Limit>,
 ) -> Result<Option<(ValueId, TensorData)>, CompressError> {
     let Some((input, data, output)) = constant_in(graph, index) else {
         return Ok(None);
@@ -97,18 +141,44 @@ fn quantised(
             graph.value(input).name
         )));
     };
-    let Some((lo, hi)) = parameters.element.integer_range() else {
+    let Some((mut lo, mut hi)) = parameters.element.integer_range() else {
         return Ok(None);
     };
+    if let Some(limit) = limit {
+        (lo, hi) = (lo.max(limit.lo), hi.min(limit.hi));
+    }
     let weights = data.to_f32_vec();
     refuse_non_finite(graph, input, &weights)?;
+    let name = &graph.value(input).name;
+    let original = model.originals.get(name);
+    if let Some(original) = original.filter(|o| o.len() != weights.len()) {
+        return Err(CompressError::Invalid(format!(
+            "{name} had {} elements when its rounding was chosen and has {} now",
+            original.len(),
+            weights.len()
+        )));
+    }
+    let mut moved = 0_usize;
     let mut codes = Vec::with_capacity(weights.len());
     parameters.layout().each(&data.shape, |element, scale| {
         let steps = (weights[element] / parameters.scale[scale]).round_ties_even();
         // `as` saturates; the sum cannot overflow because zero points are 32 bits at most.
         let code = (steps as i32 as i64) + i64::from(parameters.zero_point[scale]);
-        codes.push(code.clamp(lo, hi));
+        let code = code.clamp(lo, hi);
+        if let Some(original) = original {
+            let zero = i64::from(parameters.zero_point[scale]);
+            let steps = original[element] / parameters.scale[scale];
+            let (floor, ceiling) = (steps.floor() as i64 + zero, steps.ceil() as i64 + zero);
+            moved += usize::from(code != floor.clamp(lo, hi) && code != ceiling.clamp(lo, hi));
+        }
+        codes.push(code);
     });
+    if moved > 0 {
+        return Err(CompressError::Invalid(format!(
+            "{moved} codes of {name} are neither the floor nor the ceiling of the weights that AdaRound was given: something \
+             changed them afterwards"
+        )));
+    }
     let packed = TensorData::from_i64_as(parameters.element, &data.shape, &codes);
     Ok(Some((output, packed)))
 }
@@ -152,7 +222,7 @@ pub struct QuantParameters {
 }
 
 impl QuantParameters {
-    fn layout(&self) -> super::ScaleLayout {
+    pub(super) fn layout(&self) -> super::ScaleLayout {
         super::ScaleLayout {
             shape: if self.scale.len() == 1 && self.block == 0 {
                 Vec::new()
@@ -240,8 +310,8 @@ impl QuantizedLayer {
     }
 }
 
-/// The precision every layer really has, trainable or packed, in the graph's order. Integer types wider than 8 bits
-/// count as fp32 with parameters.
+/// The precision every layer really has, trainable or packed, in the graph's order: weights whose codes need fewer bits than their
+/// type has count by the bits they need. Integer types wider than 8 bits count as fp32 with parameters.
 pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
     let wiring = Wiring::of(graph);
     let behind = |value: Option<ValueId>| {
@@ -268,15 +338,16 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
                 _ => None,
             };
             let stored = graph.value(layer.weight).element;
+            let codes = || -> Option<Precision> {
+                let WeightForm::Quantized { dequantize } = form else {
+                    return None;
+                };
+                width(graph, &wiring, dequantize, weight.as_ref()?)
+            };
             let precision = match (form, &weight) {
                 (WeightForm::Half, _) => Precision::Fp16,
                 (WeightForm::Float, _) if stored == Some(ElementType::F16) => Precision::Fp16,
-                (_, Some(weight)) => match weight.element.bits() {
-                    4 => Precision::Int4,
-                    8 => Precision::Int8,
-                    _ => Precision::Fp32,
-                },
-                _ => Precision::Fp32,
+                _ => codes().unwrap_or(Precision::Fp32),
             };
             QuantizedLayer {
                 precision,
@@ -286,4 +357,43 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
             }
         })
         .collect()
+}
+
+/// The width that a weight's codes have: the Clip's that holds them to it, or what the packed codes need, from 5 bits up where they are
+/// stored in 8. `None` for types wider than 8 bits.
+fn width(
+    graph: &Graph,
+    wiring: &Wiring,
+    dequantize: usize,
+    weight: &QuantParameters,
+) -> Option<Precision> {
+    let stored = weight.element.bits() as u32;
+    let narrowest = match stored {
+        8 => 5,
+        4 => 2,
+        _ => return None,
+    };
+    let bits_of = |lo: i64, hi: i64| {
+        (narrowest..stored)
+            .find(|bits| {
+                let half = 1_i64 << (bits - 1);
+                -half <= lo && hi < half
+            })
+            .unwrap_or(stored)
+    };
+    let codes = graph.nodes[dequantize].inputs.first().copied().flatten()?;
+    let limit = wiring.producer(codes).and_then(|p| limit_at(graph, p));
+    let bits = match (limit, &graph.value(codes).data) {
+        (Some(limit), _) => bits_of(limit.lo, limit.hi),
+        (None, Some(data)) if weight.element.is_signed() => {
+            let packed = data.to_i64_vec();
+            match (packed.iter().min(), packed.iter().max()) {
+                // Nothing but one code says nothing of the width.
+                (Some(&lo), Some(&hi)) if lo < hi => bits_of(lo, hi),
+                _ => stored,
+            }
+        }
+        _ => stored,
+    };
+    Precision::of_bits(bits)
 }

@@ -4,7 +4,7 @@
 
 use super::{
     Account, AccountEntry, ActivationQuant, Activations, CompressError, Model, Outcome, Pass,
-    PassContext, Precision, Quantize, Ranges, ScaleLayout, calibrate,
+    PassContext, Precision, Quantize, Ranges, ScaleLayout, Symmetry, calibrate,
     prune::check_known,
     weights::{CodeRange, choose_scales},
     wiring::{
@@ -171,9 +171,10 @@ impl Quantize {
             Precision::Fp32 => return Ok("kept at fp32".to_owned()),
             Precision::Fp16 => (edit.half(layer).map_err(refuse)?, "fp16 weights".to_owned()),
             precision => {
-                let granularity = match precision {
-                    Precision::Int4 => self.scheme.int4_weights,
-                    _ => self.scheme.int8_weights,
+                let (Some(granularity), Some(bits)) =
+                    (self.scheme.granularity(precision), precision.bits())
+                else {
+                    return Ok("kept at fp32".to_owned());
                 };
                 let layout = ScaleLayout::of(
                     layer.op,
@@ -181,15 +182,16 @@ impl Quantize {
                     layer.channel_axis,
                     granularity,
                 );
-                let bits = if precision == Precision::Int4 { 4 } else { 8 };
                 let mut note = format!("{bits}-bit weights {}", layout.describe());
                 if matches!(granularity, super::Granularity::Group(_)) && layout.block == 0 {
                     note.push_str(", as its input axis is shorter than a group");
                 }
-                (
-                    edit.weight(layer, precision, &layout).map_err(refuse)?,
-                    note,
-                )
+                let symmetry = self.scheme.weight_symmetry;
+                if symmetry == Symmetry::Asymmetric {
+                    note.push_str(" and zero points");
+                }
+                let weight = edit.weight(layer, precision, &layout, symmetry);
+                (weight.map_err(refuse)?, note)
             }
         };
         if let Some(value) = planned.input {
@@ -295,24 +297,31 @@ impl Edit<'_> {
         layer: &Layer,
         precision: Precision,
         layout: &ScaleLayout,
+        symmetry: Symmetry,
     ) -> Result<ValueId, String> {
         let key = (layer.weight, precision, (layout.axis, layout.block));
         if let Some(&done) = self.weights.get(&key) {
             return Ok(done);
         }
-        let Some(range) = CodeRange::of(precision) else {
+        let (Some(range), Some(element)) = (CodeRange::of(precision), precision.storage()) else {
             return Ok(layer.weight);
         };
         let weights = self.weights_of(layer)?;
-        let (scales, _) =
-            exec::pool().install(|| choose_scales(&weights, &layer.weight_shape, layout, range));
-        let element = match precision {
-            Precision::Int4 => ElementType::I4,
-            _ => ElementType::I8,
-        };
-        let scale = TensorData::from_f32(&layout.shape, &scales);
-        let zeros = TensorData::from_i64_as(element, &layout.shape, &vec![0; scales.len()]);
-        let out = self.pair(layer.weight, scale, zeros, layout.axis as i64, layout.block);
+        let steps = exec::pool()
+            .install(|| choose_scales(&weights, &layer.weight_shape, layout, range, symmetry));
+        let scale = TensorData::from_f32(&layout.shape, &steps.scale);
+        let zeros: Vec<i64> = steps.zero_point.iter().map(|z| i64::from(*z)).collect();
+        let zeros = TensorData::from_i64_as(element, &layout.shape, &zeros);
+        // A width of its own is held by a Clip of the codes, until they are packed.
+        let limits = (i64::from(range.lo), i64::from(range.hi));
+        let limits = (element.integer_range() != Some(limits)).then_some(limits);
+        let out = self.pair(
+            layer.weight,
+            (scale, zeros),
+            layout.axis as i64,
+            layout.block,
+            limits,
+        );
         self.weights.insert(key, out);
         Ok(out)
     }
@@ -322,23 +331,23 @@ impl Edit<'_> {
             return done;
         }
         let element = match quant.symmetry {
-            super::Symmetry::Asymmetric => ElementType::U8,
-            super::Symmetry::Symmetric => ElementType::I8,
+            Symmetry::Asymmetric => ElementType::U8,
+            Symmetry::Symmetric => ElementType::I8,
         };
         let zero = TensorData::from_i64_as(element, &[], &[i64::from(quant.zero_point)]);
-        let out = self.pair(value, TensorData::scalar(quant.scale), zero, 1, 0);
+        let out = self.pair(value, (TensorData::scalar(quant.scale), zero), 1, 0, None);
         self.inputs.insert(value, out);
         out
     }
 
-    /// QuantizeLinear → DequantizeLinear behind `value`; gives the result.
+    /// QuantizeLinear → (Clip of the codes to `limits` →) DequantizeLinear behind `value`; gives the result.
     fn pair(
         &mut self,
         value: ValueId,
-        scale: TensorData,
-        zero_point: TensorData,
+        (scale, zero_point): (TensorData, TensorData),
         axis: i64,
         block: usize,
+        limits: Option<(i64, i64)>,
     ) -> ValueId {
         let name = self.graph.values[value.0 as usize].name.clone();
         let to = zero_point.element;
@@ -348,20 +357,34 @@ impl Edit<'_> {
         let zero = add_constant(self.graph, zero_name, zero_point);
         let quantised = self.value(format!("{name}_quantized"), to, value);
         let dequantised = self.value(format!("{name}_dequantized"), ElementType::F32, value);
-        let nodes = vec![
-            Node {
-                name: self.names.unique(format!("{name}_quantize")),
-                op: Op::QuantizeLinear { axis, block, to },
-                inputs: vec![Some(value), Some(scale), Some(zero)],
-                outputs: vec![Some(quantised)],
-            },
-            Node {
-                name: self.names.unique(format!("{name}_dequantize")),
-                op: Op::DequantizeLinear { axis, block },
-                inputs: vec![Some(quantised), Some(scale), Some(zero)],
-                outputs: vec![Some(dequantised)],
-            },
-        ];
+        let mut nodes = vec![Node {
+            name: self.names.unique(format!("{name}_quantize")),
+            op: Op::QuantizeLinear { axis, block, to },
+            inputs: vec![Some(value), Some(scale), Some(zero)],
+            outputs: vec![Some(quantised)],
+        }];
+        let mut codes = quantised;
+        if let Some((lo, hi)) = limits {
+            codes = self.value(format!("{name}_limited"), to, value);
+            let mut bound = |which: &str, bound: i64| {
+                let name = self.names.unique(format!("{name}_{which}"));
+                let data = TensorData::from_i64_as(to, &[], &[bound]);
+                add_constant(self.graph, name, data)
+            };
+            let (lo, hi) = (bound("lowest", lo), bound("highest", hi));
+            nodes.push(Node {
+                name: self.names.unique(format!("{name}_limit")),
+                op: Op::Clip,
+                inputs: vec![Some(quantised), Some(lo), Some(hi)],
+                outputs: vec![Some(codes)],
+            });
+        }
+        nodes.push(Node {
+            name: self.names.unique(format!("{name}_dequantize")),
+            op: Op::DequantizeLinear { axis, block },
+            inputs: vec![Some(codes), Some(scale), Some(zero)],
+            outputs: vec![Some(dequantised)],
+        });
         self.chain(value, nodes);
         dequantised
     }

@@ -10,7 +10,6 @@ use crate::{
 use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
 
 pub struct Net {
     pub graph: Graph,
@@ -102,10 +101,7 @@ impl Net {
     pub fn finish(mut self, outputs: &[ValueId]) -> Model {
         self.graph.outputs = outputs.to_vec();
         self.graph.validate().expect("test graphs are valid");
-        Model {
-            graph: self.graph,
-            masks: BTreeMap::new(),
-        }
+        Model::new(self.graph)
     }
 }
 

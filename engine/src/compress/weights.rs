@@ -2,7 +2,7 @@
 //! The formulas are those of ONNX `QuantizeLinear`/`DequantizeLinear` (opset 21), so that what is predicted here is what a
 //! runtime computes.
 
-use super::{Granularity, Precision};
+use super::{Granularity, Precision, Symmetry};
 
 /// Codes of a signed integer type: all that `QuantizeLinear` can give, and the code the largest weight is laid on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,10 +14,18 @@ pub(crate) struct CodeRange {
 impl CodeRange {
     /// Integer codes of a precision; `None` for the floating ones.
     pub fn of(precision: Precision) -> Option<Self> {
-        match precision {
-            Precision::Int8 => Some(Self { lo: -128, hi: 127 }),
-            Precision::Int4 => Some(Self { lo: -8, hi: 7 }),
-            Precision::Fp32 | Precision::Fp16 => None,
+        let half = 1 << (precision.bits()? - 1);
+        Some(Self {
+            lo: -half,
+            hi: half - 1,
+        })
+    }
+
+    /// The same, counted from a zero point.
+    pub fn counted_from(self, zero_point: i32) -> Self {
+        Self {
+            lo: self.lo - zero_point,
+            hi: self.hi - zero_point,
         }
     }
 }
@@ -163,7 +171,8 @@ impl ScaleLayout {
     }
 }
 
-/// The code of one value: `clamp(round_ties_even(value / scale), lo, hi)`, exactly as `QuantizeLinear` with zero point 0.
+/// The code of one value: `clamp(round_ties_even(value / scale), lo, hi)`, exactly as `QuantizeLinear` with zero
+/// point 0 (a range [counted from](CodeRange::counted_from) another one stands for that).
 #[inline]
 pub(crate) fn code(value: f32, scale: f32, range: CodeRange) -> f32 {
     // Clamping to integers first gives the same result and keeps the value small enough for the rounding below: adding and
@@ -195,20 +204,47 @@ pub(crate) fn squared_error(weights: &[f32], scale: f32, range: CodeRange) -> f6
     total
 }
 
-/// The scale of one group of weights. 8 bits: min–max (the largest magnitude lies on ±127). 4 bits: the clipping with the
-/// least squared error among fixed shares of the largest magnitude, because one outlier otherwise takes most of the 16
-/// levels. A group of zeros gets scale 1. Also returns the squared error.
-pub(crate) fn choose_scale(weights: &[f32], range: CodeRange) -> (f32, f64) {
-    let largest = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
-    let full = largest / range.hi as f32;
+/// Scales and zero points of a weight, in the order of the layout's scale tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Steps {
+    pub scale: Vec<f32>,
+    pub zero_point: Vec<i32>,
+    /// Summed squared error of the weight after quantisation.
+    pub error: f64,
+}
+
+/// Scale, zero point and squared error of one group of weights. 5 to 8 bits: min–max (symmetric: the largest magnitude lies on the
+/// largest code; asymmetric: both extremes on the outermost codes). 2 to 4 bits: the clipping with the least squared error among
+/// fixed shares of that, because one outlier otherwise takes most of the few levels. A group of zeros gets scale 1.
+pub(crate) fn choose_scale(
+    weights: &[f32],
+    range: CodeRange,
+    symmetry: Symmetry,
+) -> (f32, i32, f64) {
+    let (full, zero_point) = match symmetry {
+        Symmetry::Symmetric => {
+            let largest = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
+            (largest / range.hi as f32, 0)
+        }
+        Symmetry::Asymmetric => {
+            let lo = weights.iter().fold(0.0_f32, |a, w| a.min(*w));
+            let hi = weights.iter().fold(0.0_f32, |a, w| a.max(*w));
+            let full = (f64::from(hi) - f64::from(lo)) / f64::from(range.hi - range.lo);
+            let zero = (f64::from(range.lo) - f64::from(lo) / full).round_ties_even();
+            // A zero point that is not a number (full is 0) becomes 0, and is not used.
+            let zero = (zero as i32).clamp(range.lo, range.hi);
+            (full as f32, zero)
+        }
+    };
     // Below the normal numbers a division by the scale loses its meaning; such weights count as zeros.
-    if full < f32::MIN_POSITIVE {
+    if full < f32::MIN_POSITIVE || !full.is_finite() {
         let error = weights.iter().map(|w| f64::from(w * w)).sum();
-        return (1.0, error);
+        return (1.0, 0, error);
     }
-    let mut best = (full, squared_error(weights, full, range));
+    let codes = range.counted_from(zero_point);
+    let mut best = (full, squared_error(weights, full, codes));
     if range.hi > 7 {
-        return best;
+        return (best.0, zero_point, best.1);
     }
     let mut best_share = 100;
     let mut consider = |share: i32, best_share: &mut i32| {
@@ -216,7 +252,7 @@ pub(crate) fn choose_scale(weights: &[f32], range: CodeRange) -> (f32, f64) {
         if scale < f32::MIN_POSITIVE {
             return;
         }
-        let error = squared_error(weights, scale, range);
+        let error = squared_error(weights, scale, codes);
         if error < best.1 {
             best = (scale, error);
             *best_share = share;
@@ -232,27 +268,31 @@ pub(crate) fn choose_scale(weights: &[f32], range: CodeRange) -> (f32, f64) {
             consider(share, &mut best_share);
         }
     }
-    best
+    (best.0, zero_point, best.1)
 }
 
-/// Scales of a whole weight, in the order of the layout's scale tensor, and the summed squared error.
+/// Scales and zero points of a whole weight.
 pub(crate) fn choose_scales(
     weights: &[f32],
     shape: &[usize],
     layout: &ScaleLayout,
     range: CodeRange,
-) -> (Vec<f32>, f64) {
+    symmetry: Symmetry,
+) -> Steps {
     use rayon::prelude::*;
-    let chosen: Vec<(f32, f64)> = (0..layout.len())
+    let chosen: Vec<(f32, i32, f64)> = (0..layout.len())
         .into_par_iter()
         .map_init(Vec::new, |scratch, scale| {
             layout.gather(weights, shape, scale, scratch);
-            choose_scale(scratch, range)
+            choose_scale(scratch, range, symmetry)
         })
         .collect();
-    // Summed in order, so that the result does not depend on how the work was split.
-    let error = chosen.iter().map(|c| c.1).sum();
-    (chosen.into_iter().map(|c| c.0).collect(), error)
+    Steps {
+        // Summed in order, so that the result does not depend on how the work was split.
+        error: chosen.iter().map(|c| c.2).sum(),
+        scale: chosen.iter().map(|c| c.0).collect(),
+        zero_point: chosen.iter().map(|c| c.1).collect(),
+    }
 }
 
 /// The weight as it is after quantising and dequantising.
@@ -260,12 +300,13 @@ pub(crate) fn fake(
     weights: &[f32],
     shape: &[usize],
     layout: &ScaleLayout,
-    scales: &[f32],
+    steps: &Steps,
     range: CodeRange,
 ) -> Vec<f32> {
     let mut out = Vec::with_capacity(weights.len());
-    layout.each(shape, |element, scale| {
-        out.push(code(weights[element], scales[scale], range) * scales[scale]);
+    layout.each(shape, |element, at| {
+        let (scale, zero) = (steps.scale[at], steps.zero_point[at]);
+        out.push(code(weights[element], scale, range.counted_from(zero)) * scale);
     });
     out
 }

@@ -30,12 +30,12 @@ fn layouts_follow_the_operators_axes() {
 
 #[test]
 fn zeros_get_scale_one_and_outliers_are_clipped_at_four_bits() {
-    assert_eq!(choose_scale(&[0.0; 9], INT4).0, 1.0);
+    assert_eq!(choose_scale(&[0.0; 9], INT4, Symmetry::Symmetric).0, 1.0);
     let mut weights: Vec<f32> = (0..2000)
         .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
         .collect();
     weights.push(4.0);
-    let (scale, error) = choose_scale(&weights, INT4);
+    let (scale, _, error) = choose_scale(&weights, INT4, Symmetry::Symmetric);
     let full = 4.0 / 7.0;
     assert!(scale < 0.6 * full);
     assert!(error < 0.6 * squared_error(&weights, full, INT4));
@@ -95,36 +95,57 @@ proptest! {
     }
 
     #[test]
-    fn error_is_at_most_half_a_step_inside_the_range((shape, weights) in weight(), int4: bool) {
-        let range = if int4 { INT4 } else { INT8 };
+    fn error_is_at_most_half_a_step_inside_the_range(
+        (shape, weights) in weight(),
+        bits in 2_u32..=8,
+        asymmetric: bool,
+    ) {
+        let precision = Precision::of_bits(bits).unwrap();
+        let range = CodeRange::of(precision).unwrap();
+        prop_assert_eq!((range.lo, range.hi), (-(1 << (bits - 1)), (1 << (bits - 1)) - 1));
+        let (lo, hi) = precision.storage().unwrap().integer_range().unwrap();
+        prop_assert!(lo <= i64::from(range.lo) && i64::from(range.hi) <= hi);
+        let symmetry = if asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
         let layout = ScaleLayout { shape: vec![shape[0]], axis: 0, block: 0 };
-        let (scales, error) = choose_scales(&weights, &shape, &layout, range);
-        let after = fake(&weights, &shape, &layout, &scales, range);
+        let steps = choose_scales(&weights, &shape, &layout, range, symmetry);
+        let after = fake(&weights, &shape, &layout, &steps, range);
         let mut codes = Vec::new();
-        layout.each(&shape, |e, s| codes.push((after[e] / scales[s]).round() as i32));
+        layout.each(&shape, |e, s| {
+            codes.push((after[e] / steps.scale[s]).round() as i32 + steps.zero_point[s]);
+        });
         let mut worst: Result<(), TestCaseError> = Ok(());
         layout.each(&shape, |e, s| {
-            let inside = weights[e] / scales[s] >= range.lo as f32 && weights[e] / scales[s] <= range.hi as f32;
-            let step = (weights[e] - after[e]).abs() / scales[s];
+            let whole = weights[e] / steps.scale[s] + steps.zero_point[s] as f32;
+            let inside = whole >= range.lo as f32 && whole <= range.hi as f32;
+            let step = (weights[e] - after[e]).abs() / steps.scale[s];
             let in_range = range.lo <= codes[e] && codes[e] <= range.hi;
             let zero_kept = weights[e] != 0.0 || after[e] == 0.0;
             if (inside && step > 0.500_01) || !in_range || !zero_kept {
-                worst = Err(TestCaseError::fail(format!("{} -> {} at scale {}", weights[e], after[e], scales[s])));
+                worst = Err(TestCaseError::fail(format!("{} -> {} at scale {}", weights[e], after[e], steps.scale[s])));
             }
         });
         worst?;
         let measured: f64 = weights.iter().zip(&after).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        prop_assert!((measured - error).abs() <= 1e-5 * (1e-9 + measured));
-        if !int4 {
-            // Min–max scales never reach the lone extra code −128.
-            prop_assert!(codes.iter().all(|c| c.abs() <= 127));
+        prop_assert!((measured - steps.error).abs() <= 1e-5 * (1e-9 + measured));
+        if bits > 4 && !asymmetric {
+            // Min–max scales never reach the lone extra code, −128 of 8 bits.
+            prop_assert!(codes.iter().all(|c| c.abs() <= range.hi));
         }
+        prop_assert!(asymmetric || steps.zero_point.iter().all(|z| *z == 0));
+    }
+
+    #[test]
+    fn a_zero_point_halves_the_step_of_one_sided_weights(weights in prop::collection::vec(0.1_f32..2.0, 2..40)) {
+        let symmetric = choose_scale(&weights, INT8, Symmetry::Symmetric);
+        let (scale, zero, _) = choose_scale(&weights, INT8, Symmetry::Asymmetric);
+        prop_assert_eq!(zero, -128);
+        prop_assert!((scale / symmetric.0 - 127.0 / 255.0).abs() < 1e-3);
     }
 
     #[test]
     fn searched_scales_are_never_worse_than_min_max((_, weights) in weight()) {
         let largest = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
-        let (_, error) = choose_scale(&weights, INT4);
+        let (_, _, error) = choose_scale(&weights, INT4, Symmetry::Symmetric);
         if largest > 0.0 {
             prop_assert!(error <= squared_error(&weights, largest / 7.0, INT4));
         }

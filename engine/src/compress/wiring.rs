@@ -93,7 +93,7 @@ pub(crate) fn weight_form(graph: &Graph, wiring: &Wiring, layer: &Layer) -> (usi
         if input == layer.weight {
             return (slot, WeightForm::Float);
         }
-        // At most Quantize → Dequantize, or Cast → Cast.
+        // At most Quantize → Clip → Dequantize, or Cast → Cast.
         let mut at = input;
         let mut form = WeightForm::Other;
         for _ in 0..3 {
@@ -108,6 +108,8 @@ pub(crate) fn weight_form(graph: &Graph, wiring: &Wiring, layer: &Layer) -> (usi
                 }
                 Op::Cast { .. } => form = WeightForm::Half,
                 Op::QuantizeLinear { .. } | Op::Identity => {}
+                // Holds codes to their width.
+                Op::Clip if matches!(form, WeightForm::Quantized { .. }) => {}
                 _ => break,
             }
             let Some(before) = graph.nodes[producer].inputs.first().copied().flatten() else {

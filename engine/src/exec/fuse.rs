@@ -12,6 +12,8 @@ pub(super) enum Step {
         axis: i64,
         block: usize,
         to: ElementType,
+        /// Narrower than the type's own: of a Clip between the two.
+        limits: Option<(i64, i64)>,
     },
     /// To a narrower float type and back.
     FakeCast {
@@ -60,9 +62,17 @@ pub(super) fn drafts(graph: &Graph, constant: &dyn Fn(ValueId) -> bool) -> Vec<D
                 outputs: n.outputs.clone(),
             };
             let input = n.inputs.first().copied().flatten();
-            let Some(p) = before(input).map(|p| &graph.nodes[p]) else {
+            let Some(mut p) = before(input).map(|p| &graph.nodes[p]) else {
                 return plain;
             };
+            let mut limits = None;
+            if matches!((&p.op, &n.op), (Op::Clip, Op::DequantizeLinear { .. }))
+                && let Some(found) = integer_limits(graph, &p.inputs)
+                && let Some(first) = before(p.inputs.first().copied().flatten())
+            {
+                limits = Some(found);
+                p = &graph.nodes[first];
+            }
             let source = p.inputs.first().copied().flatten();
             match (&p.op, &n.op) {
                 (
@@ -94,6 +104,7 @@ pub(super) fn drafts(graph: &Graph, constant: &dyn Fn(ValueId) -> bool) -> Vec<D
                             axis: *axis,
                             block: *block,
                             to,
+                            limits,
                         },
                         inputs: [&[source][..], &n.inputs[1..]].concat(),
                         ..plain
@@ -117,6 +128,18 @@ pub(super) fn drafts(graph: &Graph, constant: &dyn Fn(ValueId) -> bool) -> Vec<D
             }
         })
         .collect()
+}
+
+/// Constant bounds of a Clip of integers.
+fn integer_limits(graph: &Graph, inputs: &[Option<ValueId>]) -> Option<(i64, i64)> {
+    let bound = |slot: usize| -> Option<i64> {
+        let value = graph
+            .values
+            .get(inputs.get(slot).copied().flatten()?.0 as usize)?;
+        let data = value.data.as_ref().filter(|d| d.element.is_integer())?;
+        data.to_i64_vec().first().copied()
+    };
+    Some((bound(1)?, bound(2)?))
 }
 
 /// Whether scale and zero point are equal constants under different names.

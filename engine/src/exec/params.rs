@@ -20,6 +20,7 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
     };
     let root = |v: Option<ValueId>| -> Option<ValueId> {
         let mut v = v?;
+        let mut dequantised = false;
         // As many steps as there are nodes at most: a broken graph may have a cycle.
         for _ in 0..=graph.nodes.len() {
             let value = graph.values.get(v.0 as usize)?;
@@ -38,9 +39,11 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
                     | Op::Squeeze
                     | Op::Unsqueeze
             );
-            if !through {
+            // A Clip of codes holds them to fewer bits than their type has.
+            if !(through || dequantised && matches!(n.op, Op::Clip)) {
                 return None;
             }
+            dequantised |= matches!(n.op, Op::DequantizeLinear { .. });
             v = n.inputs.first().copied().flatten()?;
         }
         None

@@ -39,6 +39,7 @@ fn constant_behind(
     producers: &[Option<NodeId>],
     mut value: ValueId,
 ) -> Option<ValueId> {
+    let mut dequantised = false;
     // A graph's order has no cycles, but this may be asked of one that isn't valid yet.
     for _ in 0..=graph.nodes.len() {
         if graph.value(value).data.is_some() {
@@ -49,9 +50,13 @@ fn constant_behind(
             Op::QuantizeLinear { .. }
             | Op::DequantizeLinear { .. }
             | Op::Cast { .. }
-            | Op::Identity => value = node.inputs.first().copied().flatten()?,
+            | Op::Identity => {}
+            // Of codes, held to fewer bits than their type has.
+            Op::Clip if dequantised => {}
             _ => return None,
         }
+        dequantised |= matches!(node.op, Op::DequantizeLinear { .. });
+        value = node.inputs.first().copied().flatten()?;
     }
     None
 }

@@ -142,12 +142,28 @@ fn parameters(graph: &Graph) -> BTreeSet<ValueId> {
     found
 }
 
-/// What stands for zero in each packed integer tensor: the zero points of the DequantizeLinear that reads it, and how many
-/// consecutive elements share one, with the number of points before they repeat.
+/// What stands for zero in each packed integer tensor: the zero points of the DequantizeLinear that reads it, and how they lie.
 struct ZeroPoints {
     points: Vec<i64>,
     /// Elements behind one step of the axis.
     inner: usize,
+    /// Steps of the axis that share a point, and how many steps the axis has.
+    block: usize,
+    extent: usize,
+}
+
+impl ZeroPoints {
+    /// The code of zero for element `i`.
+    fn of(&self, i: usize) -> i64 {
+        let (outer, along) = (i / self.inner / self.extent, i / self.inner % self.extent);
+        let at = match self.block {
+            0 => along,
+            block => {
+                (outer * self.extent.div_ceil(block) + along / block) * self.inner + i % self.inner
+            }
+        };
+        self.points[at]
+    }
 }
 
 fn zero_points(graph: &Graph) -> BTreeMap<ValueId, ZeroPoints> {
@@ -168,17 +184,31 @@ fn zero_points(graph: &Graph) -> BTreeMap<ValueId, ZeroPoints> {
         if points.iter().all(|p| *p == 0) {
             continue;
         }
-        // Blocked scales with zero points of their own are not written by Limbeck; such a file counts as dense there.
         let rank = data.shape.len() as i64;
         let axis = if axis < 0 { axis + rank } else { axis };
-        let inner = match usize::try_from(axis) {
-            _ if points.len() == 1 => data.len().max(1),
-            Ok(axis) if block == 0 && data.shape.get(axis) == Some(&points.len()) => {
-                data.shape[axis + 1..].iter().product::<usize>().max(1)
+        let (inner, extent) = match usize::try_from(axis) {
+            _ if points.len() == 1 && block == 0 => (data.len().max(1), 1),
+            Ok(axis) if axis < data.shape.len() => {
+                let inner: usize = data.shape[axis + 1..].iter().product();
+                (inner.max(1), data.shape[axis])
             }
             _ => continue,
         };
-        found.insert(packed, ZeroPoints { points, inner });
+        let outer = data.len() / inner / extent.max(1);
+        let expected = match block {
+            0 => extent,
+            block => outer * extent.div_ceil(block) * inner,
+        };
+        if points.len() != expected || extent == 0 {
+            continue;
+        }
+        let points = ZeroPoints {
+            points,
+            inner,
+            block,
+            extent,
+        };
+        found.insert(packed, points);
     }
     found
 }
@@ -189,7 +219,7 @@ fn zeros(data: &TensorData, zero_points: Option<&ZeroPoints>) -> u64 {
             .to_i64_vec()
             .iter()
             .enumerate()
-            .filter(|(i, code)| **code == zero.points[i / zero.inner % zero.points.len()])
+            .filter(|(i, code)| **code == zero.of(*i))
             .count(),
         // Without unpacking: the sign bit does not count.
         (ElementType::F32, None) => data

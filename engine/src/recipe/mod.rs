@@ -5,6 +5,7 @@ mod channels;
 mod files;
 mod identity;
 mod lock;
+mod methods;
 mod pipeline;
 mod plan;
 mod resolve;
@@ -24,6 +25,7 @@ pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
     PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
+pub use methods::{AdaRoundStep, CorrectBiasStep, EqualizeStep, Toggle, ToggleRule};
 pub use pipeline::{
     Built, PipelineError, RunObserver, RunOutcome, Unwatched, build, judge_built, run,
 };
@@ -58,7 +60,10 @@ pub enum Step {
     FoldBatchNorm,
     PruneChannels(PruneChannelsStep),
     Prune(PruneStep),
+    Equalize(EqualizeStep),
     Quantize(QuantizeStep),
+    AdaRound(AdaRoundStep),
+    CorrectBias(CorrectBiasStep),
     Distil(DistilSettings),
 }
 

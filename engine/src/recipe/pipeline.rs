@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, Activations, CompressError, FoldBatchNorm, MagnitudePrune, Model, Pass,
-        PassContext, Precision, PruneChannels, QuantScheme, Quantize, calibrate_layers, pack,
+        Account, Activations, AdaRound, AdaRoundSettings, CompressError, CorrectBias, Equalize,
+        FoldBatchNorm, MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels,
+        QuantScheme, Quantize, calibrate_layers, pack,
     },
     data::{DataError, Dataset, SplitName},
     eval::{self, Estimate, EvalError, Evaluation, Metrics, Observer},
@@ -15,6 +16,7 @@ use crate::{
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
+    search::LayerFacts,
     train::{self, DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -326,12 +328,17 @@ impl<'a> Work<'a> {
 
     fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
-            ResolvedStep::FoldBatchNorm | ResolvedStep::Prune(_) => 0,
+            ResolvedStep::FoldBatchNorm | ResolvedStep::Prune(_) | ResolvedStep::Equalize(_) => 0,
             // Scored and taken statistics of, where either is asked for; a gradient costs about three inferences.
             ResolvedStep::PruneChannels { settings, .. } => {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);
                 (measured + u64::from(settings.reestimate)) * settings.samples as u64
             }
+            ResolvedStep::AdaRound { settings, layers } => {
+                rounding(settings, layers, &self.session.layers)
+            }
+            // Twice through the network, and parts of it again and again.
+            ResolvedStep::CorrectBias { samples, .. } => 4 * *samples as u64,
             ResolvedStep::Quantize { scheme, .. } => scheme.samples as u64,
             ResolvedStep::Distil(s) => self.session.data.as_ref().map_or(0, |d| training(s, d)),
         }
@@ -342,6 +349,17 @@ impl<'a> Work<'a> {
         self.done += by;
         self.observer.progress(self.done, self.total, detail);
         stop(self.cancel).map_err(Into::into)
+    }
+
+    /// Tells the observer of a step of this cost that is done layer by layer.
+    fn layers_done<'s>(&'s mut self, cost: u64, what: &'s str) -> impl FnMut(usize, usize) + 's {
+        let (before, all) = (self.done, self.total);
+        let observer = &mut self.observer;
+        move |done, total| {
+            let detail = format!("{what}: layer {} of {total}", (done + 1).min(total));
+            let part = cost * done as u64 / total.max(1) as u64;
+            observer.progress(before + part, all, &detail);
+        }
     }
 
     fn evaluate_baseline(
@@ -431,6 +449,41 @@ impl<'a> Work<'a> {
                     }
                     apply(&pass, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "quantised")?;
+                }
+                ResolvedStep::Equalize(layers) => {
+                    let pass = Equalize {
+                        layers: layers.clone(),
+                    };
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "equalised")?;
+                }
+                ResolvedStep::AdaRound { settings, layers } => {
+                    session.runnable_to("choose roundings on")?;
+                    let pass = AdaRound {
+                        settings: settings.clone(),
+                        layers: layers.clone(),
+                    };
+                    let (next, account) = {
+                        let mut progress = self.layers_done(cost, "choosing roundings");
+                        pass.run(model, &context, &mut progress)?
+                    };
+                    model = next;
+                    accounts.push(account);
+                    self.advance(cost, "roundings chosen")?;
+                }
+                ResolvedStep::CorrectBias { samples, layers } => {
+                    session.runnable_to("correct biases on")?;
+                    let pass = CorrectBias {
+                        samples: *samples,
+                        layers: layers.clone(),
+                    };
+                    let (next, account) = {
+                        let mut progress = self.layers_done(cost, "correcting biases");
+                        pass.run(model, &context, &mut progress)?
+                    };
+                    model = next;
+                    accounts.push(account);
+                    self.advance(cost, "biases corrected")?;
                 }
                 ResolvedStep::Distil(settings) => {
                     let data = session.runnable_to("distil on")?;
@@ -569,10 +622,23 @@ impl<'a> Work<'a> {
 
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
-    scheme.activations == Activations::Int8
-        && layers
-            .values()
-            .any(|p| matches!(p, Precision::Int8 | Precision::Int4))
+    scheme.activations == Activations::Int8 && layers.values().any(|p| p.is_integer())
+}
+
+/// Cost of choosing roundings in units of one inference: two products over the positions of a step for each weight and iteration.
+fn rounding(
+    settings: &AdaRoundSettings,
+    chosen: &std::collections::BTreeSet<LayerId>,
+    layers: &[LayerFacts],
+) -> u64 {
+    let weights: f64 = layers
+        .iter()
+        .filter(|l| chosen.contains(&l.id))
+        .map(|l| l.weight_shape.iter().map(|d| *d as f64).product::<f64>())
+        .sum();
+    let macs: f64 = layers.iter().filter_map(|l| l.macs).map(|m| m as f64).sum();
+    let work = 2.0 * weights * settings.batch as f64 * settings.iterations as f64;
+    4 * settings.samples as u64 + (work / macs.max(weights).max(1.0)) as u64
 }
 
 /// What training did, in words: it has no account by layer.

@@ -1,18 +1,18 @@
 //! From rules to layers: default < glob (a later one wins) < exact name.
 
 use super::{
-    Choice, Recipe, RecipeError, Rule, Step,
+    Choice, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
     text::{Anchor, nearest},
     validate::validate,
 };
 use crate::{
-    compress::{Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{AdaRoundSettings, Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
     search::LayerFacts,
     train::DistilSettings,
 };
 use globset::{GlobBuilder, GlobMatcher};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A step with its rules resolved; a layer that is kept has no entry.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -27,6 +27,15 @@ pub enum ResolvedStep {
     Quantize {
         scheme: QuantScheme,
         layers: BTreeMap<LayerId, Precision>,
+    },
+    Equalize(BTreeSet<LayerId>),
+    AdaRound {
+        settings: AdaRoundSettings,
+        layers: BTreeSet<LayerId>,
+    },
+    CorrectBias {
+        samples: usize,
+        layers: BTreeSet<LayerId>,
     },
     Distil(DistilSettings),
 }
@@ -74,6 +83,27 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                     layers: chosen.into_iter().map(|(id, c)| (id, ratio(c))).collect(),
                 }
             }
+            Step::Equalize(s) => {
+                let chosen = toggled("Equalize", s.default, &s.layers, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::Equalize(chosen)
+            }
+            Step::AdaRound(s) => {
+                let chosen = toggled("AdaRound", s.default, &s.layers, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::AdaRound {
+                    settings: s.settings.clone(),
+                    layers: chosen,
+                }
+            }
+            Step::CorrectBias(s) => {
+                let chosen = toggled("CorrectBias", s.default, &s.layers, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::CorrectBias {
+                    samples: s.samples,
+                    layers: chosen,
+                }
+            }
             Step::Prune(prune) => {
                 let chosen = apply("Prune", &prune.default, &prune.layers, layers, &earlier)?;
                 earlier.extend(prune.layers.iter().map(|r| r.0.as_str()));
@@ -109,6 +139,20 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
         steps,
         layers: settings,
     })
+}
+
+/// Layers that a method is used on.
+fn toggled(
+    step: &str,
+    default: Toggle,
+    rules: &[ToggleRule],
+    layers: &[LayerFacts],
+    earlier: &[&str],
+) -> Result<BTreeSet<LayerId>, RecipeError> {
+    let (default, rules) = methods::choices(default, rules);
+    Ok(apply(step, &default, &rules, layers, earlier)?
+        .into_keys()
+        .collect())
 }
 
 enum Matcher<'a> {

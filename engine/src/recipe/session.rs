@@ -270,10 +270,7 @@ impl Session {
 
     /// The original as a model on its way through the passes.
     pub fn model(&self) -> Model {
-        Model {
-            graph: self.graph.clone(),
-            masks: BTreeMap::new(),
-        }
+        Model::new(self.graph.clone())
     }
 
     /// A panic elsewhere leaves whole entries behind: the cache stays usable.

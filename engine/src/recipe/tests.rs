@@ -381,3 +381,163 @@ fn channels_go_before_folding_and_quantising() {
         assert!(error.contains(said), "{wrong}: {error}");
     }
 }
+
+const METHODS: &str = r#"(
+    version: 1,
+    model: "m.onnx",
+    task: "task.ron",
+    steps: [
+        FoldBatchNorm,
+        Prune(default: set(0.5)),
+        Equalize(layers: [("fc", off)]),
+        Quantize(
+            default: set(int7),
+            layers: [("stage*", set(int3))],
+            scheme: (weight_symmetry: asymmetric, calibration: entropy),
+        ),
+        AdaRound(default: off, layers: [("stage*", on), ("stage1.b", off)], settings: (samples: 32, iterations: 500)),
+        CorrectBias(samples: 100),
+    ],
+)"#;
+
+#[test]
+fn methods_are_switched_by_layer() {
+    let recipe = parse(METHODS).expect("reads");
+    let layers = facts(&["conv1", "stage1.a", "stage1.b", "fc"]);
+    let resolved = resolve(&recipe, &layers).expect("resolves");
+    let names = |layers: &std::collections::BTreeSet<LayerId>| -> Vec<String> {
+        layers.iter().map(|l| l.0.to_string()).collect()
+    };
+    assert_eq!(
+        resolved.layers[&LayerId("fc".into())].precision,
+        Precision::Int7
+    );
+    assert_eq!(
+        resolved.layers[&LayerId("stage1.b".into())].precision,
+        Precision::Int3
+    );
+    let [
+        _,
+        _,
+        ResolvedStep::Equalize(equal),
+        _,
+        ResolvedStep::AdaRound {
+            settings,
+            layers: rounded,
+        },
+        ResolvedStep::CorrectBias {
+            samples,
+            layers: corrected,
+        },
+    ] = resolved.steps.as_slice()
+    else {
+        panic!("six steps: {:?}", resolved.steps);
+    };
+    assert_eq!(names(equal), ["conv1", "stage1.a", "stage1.b"]);
+    assert_eq!(names(rounded), ["stage1.a"]);
+    assert_eq!(
+        (settings.samples, settings.iterations, settings.batch),
+        (32, 500, 256)
+    );
+    assert_eq!((*samples, corrected.len()), (100, 4));
+    // Written and read again.
+    assert_eq!(
+        parse(&recipe.to_ron().expect("writes")).expect("reads"),
+        recipe
+    );
+    let error = message(&METHODS.replace("(\"fc\", off)", "(\"fc\", of)"));
+    assert!(error.contains("did you mean `off`"), "{error}");
+    let wrong = parse(&METHODS.replace("\"stage1.b\", off", "\"stage1.c\", off")).expect("reads");
+    let error = resolve(&wrong, &layers)
+        .expect_err("no such layer")
+        .to_string();
+    assert!(
+        error.contains("AdaRound") && error.contains("stage1.c"),
+        "{error}"
+    );
+}
+
+/// What recipes said before stays what they say, to the byte: exported files carry its hash.
+#[test]
+fn new_settings_are_written_only_where_they_differ() {
+    let text = parse(GOOD).expect("reads").to_ron().expect("writes");
+    assert!(!text.contains("weight_symmetry"), "{text}");
+    let text = parse(METHODS).expect("reads").to_ron().expect("writes");
+    assert!(text.contains("weight_symmetry: asymmetric"), "{text}");
+}
+
+#[test]
+fn methods_in_a_senseless_order_are_refused_with_the_reason() {
+    let with = |steps: &str| {
+        message(&format!(
+            "(version: 1, model: \"m\", task: \"t\",\nsteps: [{steps}])"
+        ))
+    };
+    let quantize = "Quantize(default: set(int4))";
+    let distil = "Distil(epochs: 1)";
+    for (steps, reason) in [
+        ("Equalize()".to_owned(), "a Quantize step must follow"),
+        (
+            format!("{quantize}, Equalize()"),
+            "Equalize must come before Quantize",
+        ),
+        (
+            format!("Equalize(), Prune(default: set(0.5)), {quantize}"),
+            "Equalize must come after Prune",
+        ),
+        (
+            format!("Equalize(), Equalize(), {quantize}"),
+            "stands here twice",
+        ),
+        ("AdaRound()".to_owned(), "AdaRound must come after Quantize"),
+        (
+            format!("AdaRound(), {quantize}"),
+            "AdaRound must come after Quantize",
+        ),
+        (
+            format!("{quantize}, AdaRound(), {distil}"),
+            "off the floors and ceilings",
+        ),
+        (
+            format!("{quantize}, {distil}, AdaRound()"),
+            "AdaRound cannot come after training on quantised weights",
+        ),
+        (
+            format!("{quantize}, AdaRound(), AdaRound()"),
+            "stands here twice",
+        ),
+        (
+            format!("{quantize}, CorrectBias(), AdaRound()"),
+            "CorrectBias must come after AdaRound",
+        ),
+        (
+            "CorrectBias()".to_owned(),
+            "CorrectBias must come after Quantize",
+        ),
+        (
+            format!("{quantize}, {distil}, CorrectBias()"),
+            "CorrectBias cannot come after training",
+        ),
+        (
+            format!("{quantize}, AdaRound(settings: (batch: 0))"),
+            "batch: at least 1",
+        ),
+        (
+            format!("{quantize}, CorrectBias(samples: 0)"),
+            "samples: at least 1",
+        ),
+    ] {
+        let error = with(&steps);
+        assert!(error.contains(reason), "{steps}: {error}");
+        // Line and column of the step that is wrong.
+        assert!(error.starts_with("r.ron:2:"), "{error}");
+    }
+    // Training on float weights first, and biases trained on after their correction, are sound.
+    for steps in [
+        format!("Prune(default: set(0.5)), {distil}, {quantize}, AdaRound(), CorrectBias()"),
+        format!("FoldBatchNorm, Equalize(), {quantize}, CorrectBias(), {distil}"),
+    ] {
+        let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+        parse(&text).expect("a sensible order");
+    }
+}

@@ -83,6 +83,8 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .check()
                     .map_err(|e| RecipeError::new(format!("Quantize: {e}")).at(here))?;
             }
+            // Their order is looked at below, all steps in view.
+            Step::Equalize(_) | Step::AdaRound(_) | Step::CorrectBias(_) => {}
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
@@ -104,7 +106,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             }
         }
     }
-    Ok(())
+    super::methods::validate(recipe)
 }
 
 pub(super) fn version(found: u32) -> RecipeError {

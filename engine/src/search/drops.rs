@@ -60,6 +60,14 @@ impl LayerDrops {
             Precision::Fp16 => &[Candidate::Fp16, Candidate::Int8, Candidate::Int4],
             Precision::Int8 => &[Candidate::Int8, Candidate::Int4],
             Precision::Int4 => &[Candidate::Int4],
+            // No cells of their own: the next coarser one's, where there is one.
+            Precision::Int7 | Precision::Int6 | Precision::Int5 => {
+                return Some(Drop {
+                    value: self.cell(Candidate::Int4)?,
+                    approximate: true,
+                });
+            }
+            Precision::Int3 | Precision::Int2 => return None,
         };
         from_finest
             .iter()

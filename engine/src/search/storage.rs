@@ -51,8 +51,8 @@ impl LayerBytes {
         match precision {
             Precision::Fp32 => self.float,
             Precision::Fp16 => self.fp16,
-            Precision::Int8 => self.int8,
-            Precision::Int4 => self.int4,
+            Precision::Int8 | Precision::Int7 | Precision::Int6 | Precision::Int5 => self.int8,
+            Precision::Int4 | Precision::Int3 | Precision::Int2 => self.int4,
         }
     }
 }

@@ -154,10 +154,7 @@ fn stored_sizes_are_those_of_the_exported_files() {
     ] {
         let graph = onnx::read(&samples.join(file)).unwrap();
         let layers = LayerFacts::of(&graph);
-        let model = Model {
-            graph,
-            masks: BTreeMap::new(),
-        };
+        let model = Model::new(graph);
         let (model, _) = FoldBatchNorm.apply(model, &context).unwrap();
         let overhead = overhead(&layers, measure::sizes(&model.graph).unwrap().stored);
         let ranges = Ranges {

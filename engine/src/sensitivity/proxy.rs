@@ -80,7 +80,8 @@ fn cells_of(layer: &Layer, weights: &[f32], scheme: &QuantScheme) -> Vec<Cell> {
                             let shape = &layer.weight_shape;
                             let layout =
                                 ScaleLayout::of(layer.op, shape, layer.channel_axis, granularity);
-                            choose_scales(weights, shape, &layout, range).1
+                            choose_scales(weights, shape, &layout, range, scheme.weight_symmetry)
+                                .error
                         }
                         _ => 0.0,
                     }

@@ -354,7 +354,10 @@ impl Dialogs {
 
     fn scheme(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
         title(ui, "Quantisation scheme");
-        note(ui, "Shared by all int8 and int4 layers of the plan.");
+        note(
+            ui,
+            "Of all integer layers; int7 to int5 go by int8, int3 and int2 by int4.",
+        );
         let s = &mut self.scheme;
         Grid::new("scheme")
             .num_columns(2)
@@ -381,6 +384,15 @@ impl Dialogs {
                 );
                 choice(
                     ui,
+                    "Weight range",
+                    &[
+                        (Symmetry::Symmetric, "Symmetric"),
+                        (Symmetry::Asymmetric, "Asymmetric"),
+                    ],
+                    &mut s.weight_symmetry,
+                );
+                choice(
+                    ui,
                     "Activations",
                     &[
                         (Activations::Int8, "int8"),
@@ -403,7 +415,9 @@ impl Dialogs {
                     &[
                         (Calibration::Mse, "MSE"),
                         (Calibration::Percentile(99.99), "99.99 %"),
+                        (Calibration::Entropy, "Entropy"),
                         (Calibration::MinMax, "Min–max"),
+                        (Calibration::MovingAverage, "Average"),
                     ],
                     &mut s.calibration,
                 );

@@ -479,7 +479,7 @@ pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
         args::Format::Int8 => Some(Precision::Int8),
         args::Format::Int4 => Some(Precision::Int4),
     };
-    let needs_data = matches!(precision, Some(Precision::Int8 | Precision::Int4));
+    let needs_data = precision.is_some_and(Precision::is_integer);
     // Formats that need no data must not stumble over a broken task beside the model.
     let session = if needs_data || a.task.is_some() {
         open(&a.model, a.task.as_deref())?

@@ -49,6 +49,8 @@ fn one_run_serves_all_methods_and_repeats_exactly() {
         Calibration::MinMax,
         Calibration::Percentile(99.0),
         Calibration::Mse,
+        Calibration::Entropy,
+        Calibration::MovingAverage,
     ] {
         for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
             let scheme = QuantScheme {
@@ -132,4 +134,45 @@ fn quantising_with_data_equals_quantising_with_its_ranges() {
         error.contains("second") && error.contains("calibrate"),
         "{error}"
     );
+}
+
+#[test]
+fn batches_change_nothing_and_averages_follow_the_samples() {
+    let (_folder, data) = task(6);
+    let model = classifier(6);
+    let cancel = CancelToken::default();
+    let inputs = layer_inputs(&model.graph);
+    let by = |batch| {
+        crate::compress::calibrate::observe_by(batch, &model.graph, &inputs, &data, 37, &cancel)
+            .unwrap()
+    };
+    let whole = by(64);
+    for batch in [1, 5, 16] {
+        assert_eq!(by(batch), whole, "{batch} samples a batch");
+    }
+    // Of the input: the mean of each image's largest pixel, the later ones weighing more.
+    let images = data.batch(SplitName::Calibration, 0..37).unwrap().images;
+    let (mut sum, mut weight) = (0.0_f64, 0.0);
+    for n in 0..37 {
+        let pixels: Vec<f32> = images
+            .get(n)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        sum = sum * 0.99 + f64::from(pixels.iter().copied().fold(0.0, f32::max));
+        weight = weight * 0.99 + 1.0;
+    }
+    let ranges = whole.ranges(Calibration::MovingAverage, Symmetry::Asymmetric);
+    let [low, high] = ranges.values["x"];
+    assert!(low == 0.0 && (f64::from(high) - sum / weight).abs() < 1e-6);
+    let widest = whole
+        .ranges(Calibration::MinMax, Symmetry::Asymmetric)
+        .values["x"];
+    assert!(high < widest[1]);
+    let symmetric = whole
+        .ranges(Calibration::MovingAverage, Symmetry::Symmetric)
+        .values["x"];
+    assert_eq!(symmetric, [-high, high]);
 }

@@ -1,4 +1,7 @@
+mod adaround;
+mod bias;
 mod calibrate;
+mod equalise;
 mod fold;
 mod prune;
 mod quantize;

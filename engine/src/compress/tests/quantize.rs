@@ -45,7 +45,13 @@ fn schemes() -> impl Strategy<Value = QuantScheme> {
     ];
     let symmetry = prop_oneof![Just(Symmetry::Asymmetric), Just(Symmetry::Symmetric)];
     let activations = prop_oneof![Just(Activations::Int8), Just(Activations::Float)];
-    (granularity, symmetry, activations).prop_map(|(g, s, a)| scheme(g, s, a))
+    let weights = prop_oneof![Just(Symmetry::Asymmetric), Just(Symmetry::Symmetric)];
+    (granularity, symmetry, activations, weights).prop_map(|(g, s, a, weight_symmetry)| {
+        QuantScheme {
+            weight_symmetry,
+            ..scheme(g, s, a)
+        }
+    })
 }
 
 proptest! {
@@ -55,7 +61,7 @@ proptest! {
     fn packed_graphs_compute_the_same_bits(
         seed: u64,
         scheme in schemes(),
-        precision in prop_oneof![Just(Precision::Fp16), Just(Precision::Int8), Just(Precision::Int4)],
+        precision in prop::sample::select(&Precision::ALL[1..]),
     ) {
         let (model, account) = quantised(seed, precision, &scheme);
         prop_assert!(account.entries.iter().all(|e| matches!(e.outcome, Outcome::Done(_))));
@@ -63,11 +69,7 @@ proptest! {
         packed.validate().unwrap();
         prop_assert_eq!(run(&model.graph, 2), run(&packed, 2));
         // Nothing float is left of the weights, and both forms say what they are.
-        let stored = match precision {
-            Precision::Fp16 => ElementType::F16,
-            Precision::Int8 => ElementType::I8,
-            _ => ElementType::I4,
-        };
+        let stored = precision.storage().unwrap_or(ElementType::F16);
         for layer in packed.layers() {
             prop_assert_eq!(packed.value(layer.weight).element, Some(stored));
         }
@@ -83,6 +85,56 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_width_is_held_whatever_training_does() {
+    for precision in [Precision::Int7, Precision::Int3, Precision::Int2] {
+        let float = QuantScheme {
+            activations: Activations::Float,
+            ..QuantScheme::default()
+        };
+        let (mut model, account) = quantised(4, precision, &float);
+        let bits = precision.bits().unwrap();
+        let said = format!("{bits}-bit weights");
+        assert!(matches!(outcome(&account, "stem"), Outcome::Done(n) if n.starts_with(&said)));
+        // The float weight is found and trained through the Clip, as through the pair alone.
+        let program =
+            crate::exec::Program::compile(&model.graph, crate::exec::Mode::Training).unwrap();
+        let parameter = program.parameters()["stem.weight"].clone();
+        let gradients = program
+            .gradients(
+                &batch(2, &[3, 6, 6]),
+                &|_, outputs| outputs[0].sqr()?.sum_all(),
+                &crate::exec::CancelToken::default(),
+            )
+            .unwrap();
+        let gradient = gradients.store.get(&parameter).expect("a gradient");
+        let size: f32 = gradient
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar()
+            .unwrap();
+        assert!(size > 0.0);
+        // Weights far beyond the range: the codes stay inside their width.
+        let id = model.graph.find_value("stem.weight").unwrap();
+        let grown: Vec<f32> = weight_of(&model.graph, "stem")
+            .iter()
+            .map(|w| w * 3.0)
+            .collect();
+        model
+            .graph
+            .set_data(id, TensorData::from_f32(&[8, 3, 3, 3], &grown));
+        let packed = pack(&model).unwrap();
+        let half = 1 << (bits - 1);
+        let codes = weight_of(&packed, "stem");
+        let (lo, hi) = (-(half as f32), half as f32 - 1.0);
+        assert!(codes.iter().all(|c| (lo..=hi).contains(c)));
+        assert!(codes.contains(&lo) && codes.contains(&hi));
+        assert_eq!(run(&model.graph, 2), run(&packed, 2));
     }
 }
 

@@ -5,6 +5,7 @@ mod conv;
 mod conv_ops;
 mod fake_quant;
 mod host;
+mod matmul;
 mod norm;
 pub mod planes;
 mod pool;
@@ -16,6 +17,7 @@ mod tests;
 
 pub use conv_ops::{conv_transpose2d, conv2d};
 pub use fake_quant::{FakeQuant, fake_quant};
+pub use matmul::{Matrix, matmul};
 pub use norm::batch_norm;
 pub use pool::{avg_pool2d, max_pool2d};
 

@@ -299,7 +299,12 @@ impl Builder<'_> {
         }
         let op = match step {
             fuse::Step::Op(op) => op,
-            fuse::Step::FakeQuant { axis: _, block, to } => {
+            fuse::Step::FakeQuant {
+                limits: Some(_), ..
+            } => return Err("activations of a width of their own"),
+            fuse::Step::FakeQuant {
+                axis: _, block, to, ..
+            } => {
                 let quant = self.quant(input(1), input(2), *block, *to)?;
                 return self.quantise(input(0), quant, output);
             }

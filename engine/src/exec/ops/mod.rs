@@ -53,14 +53,19 @@ fn float_out(t: Tensor, element: ElementType) -> R<Val> {
 pub fn eval(step: &Step, x: &[Option<Val>], outputs: usize) -> R<Vec<Val>> {
     let op = match step {
         Step::Op(op) => op,
-        Step::FakeQuant { axis, block, to } => {
+        Step::FakeQuant {
+            axis,
+            block,
+            to,
+            limits,
+        } => {
             return Ok(vec![quant::fake(
                 need(x, 0)?,
                 need(x, 1)?,
                 optional(x, 2),
-                *axis,
-                *block,
+                (*axis, *block),
                 *to,
+                *limits,
             )?]);
         }
         Step::FakeCast { through } => {

@@ -156,19 +156,23 @@ pub fn dequantize(inputs: &[Option<Val>], axis: i64, block: usize) -> R<Val> {
     Ok(Val::Float(tensor_f32(v, x.shape())?, to))
 }
 
-/// Quantise and dequantise in one step, with constant scale and zero point (fused at compile).
+/// Quantise and dequantise in one step, with constant scale and zero point (fused at compile). `limits` of the codes: narrower than
+/// those of their type.
 pub fn fake(
     x: &Val,
     scale: &Val,
     zp: Option<&Val>,
-    axis: i64,
-    block: usize,
+    (axis, block): (i64, usize),
     to: ElementType,
+    limits: Option<(i64, i64)>,
 ) -> R<Val> {
     let t = x.tensor()?;
     count(t.dims())?;
     let layout = Layout::new(x.shape(), scale.shape(), axis, block)?;
-    let (lo, hi) = int_range(to);
+    let (mut lo, mut hi) = int_range(to);
+    if let Some(limits) = limits {
+        (lo, hi) = (lo.max(limits.0), hi.min(limits.1));
+    }
     let narrow = |v: i64| {
         i32::try_from(v).map_err(|_| Fail(format!("zero points of type {to} are not supported")))
     };

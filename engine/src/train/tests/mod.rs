@@ -9,7 +9,6 @@ use super::{
 use crate::{compress::Model, data::Dataset, exec::CancelToken, graph::Graph};
 use candle_core::{Device, Tensor, Var};
 use net::{SPLITS, Variant, net, task};
-use std::collections::BTreeMap;
 
 /// Stops, or nothing, after some steps.
 #[derive(Default)]
@@ -40,10 +39,7 @@ impl TrainObserver for Watch {
 }
 
 fn model(graph: Graph) -> Model {
-    Model {
-        graph,
-        masks: BTreeMap::new(),
-    }
+    Model::new(graph)
 }
 
 fn settings() -> DistilSettings {

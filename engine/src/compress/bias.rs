@@ -1,0 +1,235 @@
+//! Empirical bias correction (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, §4.2, with
+//! data): quantisation shifts the mean of a layer's outputs; layer by layer, with the layers before already quantised and
+//! corrected, the shift of each channel is measured against the float network and taken out of the bias.
+
+use super::{
+    Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
+    equalise::set_bias,
+    pack::quantized_layers,
+    prune::check_known,
+    segments::{Walk, batches, float_twin},
+    wiring::{Names, Wiring, add_constant},
+};
+use crate::{
+    exec::{CancelToken, ExecError},
+    graph::{ElementType, Graph, Layer, LayerId, Op, TensorData, ValueId},
+};
+use std::collections::BTreeSet;
+
+/// Takes the mean shift of quantisation out of biases; see the file's first lines.
+pub struct CorrectBias {
+    /// Those it is to be done to; layers that are not quantised are left alone, with the reason.
+    pub layers: BTreeSet<LayerId>,
+    /// Samples of the calibration split.
+    pub samples: usize,
+}
+
+impl Pass for CorrectBias {
+    fn name(&self) -> &'static str {
+        "correct bias"
+    }
+
+    fn apply(
+        &self,
+        model: Model,
+        context: &PassContext<'_>,
+    ) -> Result<(Model, Account), CompressError> {
+        self.run(model, context, &mut |_, _| {})
+    }
+}
+
+impl CorrectBias {
+    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
+    ///
+    /// # Errors
+    /// No data, a model with several inputs or one that cannot run, cancellation.
+    pub fn run(
+        &self,
+        mut model: Model,
+        context: &PassContext<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Model, Account), CompressError> {
+        let layers = model.graph.layers();
+        check_known(&layers, self.layers.iter())?;
+        let kept = quantized_layers(&model.graph);
+        let wiring = Wiring::of(&model.graph);
+        let mut names = Names::of(&model.graph);
+        let plans: Vec<Result<(), String>> = layers
+            .iter()
+            .zip(&kept)
+            .map(|(layer, kept)| {
+                if !self.layers.contains(&layer.id) {
+                    return Err("not asked for".to_owned());
+                }
+                if kept.weight.is_none() && kept.input.is_none() {
+                    return Err("it is not quantised".to_owned());
+                }
+                correctable(&model.graph, layer)
+            })
+            .collect();
+        let total = plans.iter().flatten().count();
+        let mut walks = match total {
+            0 => None,
+            _ => {
+                let images = batches(context.data, self.samples, "bias correction")?;
+                let float = Walk::new(float_twin(&model), images.clone())?;
+                Some((Walk::new(model.graph.clone(), images)?, float))
+            }
+        };
+        let mut done = 0;
+        let mut entries = Vec::with_capacity(layers.len());
+        for (layer, plan) in layers.iter().zip(plans) {
+            if context.cancel.is_cancelled() {
+                return Err(ExecError::Cancelled.into());
+            }
+            let outcome = match (plan, &mut walks) {
+                (Ok(()), Some((quantised, float))) => {
+                    progress(done, total);
+                    done += 1;
+                    let wanted = means(float, layer, context.cancel)?;
+                    let seen = means(quantised, layer, context.cancel)?;
+                    let shift: Vec<f64> = wanted.iter().zip(&seen).map(|(a, b)| a - b).collect();
+                    if shift.iter().any(|s| !s.is_finite()) {
+                        return Err(CompressError::Layer {
+                            message: "its output is NaN or infinite on the calibration data: keep it at fp32"
+                                .to_owned(),
+                            layer: layer.id.0.to_string(),
+                        });
+                    }
+                    let graph = &mut model.graph;
+                    correct(graph, &wiring, &mut names, layer, &shift);
+                    // The walk goes on with the same values under the same numbers.
+                    let at = quantised.graph.values.len();
+                    let fresh = graph.values.iter().skip(at).cloned();
+                    quantised.graph.values.extend(fresh);
+                    let node = layer.node.0 as usize;
+                    quantised.graph.nodes[node] = graph.nodes[node].clone();
+                    if let Some(id) = graph.nodes[node].inputs.get(2).copied().flatten() {
+                        *quantised.graph.value_mut(id) = graph.value(id).clone();
+                    }
+                    let largest = shift.iter().fold(0.0_f64, |a, s| a.max(s.abs()));
+                    let size = (wanted.iter().map(|m| m * m).sum::<f64>()
+                        / wanted.len().max(1) as f64)
+                        .sqrt();
+                    Outcome::Done(format!(
+                        "means of {} channels moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
+                        shift.len(),
+                        quantised.samples()
+                    ))
+                }
+                (Err(reason), _) => Outcome::NotDone(reason),
+                (Ok(()), None) => Outcome::NotDone("nothing to compare with".to_owned()),
+            };
+            entries.push(AccountEntry {
+                layer: layer.id.clone(),
+                outcome,
+            });
+        }
+        progress(done, total);
+        let account = Account {
+            pass: self.name().to_owned(),
+            entries,
+        };
+        Ok((model, account))
+    }
+}
+
+/// Whether a layer has, or can be given, a bias by channel.
+fn correctable(graph: &Graph, layer: &Layer) -> Result<(), String> {
+    let node = graph.node(layer.node);
+    match node.op {
+        Op::Conv { .. } | Op::ConvTranspose { .. } | Op::Gemm { .. } => {}
+        _ => return Err(format!("a {} has no bias to correct", layer.op)),
+    }
+    let Some(id) = node.inputs.get(2).copied().flatten() else {
+        return Ok(());
+    };
+    let data = graph.value(id).data.as_ref();
+    let Some(data) = data.filter(|d| d.element == ElementType::F32) else {
+        return Err("its bias is not a float constant".to_owned());
+    };
+    let channels = channels(graph, layer);
+    if data.len() == 1 || data.len() == channels {
+        Ok(())
+    } else {
+        Err(format!(
+            "its bias has {} elements for {channels} channels",
+            data.len()
+        ))
+    }
+}
+
+fn channels(graph: &Graph, layer: &Layer) -> usize {
+    let of_group = layer.weight_shape[layer.channel_axis];
+    match graph.node(layer.node).op {
+        Op::ConvTranspose { group, .. } => of_group * group,
+        _ => of_group,
+    }
+}
+
+/// Mean of each channel of a layer's output over all samples and positions, summed in order.
+fn means(walk: &mut Walk, layer: &Layer, cancel: &CancelToken) -> Result<Vec<f64>, CompressError> {
+    let channels = channels(&walk.graph, layer);
+    let mut sums = vec![0.0_f64; channels];
+    let mut count = 0_usize;
+    walk.visit(layer.output, cancel, |batch| {
+        let dims = batch.dims();
+        let data = batch
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(ExecError::from)?;
+        // Gemm: the last axis; convolutions: the one behind the samples.
+        let inner: usize = dims.iter().skip(2).product();
+        if dims.get(1) != Some(&channels) {
+            return Err(CompressError::Layer {
+                message: format!(
+                    "its output has the shape {dims:?}, not one of {channels} channels"
+                ),
+                layer: layer.id.0.to_string(),
+            });
+        }
+        for (at, run) in data.chunks_exact(inner.max(1)).enumerate() {
+            sums[at % channels] += run.iter().map(|v| f64::from(*v)).sum::<f64>();
+        }
+        count += data.len() / channels;
+        Ok(())
+    })?;
+    Ok(sums.iter().map(|s| s / count.max(1) as f64).collect())
+}
+
+fn correct(graph: &mut Graph, wiring: &Wiring, names: &mut Names, layer: &Layer, shift: &[f64]) {
+    let node = graph.node_mut(layer.node);
+    let mut factor = 1.0;
+    let mut ignored = false;
+    let old: Option<ValueId> = node.inputs.get(2).copied().flatten();
+    if let Op::Gemm { beta, .. } = &mut node.op {
+        // A Gemm that multiplies its bias by 0 has none.
+        ignored = *beta == 0.0;
+        if ignored || old.is_none() {
+            *beta = 1.0;
+        }
+        factor = f64::from(*beta);
+    }
+    node.inputs.resize(3, None);
+    let values = old.and_then(|id| Some(graph.value(id).data.as_ref()?.to_f32_vec()));
+    let values: Vec<f32> = shift
+        .iter()
+        .enumerate()
+        .map(|(c, shift)| {
+            let before = values
+                .as_ref()
+                .filter(|_| !ignored)
+                .map_or(0.0, |b| f64::from(b[if b.len() == 1 { 0 } else { c }]));
+            (before + shift / factor) as f32
+        })
+        .collect();
+    match old {
+        Some(old) => set_bias(graph, wiring, names, layer, old, &values),
+        None => {
+            let name = names.unique(format!("{}_bias", layer.id.0));
+            let data = TensorData::from_f32(&[values.len()], &values);
+            let id = add_constant(graph, name, data);
+            graph.node_mut(layer.node).inputs[2] = Some(id);
+        }
+    }
+}
