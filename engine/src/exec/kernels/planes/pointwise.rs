@@ -3,8 +3,8 @@
 #![allow(unsafe_code)] // the vectorised rows take raw pointers into rows that are sliced, so checked, first
 
 use super::{
+    super::lanes::{Lanes, for_each_isa, isa},
     conv::{Quant, quantise, rounded},
-    lanes::{Lanes, for_each_isa, isa},
     sweep::{Plane, Sweep},
 };
 
