@@ -12,6 +12,7 @@ mod norm;
 mod permute;
 pub mod planes;
 mod pool;
+mod product;
 pub(super) mod rows;
 mod simd;
 mod window;
@@ -24,6 +25,7 @@ pub use fake_quant::{FakeQuant, fake_quant};
 pub use norm::batch_norm;
 pub use permute::permute;
 pub use pool::{avg_pool2d, max_pool2d};
+pub use product::product;
 pub use rows::{layer_norm, softmax};
 
 /// A 2-D convolution's geometry: (vertical, horizontal) pairs; `pad` is (top, left, bottom, right).
