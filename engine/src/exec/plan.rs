@@ -127,6 +127,35 @@ impl Plan {
     }
 }
 
+/// How much was joined: for tests.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    pub norms: usize,
+    pub gelus: usize,
+    pub products: usize,
+    pub views: usize,
+    pub in_place: usize,
+}
+
+#[cfg(test)]
+impl Plan {
+    pub fn joined(&self) -> Joined {
+        let mut all = Joined::default();
+        for item in &self.items {
+            all.in_place += usize::from(item.in_place);
+            match &item.work {
+                Work::Step(Step::Op(Op::LayerNormalization { .. })) => all.norms += 1,
+                Work::Step(Step::Op(Op::Gelu { .. })) => all.gelus += 1,
+                Work::Product => all.products += 1,
+                Work::View(_) => all.views += 1,
+                Work::Step(_) | Work::Chain(_) => {}
+            }
+        }
+        all
+    }
+}
+
 /// What each item may give up.
 fn liveness(items: &mut [Item], outputs: &[usize]) {
     let mut live: BTreeSet<usize> = outputs.iter().copied().collect();

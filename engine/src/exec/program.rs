@@ -410,6 +410,12 @@ impl Program {
         Ok(())
     }
 
+    /// What was joined: for tests.
+    #[cfg(test)]
+    pub(super) fn joined(&self) -> super::plan::Joined {
+        self.plan.joined()
+    }
+
     /// Values of a step's inputs.
     fn gather(
         &self,

@@ -217,7 +217,7 @@ macro_rules! function {
 function!(
     Relu,
     |self, x, y| x.less(L::splat(0.0), L::splat(0.0), x),
-    { L::splat(0.0).less(x, L::splat(1.0), L::splat(0.0)) }
+    L::splat(0.0).less(x, L::splat(1.0), L::splat(0.0))
 );
 function!(Negative, |self, x, y| x.mul(L::splat(-1.0)), L::splat(-1.0));
 function!(
