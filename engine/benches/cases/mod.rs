@@ -26,10 +26,8 @@ pub type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
 pub struct Case {
     pub name: String,
-    /// Those with gradients first.
+    /// All differentiable.
     pub inputs: Vec<Var>,
-    /// How many of the inputs have gradients.
-    pub trained: usize,
     pub work: Work,
     pub run: Run,
 }
@@ -125,7 +123,6 @@ pub fn all() -> Vec<Case> {
         cases.push(Case {
             name: layer.0.to_owned(),
             inputs: layer.inputs().into(),
-            trained: 2,
             work: Work::Flop(layer.flop()),
             run: Box::new(move |t| conv2d(&t[0], &t[1], None, geometry)),
         });
@@ -137,7 +134,6 @@ pub fn all() -> Vec<Case> {
         cases.push(Case {
             name: name.into(),
             inputs: vec![random(&[m, k]), random(&[k, n])],
-            trained: 2,
             work: Work::Flop(2.0 * (m * k * n) as f64),
             run: Box::new(|t| product(&t[0], &t[1], None)),
         });
@@ -145,7 +141,6 @@ pub fn all() -> Vec<Case> {
     cases.push(Case {
         name: "attention scores 64 pairs of 128x32".into(),
         inputs: vec![random(&[64, 128, 32]), random(&[64, 128, 32])],
-        trained: 2,
         work: Work::Flop(2.0 * 64.0 * 128.0 * 128.0 * 32.0),
         run: Box::new(|t| product(&t[0], &t[1].t()?, None)),
     });
@@ -159,11 +154,10 @@ pub fn all() -> Vec<Case> {
         pad: (kernel / 2, kernel / 2, kernel / 2, kernel / 2),
         ceil: false,
     };
-    let mut push = |name: &str, inputs: Vec<Var>, trained, work, run: Run| {
+    let mut push = |name: &str, inputs: Vec<Var>, work, run: Run| {
         cases.push(Case {
             name: name.into(),
             inputs,
-            trained,
             work,
             run,
         });
@@ -172,14 +166,12 @@ pub fn all() -> Vec<Case> {
     push(
         "max pooling 3x3, stride 2",
         vec![random(&plane)],
-        1,
         moved(1.25 * count),
         Box::new(move |t| max_pool2d(&t[0], geometry)),
     );
     push(
         "average pooling 3x3, stride 2",
         vec![random(&plane)],
-        1,
         moved(1.25 * count),
         Box::new(move |t| avg_pool2d(&t[0], geometry, false)),
     );
@@ -188,7 +180,6 @@ pub fn all() -> Vec<Case> {
     push(
         "batch norm, stored statistics",
         vec![random(&plane), random(&[64]), random(&[64])],
-        3,
         moved(2.0 * count),
         Box::new(move |t| batch_norm(&t[0], &t[1], &t[2], &mean, &ones, 1e-5)),
     );
@@ -197,14 +188,12 @@ pub fn all() -> Vec<Case> {
     push(
         "layer norm 2048x384",
         vec![random(&rows), random(&rows[1..]), random(&rows[1..])],
-        3,
         moved(2.0 * area),
         Box::new(|t| layer_norm(&t[0], &t[1], &t[2], 1e-5)),
     );
     push(
         "softmax 2048x384",
         vec![random(&rows)],
-        1,
         moved(2.0 * area),
         Box::new(|t| softmax(&t[0], false)),
     );
@@ -217,7 +206,6 @@ pub fn all() -> Vec<Case> {
         push(
             &format!("{name} 2048x384"),
             vec![random(&rows)],
-            1,
             moved(2.0 * area),
             network(&rows, |graph, _| {
                 let x = graph.inputs[0];
@@ -228,7 +216,6 @@ pub fn all() -> Vec<Case> {
     push(
         "chain of 4: times row, plus row, sigmoid, times scalar",
         vec![random(&rows)],
-        1,
         moved(2.0 * area),
         network(&rows, |graph, width| {
             let v: Vec<f32> = (0..width).map(|i| i as f32 / width as f32).collect();
@@ -244,7 +231,6 @@ pub fn all() -> Vec<Case> {
     push(
         "exchange of axes 16x128x8x32",
         vec![random(&[16, 128, 8, 32])],
-        1,
         moved(2.0 * 16.0 * 128.0 * 256.0),
         Box::new(|t| permute(&t[0], &[0, 2, 1, 3])),
     );
@@ -260,7 +246,6 @@ pub fn all() -> Vec<Case> {
         push(
             &format!("fake quantisation, one step {name}"),
             vec![random(&plane)],
-            1,
             moved(2.0 * count),
             Box::new(move |t| fake_quant(&t[0], &quant)),
         );

@@ -506,6 +506,16 @@ unsafe fn slopes<L: Lanes, F: Function>(
     }
 }
 
+/// `out = fun(x)` on the calling thread.
+///
+/// # Panics
+/// Where the two differ in length.
+pub(in crate::exec) fn apply_row(fun: Fun, x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "rows of one length");
+    // SAFETY: two slices of one length.
+    unsafe { apply_raw(isa(), fun, x.as_ptr(), out.as_mut_ptr(), out.len()) }
+}
+
 /// `fun` of every element, by the given instructions.
 pub(in crate::exec) fn apply_by(isa: Isa, fun: Fun, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];

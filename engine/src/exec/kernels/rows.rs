@@ -293,6 +293,18 @@ pub(super) fn contiguous<'a>(
     }
 }
 
+/// Softmax of one row, on the calling thread.
+///
+/// # Panics
+/// Where the two differ in length.
+pub(in crate::exec) fn softmax_to(x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "rows of one length");
+    if !x.is_empty() {
+        // SAFETY: two rows of one length, not empty.
+        unsafe { softmax_row(isa(), x.as_ptr(), out.as_mut_ptr(), x.len(), false) }
+    }
+}
+
 /// Softmax (or its logarithm) along each row of a matrix; differentiable. Not-a-numbers stay.
 ///
 /// # Errors
