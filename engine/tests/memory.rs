@@ -184,7 +184,7 @@ fn rows() -> (Graph, Tensor) {
         );
     }
     graph.outputs = vec![y];
-    let count = 64 * 64 * 256;
+    let count: usize = 64 * 64 * 256;
     let data: Vec<f32> = (0..count)
         .map(|i| (i * 7919 % 1021) as f32 / 1021.0)
         .collect();

@@ -838,11 +838,14 @@ impl InplaceOp1 for Over<'_> {
     }
 }
 
+/// Who works on several tensors' elements.
+type Borrower<'w, R> = dyn FnMut(&[&[f32]]) -> Result<R, Fail> + 'w;
+
 /// Lends the elements of several contiguous tensors at once.
 fn with_all<'t, R>(
     tensors: &'t [Tensor],
     lent: &mut Vec<&[f32]>,
-    work: &mut dyn FnMut(&[&[f32]]) -> Result<R, Fail>,
+    work: &mut Borrower<'_, R>,
 ) -> Result<R, Fail> {
     let Some((head, rest)) = tensors.split_first() else {
         return work(lent);

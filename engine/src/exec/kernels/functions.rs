@@ -49,7 +49,7 @@ pub(super) unsafe fn exp<L: Lanes>(x: L) -> L {
             .add(magic)
             .sub(magic);
         // ln 2 in two parts, of which n times the first is exact.
-        let r = n.fma(L::splat(-0.693_359_375), x);
+        let r = n.fma(L::splat(-355.0 / 512.0), x);
         let r = n.fma(L::splat(2.121_944_4e-4), r);
         let rest = polynomial(
             r,
@@ -90,7 +90,7 @@ unsafe fn erfc<L: Lanes>(z: L) -> L {
                 0.224_259_27,
                 0.238_904_2,
                 0.282_827_86,
-                0.282_065_89,
+                0.282_065_9,
             ],
         );
         let square = L::splat(0.0).sub(z.mul(z));
@@ -249,7 +249,7 @@ function!(
 );
 function!(Gelu, |self, x, y| x.mul(normal(x)), {
     // Φ(x) + x·φ(x)
-    let density = exp(x.mul(x).mul(L::splat(-0.5))).mul(L::splat(0.398_942_28));
+    let density = exp(x.mul(x).mul(L::splat(-0.5))).mul(L::splat(0.398_942_3));
     x.fma(density, normal(x))
 });
 function!(GeluTanh, |self, x, y| x.mul(sigmoid(twice_inner(x))), {
@@ -306,7 +306,7 @@ function!(
     L::splat(self.by)
 );
 
-const ROOT_2_OVER_PI: f32 = 0.797_884_56;
+const ROOT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 /// 2·√(2/π)·(x + 0.044715·x³): ½·(1 + tanh(u)) is the sigmoid of 2u.
