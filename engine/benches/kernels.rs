@@ -6,18 +6,22 @@ mod cases;
 
 use candle_core::{Result, Tensor};
 use cases::{LAYERS, Work};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
 use std::{hint::black_box, time::Duration};
 
-/// Times `f` on the inputs, the first ones with gradients.
+type Group<'c> = BenchmarkGroup<'c, WallTime>;
+
+/// Times `f` on the inputs, backwards too where they have gradients.
 fn measure(
-    c: &mut Criterion,
+    group: &mut Group<'_>,
     name: &str,
     inputs: &[Tensor],
     f: &dyn Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     let back = inputs.iter().any(Tensor::track_op);
-    c.bench_function(name, |b| {
+    group.bench_function(name, |b| {
         b.iter(|| {
             let y = f(inputs).expect("the kernel runs");
             if back {
@@ -39,31 +43,27 @@ fn tracked(inputs: &[candle_core::Var], with: impl Fn(usize) -> bool) -> Vec<Ten
 
 fn kernels(c: &mut Criterion) {
     for case in cases::all() {
-        let name = &case.name;
         let f = &case.run;
-        measure(
-            c,
-            &format!("{name}/forward"),
-            &tracked(&case.inputs, |_| false),
-            f,
-        );
-        measure(
-            c,
-            &format!("{name}/both"),
-            &tracked(&case.inputs, |_| true),
-            f,
-        );
+        let mut group = c.benchmark_group(&case.name);
+        // Of the forward pass.
+        group.throughput(match case.work {
+            Work::Flop(flop) => Throughput::Elements(flop as u64),
+            Work::Bytes(bytes) => Throughput::Bytes(bytes as u64),
+        });
+        let some = |with: fn(usize) -> bool| tracked(&case.inputs, with);
+        measure(&mut group, "forward", &some(|_| false), f);
+        measure(&mut group, "both", &some(|_| true), f);
         if matches!(case.work, Work::Flop(_)) {
             measure(
-                c,
-                &format!("{name}/forward and data gradient"),
-                &tracked(&case.inputs, |i| i == 0),
+                &mut group,
+                "forward and data gradient",
+                &some(|i| i == 0),
                 f,
             );
             measure(
-                c,
-                &format!("{name}/forward and weight gradient"),
-                &tracked(&case.inputs, |i| i == 1),
+                &mut group,
+                "forward and weight gradient",
+                &some(|i| i == 1),
                 f,
             );
         }
@@ -75,18 +75,9 @@ fn candle(c: &mut Criterion) {
         let [_, _, _, kernel, stride, groups] = layer.1;
         let f = move |t: &[Tensor]| t[0].conv2d(&t[1], kernel / 2, stride, 1, groups);
         let inputs = layer.inputs();
-        measure(
-            c,
-            &format!("{}/candle/forward", layer.0),
-            &tracked(&inputs, |_| false),
-            &f,
-        );
-        measure(
-            c,
-            &format!("{}/candle/both", layer.0),
-            &tracked(&inputs, |_| true),
-            &f,
-        );
+        let mut group = c.benchmark_group(format!("{}/candle", layer.0));
+        measure(&mut group, "forward", &tracked(&inputs, |_| false), &f);
+        measure(&mut group, "both", &tracked(&inputs, |_| true), &f);
     }
 }
 

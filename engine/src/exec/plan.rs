@@ -842,8 +842,8 @@ impl InplaceOp1 for Over<'_> {
 type Borrower<'w, R> = dyn FnMut(&[&[f32]]) -> Result<R, Fail> + 'w;
 
 /// Lends the elements of several contiguous tensors at once.
-fn with_all<'t, R>(
-    tensors: &'t [Tensor],
+fn with_all<R>(
+    tensors: &[Tensor],
     lent: &mut Vec<&[f32]>,
     work: &mut Borrower<'_, R>,
 ) -> Result<R, Fail> {
