@@ -129,6 +129,9 @@ def main():
         ("efficientnet-lite0", SAMPLES / "efficientnet-lite0/efficientnet-lite0.onnx", (3, 224, 224), (16, 1), 385e6),
         ("fashion-resnet", SAMPLES / "fashion-resnet/fashion-resnet.onnx", (1, 28, 28), (64, 1), 31e6),
     ]
+    path = pathlib.Path("/tmp") / "limbeck-peer-encoder.onnx"
+    write_encoder(path)
+    models.append(("encoder", path, (128, 256), (8, 1), 4 * 128 * (12 * 256 * 256 + 2 * 128 * 256)))
     if args.dogs:
         models.append(("mobilenetv2-dogs", pathlib.Path(args.dogs), (160, 160, 3), (16, 1), None))
     for name, path, sample, batches, macs in models:
@@ -188,6 +191,57 @@ def main():
             print(f"  {r['name']:42} {r['gflops']:6.0f} GFLOP/s, {r['gflops']/peak:4.0%} of it")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps({"threads": args.threads, "peak_gflops": peak, "rows": rows}, indent=1))
+
+
+def write_encoder(path, blocks=4, length=128, width=256, heads=8):
+    """Blocks of BERT's encoder over embedded tokens, layer norm and GELU spelled out as exporters did before opset 17 and 20."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    noise = np.random.default_rng(1)
+    nodes, weights = [], []
+
+    def weight(array, name):
+        weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def node(op, *inputs, **attributes):
+        out = f"v{len(nodes)}"
+        nodes.append(helper.make_node(op, list(inputs), [out], name=f"n{len(nodes)}", **attributes))
+        return out
+
+    def scalar(value):
+        return weight(np.float32(value), f"s{len(weights)}")
+
+    def ints(*values):
+        return weight(np.array(values, np.int64), f"i{len(weights)}")
+
+    def linear(x, a, b):
+        w = weight((noise.standard_normal((a, b)) / a**0.5).astype(np.float32), f"w{len(weights)}")
+        return node("Add", node("MatMul", x, w), weight((noise.standard_normal(b) * 0.1).astype(np.float32), f"b{len(weights)}"))
+
+    def norm(x):
+        d = node("Sub", x, node("ReduceMean", x, axes=[-1]))
+        variance = node("ReduceMean", node("Pow", d, scalar(2)), axes=[-1])
+        y = node("Div", d, node("Sqrt", node("Add", variance, scalar(1e-5))))
+        y = node("Mul", y, weight((1 + 0.1 * noise.standard_normal(width)).astype(np.float32), f"g{len(weights)}"))
+        return node("Add", y, weight((0.1 * noise.standard_normal(width)).astype(np.float32), f"g{len(weights)}"))
+
+    x = "tokens"
+    for _ in range(blocks):
+        def head(perm):
+            return node("Transpose", node("Reshape", linear(x, width, width), ints(0, 0, heads, width // heads)), perm=perm)
+        q, k, v = head([0, 2, 1, 3]), head([0, 2, 3, 1]), head([0, 2, 1, 3])
+        scores = node("Div", node("MatMul", q, k), scalar((width / heads) ** 0.5))
+        mixed = node("MatMul", node("Softmax", scores, axis=-1), v)
+        mixed = node("Reshape", node("Transpose", mixed, perm=[0, 2, 1, 3]), ints(0, 0, width))
+        x = norm(node("Add", linear(mixed, width, width), x))
+        h = linear(x, width, 4 * width)
+        h = node("Mul", node("Mul", h, node("Add", node("Erf", node("Div", h, scalar(2**0.5))), scalar(1))), scalar(0.5))
+        x = norm(node("Add", linear(h, 4 * width, width), x))
+    port = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", length, width])
+    graph = helper.make_graph(nodes, "encoder", [port("tokens")], [port(x)], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
 
 
 def named(model):

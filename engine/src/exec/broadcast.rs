@@ -41,7 +41,7 @@ pub(super) fn strides_in(shape: &[usize], out: &[usize]) -> Vec<usize> {
 }
 
 /// The iteration space of two broadcast operands with neighbouring axes merged where both allow it.
-struct Walk {
+pub(super) struct Walk {
     dims: Vec<usize>,
     a: Vec<usize>,
     b: Vec<usize>,
@@ -76,6 +76,26 @@ impl Walk {
             (w.dims, w.a, w.b) = (vec![1], vec![0], vec![0]);
         }
         w
+    }
+
+    /// For one operand alone.
+    pub fn of(shape: &[usize], out: &[usize]) -> Self {
+        Self::new(shape, shape, out)
+    }
+
+    /// Elements of the whole space.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Length of a row, and by how much the first operand moves along it: 0 or 1.
+    pub fn row(&self) -> (usize, usize) {
+        (self.dims[self.dims.len() - 1], self.a[self.a.len() - 1])
+    }
+
+    /// Where row `row` begins in the first operand.
+    pub fn offset(&self, row: usize) -> usize {
+        self.offsets(row).0
     }
 
     /// Offsets of row `row` (all axes but the last) in both operands.
@@ -176,33 +196,6 @@ pub(super) fn map<A: Copy + Sync, R: Copy + Default + Send>(
                 }
             });
     });
-    v
-}
-
-/// `f` over three arrays of one length.
-pub(super) fn map3(
-    a: &[f32],
-    b: &[f32],
-    c: &[f32],
-    f: impl Fn(f32, f32, f32) -> f32 + Sync,
-) -> Vec<f32> {
-    let mut v = vec![0.0; a.len()];
-    let body = |o: &mut [f32], a: &[f32], b: &[f32], c: &[f32]| {
-        for (((o, &a), &b), &c) in o.iter_mut().zip(a).zip(b).zip(c) {
-            *o = f(a, b, c);
-        }
-    };
-    if a.len() < 2 * CHUNK {
-        body(&mut v, a, b, c);
-    } else {
-        on_pool(|| {
-            v.par_chunks_mut(CHUNK)
-                .zip(a.par_chunks(CHUNK))
-                .zip(b.par_chunks(CHUNK))
-                .zip(c.par_chunks(CHUNK))
-                .for_each(|(((o, a), b), c)| body(o, a, b, c));
-        });
-    }
     v
 }
 

@@ -1,7 +1,12 @@
 //! Element-wise functions as candle custom operators: parallel, exact gradients, numpy's treatment of NaN.
 
 use super::{
-    broadcast::{broadcast_shape, map, map3, sum_to, zip},
+    broadcast::{broadcast_shape, map, sum_to, zip},
+    kernels::{
+        chain::{From, Link, Side, chain},
+        functions,
+        planes::isa,
+    },
     scalar::{Float, Fun},
     value::{round_float, tensor_f32, with_f32},
 };
@@ -27,28 +32,13 @@ impl CustomOp1 for Unary {
     }
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(s, l)?;
-        let y = match self.0 {
-            // The hottest ones get loops of their own, which vectorise.
-            Fun::Relu => map(x, |v| if v < 0.0 { 0.0 } else { v }),
-            Fun::Clip { lo, hi } => {
-                let (lo, hi) = (lo as f32, hi as f32);
-                map(x, |v| {
-                    let v = if v < lo { lo } else { v };
-                    if v > hi { hi } else { v }
-                })
-            }
-            Fun::Sigmoid => map(x, |v| f32::apply(Fun::Sigmoid, v)),
-            f => map(x, |v| f32::apply(f, v)),
-        };
+        let y = functions::apply(self.0, x);
         Ok((CpuStorage::F32(y), l.shape().clone()))
     }
     fn bwd(&self, x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let v = with_f32(x, |xs| {
             with_f32(y, |ys| {
-                with_f32(g, |gs| match self.0 {
-                    Fun::Relu => map3(xs, ys, gs, |x, _, g| if x > 0.0 { g } else { 0.0 }),
-                    f => map3(xs, ys, gs, |x, y, g| g * f.slope(x, y)),
-                })
+                with_f32(g, |gs| functions::gradient(self.0, xs, ys, gs))
             })
         })???;
         Ok(Some(tensor_f32(v, x.dims())?))
@@ -113,6 +103,8 @@ impl Bin {
             Self::Sub => a - b,
             Self::Mul => a * b,
             Self::Div => a / b,
+            // A square is one multiplication, here as in the kernels.
+            Self::Pow if b == T::from(2f32) => a * a,
             Self::Pow => a.pow(b),
             Self::Min => {
                 if a.is_nan() || a < b {
@@ -191,13 +183,26 @@ impl CustomOp2 for Binary {
         let a = (slice(s1, l1)?, l1.dims());
         let b = (slice(s2, l2)?, l2.dims());
         let out = broadcast_shape(&[a.1, b.1]).map_err(|e| candle_core::Error::Msg(e.0))?;
-        let y = match self.0 {
-            Bin::Add => zip(a, b, &out, |a: f32, b: f32| a + b),
-            Bin::Sub => zip(a, b, &out, |a: f32, b: f32| a - b),
-            Bin::Mul => zip(a, b, &out, |a: f32, b: f32| a * b),
-            Bin::Div => zip(a, b, &out, |a: f32, b: f32| a / b),
-            f => zip(a, b, &out, |a: f32, b: f32| f.apply(a, b)),
+        // One operand has the result's shape more often than not: the other is walked beside it.
+        let one = |x: &[f32], side: Option<Side<'_>>, swapped: bool| {
+            let side = side?;
+            let mut y = vec![0.0; x.len()];
+            let link = Link::With {
+                bin: self.0,
+                operand: 0,
+                swapped,
+            };
+            chain(isa(), &[link], From::Slice(x), &[side], &mut y);
+            Some(y)
         };
+        let y = if a.1 == out {
+            one(a.0, Side::new(b.0, b.1, &out), false)
+        } else if b.1 == out {
+            one(b.0, Side::new(a.0, a.1, &out), true)
+        } else {
+            None
+        };
+        let y = y.unwrap_or_else(|| zip(a, b, &out, |a: f32, b: f32| self.0.apply(a, b)));
         Ok((CpuStorage::F32(y), out.into()))
     }
     fn bwd(

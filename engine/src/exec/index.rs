@@ -121,6 +121,45 @@ pub(super) fn take(x: &Val, map: IndexMap, fill: f64) -> std::result::Result<Val
     })
 }
 
+/// Whole rows (all axes but the first) of a tensor.
+struct TakeRows {
+    rows: Vec<usize>,
+}
+
+impl CustomOp1 for TakeRows {
+    fn name(&self) -> &'static str {
+        "take-rows"
+    }
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(s, l)?;
+        let width: usize = l.dims()[1..].iter().product();
+        let mut y = Vec::with_capacity(self.rows.len() * width);
+        for r in &self.rows {
+            y.extend_from_slice(&x[r * width..(r + 1) * width]);
+        }
+        let mut shape = l.dims().to_vec();
+        shape[0] = self.rows.len();
+        Ok((CpuStorage::F32(y), shape.into()))
+    }
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let width: usize = x.dims()[1..].iter().product();
+        let mut sums = vec![0f32; x.elem_count()];
+        with_f32(g, |g| {
+            for (r, g) in self.rows.iter().zip(g.chunks_exact(width)) {
+                for (sum, g) in sums[r * width..(r + 1) * width].iter_mut().zip(g) {
+                    *sum += g;
+                }
+            }
+        })?;
+        Ok(Some(tensor_f32(sums, x.dims())?))
+    }
+}
+
+/// Rows of x by their numbers along its first axis, which the caller has checked; x is not empty.
+pub(super) fn take_rows(x: &Tensor, rows: Vec<usize>) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(TakeRows { rows })
+}
+
 fn pick<T: Copy>(v: &[T], from: &[u32], fill: T) -> Vec<T> {
     from.iter()
         .map(|&i| if i == FILL { fill } else { v[i as usize] })

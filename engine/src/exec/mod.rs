@@ -10,6 +10,7 @@ pub mod kernels;
 mod lowered;
 mod ops;
 mod params;
+mod plan;
 mod pool;
 mod program;
 mod quick;

@@ -5,6 +5,7 @@ use super::{
     elementwise::{Bin, binary},
     fuse::{Step, drafts},
     ops, params,
+    plan::Plan,
     pool::on_pool,
     quick::Quick,
     support::unsupported,
@@ -20,6 +21,8 @@ pub struct Program {
     pub(super) steps: Vec<Scheduled>,
     /// Weights and folded values that a step or an output still reads, by value.
     pub(super) constants: BTreeMap<usize, Val>,
+    /// The steps joined, for runs without taps.
+    plan: Plan,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<(usize, String)>,
     pub(super) parameters: BTreeMap<String, Var>,
@@ -191,8 +194,10 @@ impl Program {
                 .map(|v| v.name.clone())
                 .unwrap_or_default()
         };
+        let outputs: Vec<usize> = graph.outputs.iter().map(|o| o.0 as usize).collect();
         Ok(Self {
             mode,
+            plan: Plan::new(mode, &steps, &constants, &outputs),
             steps,
             constants,
             inputs: graph
@@ -326,41 +331,109 @@ impl Program {
                 slots[slot] = Some(tap(taps, slot, v.clone())?);
             }
         }
-        for s in &self.steps {
-            if cancel.is_cancelled() {
-                return Err(ExecError::Cancelled);
-            }
-            let inputs = s
-                .inputs
-                .iter()
-                .map(|slot| match slot {
-                    None => Ok(None),
-                    Some(i) => self.get(&slots, *i).map(Some).ok_or_else(|| {
-                        node_error(
-                            Fail("an input has not been computed".into()),
-                            &s.name,
-                            &s.op,
-                        )
-                    }),
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let results = ops::eval(&s.step, &inputs, s.outputs.len())
-                .map_err(|e| node_error(e, &s.name, &s.op))?;
-            drop(inputs);
-            for (slot, v) in s.outputs.iter().zip(results) {
-                if let Some(slot) = *slot {
-                    slots[slot] = Some(tap(taps, slot, v)?);
+        if taps.any() {
+            for s in &self.steps {
+                if cancel.is_cancelled() {
+                    return Err(ExecError::Cancelled);
+                }
+                self.take_step(s, &mut slots, taps)?;
+                for &d in &s.drops {
+                    slots[d] = None;
                 }
             }
-            for &d in &s.drops {
-                slots[d] = None;
-            }
+        } else {
+            self.run_plan(&mut slots, cancel)?;
         }
         self.outputs
             .iter()
             .map(|(slot, name)| {
                 self.get(&slots, *slot)
                     .ok_or_else(|| ExecError::Input(format!("output {name} was not computed")))
+            })
+            .collect()
+    }
+
+    fn take_step(
+        &self,
+        s: &Scheduled,
+        slots: &mut [Option<Val>],
+        taps: &mut dyn Taps,
+    ) -> Result<(), ExecError> {
+        let inputs = self.gather(&s.inputs, slots, s)?;
+        let results = ops::eval(&s.step, &inputs, s.outputs.len())
+            .map_err(|e| node_error(e, &s.name, &s.op))?;
+        for (slot, v) in s.outputs.iter().zip(results) {
+            if let Some(slot) = *slot {
+                slots[slot] = Some(tap(taps, slot, v)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The joined steps; those that cannot be taken together go one by one.
+    fn run_plan(&self, slots: &mut [Option<Val>], cancel: &CancelToken) -> Result<(), ExecError> {
+        for item in &self.plan.items {
+            if cancel.is_cancelled() {
+                return Err(ExecError::Cancelled);
+            }
+            let Some(last) = item.steps.last().map(|at| &self.steps[*at]) else {
+                continue;
+            };
+            let inputs = self.gather(&item.inputs, slots, last)?;
+            let results = item
+                .run(&inputs)
+                .map_err(|e| node_error(e, &last.name, &last.op))?;
+            drop(inputs);
+            match results {
+                Some(results) => {
+                    for (slot, v) in item.outputs.iter().zip(results) {
+                        if let Some(slot) = *slot {
+                            slots[slot] = Some(v);
+                        }
+                    }
+                }
+                None => {
+                    for at in &item.steps {
+                        self.take_step(&self.steps[*at], slots, &mut super::NoTaps)?;
+                    }
+                    for at in &item.steps[..item.steps.len() - 1] {
+                        for slot in self.steps[*at].outputs.iter().flatten() {
+                            slots[*slot] = None;
+                        }
+                    }
+                }
+            }
+            for &d in &item.drops {
+                slots[d] = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was joined: for tests.
+    #[cfg(test)]
+    pub(super) fn joined(&self) -> super::plan::Joined {
+        self.plan.joined()
+    }
+
+    /// Values of a step's inputs.
+    fn gather(
+        &self,
+        inputs: &[Option<usize>],
+        slots: &[Option<Val>],
+        s: &Scheduled,
+    ) -> Result<Vec<Option<Val>>, ExecError> {
+        inputs
+            .iter()
+            .map(|slot| match slot {
+                None => Ok(None),
+                Some(i) => self.get(slots, *i).map(Some).ok_or_else(|| {
+                    node_error(
+                        Fail("an input has not been computed".into()),
+                        &s.name,
+                        &s.op,
+                    )
+                }),
             })
             .collect()
     }

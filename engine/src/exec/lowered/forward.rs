@@ -6,8 +6,11 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Hands, Plane, Team, Window2d},
-    scalar::Float,
+    kernels::{
+        functions,
+        planes::{self, Hands, Plane, Team, Window2d},
+        rows,
+    },
 };
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -307,9 +310,7 @@ impl Lowered {
                 let (x, from) = of(*input);
                 for n in 0..images {
                     each_row(n, plane, from, out, x, |to, x| {
-                        for (to, x) in to.iter_mut().zip(x) {
-                            *to = f32::apply(*fun, *x);
-                        }
+                        functions::apply_row(*fun, x, to);
                     });
                 }
             }
@@ -338,14 +339,7 @@ impl Lowered {
             Kind::Softmax { input } => {
                 let (x, from) = of(*input);
                 for n in 0..images {
-                    each_row(n, plane, from, out, x, |to, x| {
-                        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                        for (to, x) in to.iter_mut().zip(x) {
-                            *to = (x - top).exp();
-                        }
-                        let sum: f32 = to.iter().sum();
-                        to.iter_mut().for_each(|v| *v /= sum);
-                    });
+                    each_row(n, plane, from, out, x, |to, x| rows::softmax_to(x, to));
                 }
             }
         }

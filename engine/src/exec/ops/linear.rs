@@ -9,11 +9,11 @@ use crate::{
         kernels::{self, Conv2dGeometry, Pool2dGeometry, planes},
         pool::on_pool,
         scalar::Fun,
-        value::{Val, count},
+        value::{Val, count, with_f32},
     },
     graph::{ElementType, Padding, Window},
 };
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, backend::BackendStorage};
+use candle_core::{DType, Tensor};
 
 /// A window over one or two spatial axes, brought to two: a 1-D one becomes a row.
 struct Window2d {
@@ -397,48 +397,6 @@ pub fn batch_norm(inputs: &[Option<Val>], epsilon: f32) -> R<Val> {
     float_out(y.reshape(t.dims())?, x.element())
 }
 
-/// candle's matmul kept on the engine's own threads, backwards as well (candle's own would take rayon's global pool).
-struct Product;
-
-impl CustomOp2 for Product {
-    fn name(&self) -> &'static str {
-        "matmul"
-    }
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (da, db) = (la.dims(), lb.dims());
-        let ([batch @ .., m, k], [.., n]) = (da, db) else {
-            candle_core::bail!("matmul needs matrices, got {da:?} and {db:?}")
-        };
-        let sizes = (batch.iter().product(), *m, *n, *k);
-        let shape = [batch, &[*m, *n]].concat();
-        Ok((on_pool(|| a.matmul(b, sizes, la, lb))?, shape.into()))
-    }
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (a, b, g) = (a, b, g.contiguous()?);
-        let ga = a
-            .track_op()
-            .then(|| on_pool(|| g.matmul(&b.detach().t()?)))
-            .transpose()?;
-        let gb = b
-            .track_op()
-            .then(|| on_pool(|| a.detach().t()?.matmul(&g)))
-            .transpose()?;
-        Ok((ga, gb))
-    }
-}
-
 /// The product of two matrices, or of as many pairs of them; empty operands answered here.
 fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
     let rank = a.rank();
@@ -447,7 +405,29 @@ fn matmul_tensors(a: &Tensor, b: &Tensor) -> R<Tensor> {
     if count(&out)? == 0 || a.elem_count() == 0 {
         return Ok(Tensor::zeros(out, a.dtype(), a.device())?);
     }
-    Ok(a.apply_op2(b, Product)?)
+    if a.dtype() == DType::F64 {
+        return Ok(on_pool(|| a.contiguous()?.matmul(&b.contiguous()?))?);
+    }
+    Ok(kernels::product(a, b, None)?)
+}
+
+/// `a·b` of a matrix or a batch of rows with a matrix, plus a float for each column.
+pub fn matmul_plus(a: &Tensor, b: &Tensor, vector: &Tensor) -> R<Tensor> {
+    let (rank, k) = (a.rank(), a.dim(candle_core::D::Minus1)?);
+    let (inner, n) = b.dims2()?;
+    if k != inner || vector.dims() != [n] {
+        return Err(Fail(format!(
+            "shapes {:?}, {:?} and {:?} do not fit",
+            a.dims(),
+            b.dims(),
+            vector.dims()
+        )));
+    }
+    let mut shape = a.dims().to_vec();
+    shape[rank - 1] = n;
+    let rows: usize = a.dims()[..rank - 1].iter().product();
+    let added = with_f32(vector, <[f32]>::to_vec)?;
+    Ok(kernels::product(&a.reshape((rows, k))?, b, Some(added))?.reshape(shape)?)
 }
 
 /// `numpy.matmul`.
@@ -493,11 +473,10 @@ fn matmul_of(x: &Tensor, y: &Tensor) -> R<Tensor> {
         let rows: usize = x2.dims()[..xr - 1].iter().product();
         matmul_tensors(&x2.reshape((rows, k))?, &y2)?
     } else {
+        // The kernel reads any layout: nothing is copied.
         let lhs = x2.broadcast_as([&batch[..], &[m, k]].concat())?;
         let rhs = y2.broadcast_as([&batch[..], &[k, n]].concat())?;
-        let b: usize = batch.iter().product();
-        let flat = |t: Tensor, r: usize, c: usize| t.contiguous()?.reshape((b, r, c));
-        matmul_tensors(&flat(lhs, m, k)?, &flat(rhs, k, n)?)?
+        matmul_tensors(&lhs, &rhs)?
     };
     let mut shape = batch;
     if x.rank() > 1 {
@@ -540,6 +519,17 @@ pub fn gemm(inputs: &[Option<Val>], alpha: f32, beta: f32, trans_a: bool, trans_
             arith::unary(&v, Fun::Affine { mul, add: 0.0 })
         }
     };
+    // A vector of the columns' own is where the sums begin; gradients of it want an operator of their own.
+    if let Some(c) = optional(inputs, 2)
+        && (alpha, beta) == (1.0, 1.0)
+        && c.element() == ElementType::F32
+        && c.shape() == [y.dims()[1]]
+        && !c.tensor()?.track_op()
+        && x.elem_count() * y.elem_count() > 0
+    {
+        let rows = with_f32(c.tensor()?, <[f32]>::to_vec)?;
+        return float_out(kernels::product(&x, &y, Some(rows))?, a.element());
+    }
     let product = scale(Val::f32(matmul_tensors(&x, &y)?), alpha)?;
     let out = match optional(inputs, 2) {
         Some(c) if beta != 0.0 => {

@@ -5,11 +5,13 @@ use crate::{
     exec::{
         Fail,
         elementwise::{Bin, binary},
-        rows::{moments, normalise_rows, reduce_rows, softmax_rows},
+        kernels::{layer_norm as layer_norm_rows, permute, softmax as softmax_rows},
+        rows::{moments, normalise_rows, reduce_rows},
         value::{Array, Data, Val, count, tensor_f32, with_f32, wrap},
     },
     graph::{ElementType, ReduceOp},
 };
+use candle_core::Tensor;
 
 /// Moves `axes` behind the others: (permuted value as rows×n, the kept axes' extents, keep-dims shape).
 fn as_rows(x: &Val, axes: &[usize]) -> R<(Val, Vec<usize>, Vec<usize>)> {
@@ -225,7 +227,7 @@ pub fn softmax(x: &Val, axis: i64, flatten: bool, log: bool) -> R<Val> {
     let moved = if axis == rank - 1 {
         x.tensor()?.clone()
     } else {
-        x.tensor()?.permute(perm.clone())?.contiguous()?
+        permute(x.tensor()?, &perm)?
     };
     let n = x.shape()[axis];
     let shape = moved.dims().to_vec();
@@ -234,7 +236,7 @@ pub fn softmax(x: &Val, axis: i64, flatten: bool, log: bool) -> R<Val> {
     let y = if axis == rank - 1 {
         y
     } else {
-        y.permute(perm)?.contiguous()?
+        permute(&y, &perm)?
     };
     float_out(y, *e)
 }
@@ -276,11 +278,23 @@ pub fn layer_norm(inputs: &[Option<Val>], axis: i64, epsilon: f32, outputs: usiz
     let (outer, inner) = x.shape().split_at(axis);
     let (rows, n) = (count(outer)?, count(inner)?);
     let m = x.tensor()?.reshape((rows, n))?;
-    let mut y = normalise_rows(&m, f64::from(epsilon))?.reshape(x.shape())?;
-    y = binary(&y, scale, Bin::Mul)?;
-    if let Some(b) = optional(inputs, 2) {
-        y = binary(&y, b.tensor()?, Bin::Add)?;
-    }
+    let shift = optional(inputs, 2).map(Val::tensor).transpose()?;
+    let whole = |t: &Tensor| t.dims() == inner;
+    let y = if n > 0 && whole(scale) && shift.is_none_or(whole) {
+        let shift = match shift {
+            Some(shift) => shift.reshape(n)?,
+            None => Tensor::zeros(n, m.dtype(), m.device())?,
+        };
+        layer_norm_rows(&m, &scale.reshape(n)?, &shift, f64::from(epsilon))?.reshape(x.shape())?
+    } else {
+        // Scale and shift that broadcast.
+        let y = normalise_rows(&m, f64::from(epsilon))?.reshape(x.shape())?;
+        let y = binary(&y, scale, Bin::Mul)?;
+        match shift {
+            Some(shift) => binary(&y, shift, Bin::Add)?,
+            None => y,
+        }
+    };
     if y.dims() != x.shape() {
         return Err(Fail(format!(
             "scale of shape {:?} cannot be broadcast to {:?}",

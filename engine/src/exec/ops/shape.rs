@@ -4,7 +4,8 @@ use super::{R, axis_of, need, optional};
 use crate::{
     exec::{
         Fail,
-        index::{IndexMap, take},
+        index::{IndexMap, take, take_rows},
+        kernels::permute,
         value::{Array, Data, Val, count, is_int},
     },
     graph::{ElementType, PadMode, TensorData},
@@ -88,7 +89,7 @@ pub fn transpose(x: &Val, perm: Option<&[usize]>) -> R<Val> {
     }
     match x {
         // Contiguous at once: every consumer would otherwise copy again.
-        Val::Float(t, e) => Ok(Val::Float(t.permute(perm)?.contiguous()?, *e)),
+        Val::Float(t, e) => Ok(Val::Float(permute(t, &perm)?, *e)),
         Val::Array(a) => {
             let shape: Vec<usize> = perm.iter().map(|&p| a.shape[p]).collect();
             let mut strides = vec![1usize; rank];
@@ -367,6 +368,14 @@ pub fn gather(x: &Val, indices: &Val, axis: i64) -> R<Val> {
     shape.extend_from_slice(indices.shape());
     shape.extend_from_slice(&x.shape()[axis + 1..]);
     count(&shape)?;
+    if let Val::Float(t, e) = x
+        && axis == 0
+        && x.len() > 0
+    {
+        // An embedding's rows: whole runs, whose places need no map.
+        let rows = positions.into_iter().flatten().collect();
+        return Val::Float(take_rows(t, rows)?, *e).reshape(&shape);
+    }
     let mut axes = same_axes(x.shape());
     axes[axis] = positions;
     let map = IndexMap::per_axis(x.shape(), &axes)?;

@@ -12,7 +12,7 @@ use crate::{
 use candle_core::Tensor;
 
 /// Taps that want nothing keep operators apart.
-struct Apart;
+pub(super) struct Apart;
 impl Taps for Apart {
     fn wants(&self, _: ValueId) -> bool {
         false
@@ -23,13 +23,13 @@ impl Taps for Apart {
 }
 
 /// A graph under construction; constants are noise.
-struct Net {
-    graph: Graph,
+pub(super) struct Net {
+    pub graph: Graph,
     made: usize,
 }
 
 impl Net {
-    fn new(sample: &[usize]) -> (Self, ValueId) {
+    pub fn new(sample: &[usize]) -> (Self, ValueId) {
         let mut graph = Graph::default();
         let shape = std::iter::once(Dim::Unknown)
             .chain(sample.iter().map(|d| Dim::Known(*d)))
@@ -38,7 +38,7 @@ impl Net {
         graph.inputs.push(x);
         (Self { graph, made: 0 }, x)
     }
-    fn weight(&mut self, shape: &[usize], scale: f32, add: f32) -> ValueId {
+    pub fn weight(&mut self, shape: &[usize], scale: f32, add: f32) -> ValueId {
         self.made += 1;
         let count: usize = shape.iter().product();
         let values: Vec<f32> = noise(count + self.made, scale)[self.made..]
@@ -49,13 +49,13 @@ impl Net {
         self.graph
             .add_constant(&name, TensorData::from_f32(shape, &values))
     }
-    fn ints(&mut self, v: &[i64]) -> ValueId {
+    pub fn ints(&mut self, v: &[i64]) -> ValueId {
         self.made += 1;
         let name = format!("i{}", self.made);
         self.graph
             .add_constant(&name, TensorData::from_i64(&[v.len()], v))
     }
-    fn op(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {
+    pub fn op(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {
         self.made += 1;
         let y = self.graph.add_value(&format!("v{}", self.made), None, None);
         let name = format!("n{}", self.made);
@@ -88,7 +88,7 @@ impl Net {
     fn relu(&mut self, x: ValueId) -> ValueId {
         self.op(Op::Unary(UnaryOp::Relu), &[x])
     }
-    fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
+    pub fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
         self.op(Op::Binary(BinaryOp::Add), &[a, b])
     }
 }

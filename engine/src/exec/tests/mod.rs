@@ -2,6 +2,7 @@
 
 mod fused;
 mod gradients;
+mod joined;
 mod operators;
 mod program;
 mod quantisation;

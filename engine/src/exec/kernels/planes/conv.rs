@@ -5,7 +5,7 @@
 #![allow(clippy::needless_range_loop)] // tiles are indexed by row and column, as in the algebra
 
 use super::{
-    lanes::{Isa, Lanes, for_each_isa},
+    super::lanes::{Isa, Lanes, for_each_isa},
     sweep::{Sweep, Tap},
     team::Hands,
 };

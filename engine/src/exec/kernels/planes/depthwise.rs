@@ -3,8 +3,8 @@
 #![allow(unsafe_code)] // raw pointers into buffers whose extent is asserted before the first of them is made
 
 use super::{
+    super::lanes::{Lanes, for_each_isa, isa},
     conv::{Tail, quantise},
-    lanes::{Lanes, for_each_isa, isa},
     sweep::{Sweep, Tap},
 };
 

@@ -6,7 +6,6 @@
 
 mod conv;
 mod depthwise;
-mod lanes;
 mod pointwise;
 mod sweep;
 mod team;
@@ -14,9 +13,9 @@ mod team;
 mod tests;
 mod weight_gradient;
 
+pub use super::lanes::{Isa, isa};
 pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
-pub use lanes::{Isa, isa};
 pub use pointwise::{
     add, bias_gradient, channel_sums, copy, fake_quant, fake_quant_gradient, from_nchw, gate,
     max_pool, sum_windows, to_nchw,

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)] // the vectorised rows take raw pointers into rows that are sliced, so checked, first
 
 use super::{
+    super::lanes::{Lanes, for_each_isa, isa},
     conv::{Quant, quantise, rounded},
-    lanes::{Lanes, for_each_isa, isa},
     sweep::{Plane, Sweep},
 };
 
@@ -39,6 +39,10 @@ pub fn copy(images: usize, from: (&[f32], &Plane), to: (&mut [f32], &Plane)) {
 pub fn from_nchw(images: usize, from: &[f32], to: (&mut [f32], &Plane)) {
     let (target, plane) = to;
     let area = plane.h * plane.w;
+    if area == 1 {
+        // The same in either order.
+        return copy(images, (from, &Plane::new(1, 1, plane.c)), (target, plane));
+    }
     rows(images, plane.h, |n, y| {
         let row = row_mut(target, plane, n, y);
         for c in 0..plane.c {
@@ -55,6 +59,9 @@ pub fn from_nchw(images: usize, from: &[f32], to: (&mut [f32], &Plane)) {
 pub fn to_nchw(images: usize, from: (&[f32], &Plane), to: &mut [f32]) {
     let plane = from.1;
     let area = plane.h * plane.w;
+    if area == 1 {
+        return copy(images, from, (to, &Plane::new(1, 1, plane.c)));
+    }
     rows(images, plane.h, |n, y| {
         let row = row(from.0, plane, n, y);
         for c in 0..plane.c {

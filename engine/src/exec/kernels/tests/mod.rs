@@ -1,9 +1,13 @@
 //! Kernels against plain references, finite differences, and themselves on other numbers of threads.
 
+mod chain;
 mod conv;
+mod functions;
 mod norm;
+mod permute;
 mod pooling;
 mod quant;
+mod rows;
 
 use candle_core::{Device, Result, Shape, Tensor, Var};
 use rand::{RngExt, SeedableRng};

@@ -35,6 +35,15 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn min(self, b: Self) -> Self;
     /// `self` where `low < gate && gate < high`, else 0.
     unsafe fn between(self, gate: Self, low: Self, high: Self) -> Self;
+    /// `yes` where `self < b`, else (also where either is not a number) `no`.
+    unsafe fn less(self, b: Self, yes: Self, no: Self) -> Self;
+    unsafe fn sqrt(self) -> Self;
+    /// Without its sign.
+    unsafe fn abs(self) -> Self;
+    /// With the sign of `sign`, for `self` without one.
+    unsafe fn signed(self, sign: Self) -> Self;
+    /// `self · 2ⁿ` rounded once, for a whole number −252 ≤ n ≤ 254; anything where n is not a number and `self` neither.
+    unsafe fn scaled(self, n: Self) -> Self;
 }
 
 /// Without intrinsics: eight lanes in an array.
@@ -125,6 +134,38 @@ unsafe impl Lanes for Portable {
         }
         out
     }
+    #[inline(always)]
+    unsafe fn less(self, b: Self, yes: Self, no: Self) -> Self {
+        let mut out = no;
+        for lane in 0..8 {
+            if self.0[lane] < b.0[lane] {
+                out.0[lane] = yes.0[lane];
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        self.zip(self, |a, _| a.sqrt())
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        self.zip(self, |a, _| a.abs())
+    }
+    #[inline(always)]
+    unsafe fn signed(self, sign: Self) -> Self {
+        self.zip(sign, f32::copysign)
+    }
+    #[inline(always)]
+    unsafe fn scaled(self, n: Self) -> Self {
+        // In two steps, each a power of two that a float can be; only the second rounds, and only below the normal ones.
+        let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+        self.zip(n, |a, n| {
+            let n = (n as i32).clamp(-252, 254);
+            let half = n >> 1;
+            a * power(half) * power(n - half)
+        })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -205,6 +246,36 @@ mod x86 {
                 Self(_mm512_maskz_mov_ps(both, self.0))
             }
         }
+        #[inline(always)]
+        unsafe fn less(self, b: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, b.0);
+                Self(_mm512_mask_blend_ps(mask, no.0, yes.0))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            unsafe { Self(_mm512_sqrt_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn abs(self) -> Self {
+            unsafe { Self(_mm512_abs_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn signed(self, sign: Self) -> Self {
+            unsafe {
+                let bit =
+                    _mm512_and_si512(_mm512_castps_si512(sign.0), _mm512_set1_epi32(i32::MIN));
+                Self(_mm512_castsi512_ps(_mm512_or_si512(
+                    _mm512_castps_si512(self.0),
+                    bit,
+                )))
+            }
+        }
+        #[inline(always)]
+        unsafe fn scaled(self, n: Self) -> Self {
+            unsafe { Self(_mm512_scalef_ps(self.0, n.0)) }
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -280,6 +351,45 @@ mod x86 {
                 Self(_mm256_and_ps(self.0, _mm256_and_ps(above, below)))
             }
         }
+        #[inline(always)]
+        unsafe fn less(self, b: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let mask = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, b.0);
+                Self(_mm256_blendv_ps(no.0, yes.0, mask))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            unsafe { Self(_mm256_sqrt_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn abs(self) -> Self {
+            unsafe { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn signed(self, sign: Self) -> Self {
+            unsafe {
+                let bit = _mm256_and_ps(_mm256_set1_ps(-0.0), sign.0);
+                Self(_mm256_or_ps(self.0, bit))
+            }
+        }
+        #[inline(always)]
+        unsafe fn scaled(self, n: Self) -> Self {
+            // As the portable one.
+            unsafe {
+                let power = |n: __m256i| {
+                    let exponent = _mm256_add_epi32(n, _mm256_set1_epi32(127));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+                };
+                let n = _mm256_cvtps_epi32(n.0);
+                let half = _mm256_srai_epi32::<1>(n);
+                let rest = _mm256_sub_epi32(n, half);
+                Self(_mm256_mul_ps(
+                    _mm256_mul_ps(self.0, power(half)),
+                    power(rest),
+                ))
+            }
+        }
     }
 }
 
@@ -337,8 +447,8 @@ macro_rules! for_each_isa {
     ($(#[$doc:meta])* $vis:vis fn $name:ident => $body:ident($($arg:ident : $ty:ty),* $(,)?)) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name(isa: $crate::exec::kernels::planes::lanes::Isa, $($arg: $ty),*) {
-            use $crate::exec::kernels::planes::lanes;
+        $vis unsafe fn $name(isa: $crate::exec::kernels::lanes::Isa, $($arg: $ty),*) {
+            use $crate::exec::kernels::lanes;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
