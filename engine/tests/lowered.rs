@@ -374,10 +374,7 @@ fn what_is_noticed_of_a_layers_error_is_what_the_outputs_do() {
             sparsity: Ratio(0.0),
         };
         let plan = layers.iter().map(|l| (l.clone(), setting)).collect();
-        let model = Model {
-            graph: original.clone(),
-            masks: BTreeMap::new(),
-        };
+        let model = Model::new(original.clone());
         let (model, _) =
             compress_layers(model, &plan, &scheme, None, &context).expect("compresses");
         Program::compile(&model.graph, Mode::Inference).expect("compiles")

@@ -91,8 +91,8 @@ pub(super) fn predict(model: &ModelInfo, document: &Document, mut p: Prediction)
         let bits = match document.setting(&layer.id).precision {
             Precision::Fp32 => 32.0,
             Precision::Fp16 => 16.0,
-            Precision::Int8 => 8.0,
-            Precision::Int4 => 4.0,
+            integer if integer.bits().is_some_and(|bits| bits > 4) => 8.0,
+            _ => 4.0,
         };
         whole += layer.params as f64 * bits;
         left += layer.params as f64 * bits * share;

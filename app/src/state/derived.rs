@@ -212,9 +212,7 @@ pub fn refresh(state: &mut State) {
             let plan = &state.document.plan;
             let prediction = predictor.predict(plan);
             let mut prediction = match (state.document.channels, &mirror.model) {
-                (true, Some(model)) => {
-                    super::channels::predict(model, &state.document, prediction)
-                }
+                (true, Some(model)) => super::channels::predict(model, &state.document, prediction),
                 _ => prediction,
             };
             // The map is measured with the default scheme: under another one its quantised cells are neighbours only.

@@ -40,10 +40,7 @@ enum Values {
 
 /// The graph with the batch norms after some of its layers folded; as it was where that fails (the pass reports why).
 pub(crate) fn folded_at(graph: &Graph, layers: &[Layer]) -> Graph {
-    let mut model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let mut model = Model::new(graph.clone());
     match fold(&mut model, layers, Values::Computed) {
         Ok(_) => model.graph,
         Err(_) => graph.clone(),
@@ -52,10 +49,7 @@ pub(crate) fn folded_at(graph: &Graph, layers: &[Layer]) -> Graph {
 
 /// The graph with batch norms folded, in extents and names alone: its folded weights are zeros, and none was read.
 pub(crate) fn folded_outline(graph: &Graph) -> Graph {
-    let mut model = Model {
-        graph: graph.clone(),
-        masks: BTreeMap::new(),
-    };
+    let mut model = Model::new(graph.clone());
     let layers = graph.layers();
     match fold(&mut model, &layers, Values::Blank) {
         Ok(_) => model.graph,

@@ -10,7 +10,7 @@ use crate::{
     graph::{Dim, LayerId},
     measure,
 };
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 fn id(name: &str) -> LayerId {
     LayerId(name.into())
@@ -20,10 +20,7 @@ fn sample(name: &str) -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../sample-models")
         .join(name);
-    Model {
-        graph: onnx::read_model(&path).expect("the sample is there").graph,
-        masks: BTreeMap::new(),
-    }
+    Model::new(onnx::read_model(&path).expect("the sample is there").graph)
 }
 
 fn apply(model: &Model, settings: ChannelSettings, kept: &[&str]) -> (Model, Account) {

@@ -6,7 +6,9 @@ use super::{
     validate::validate,
 };
 use crate::{
-    compress::{AdaRoundSettings, Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{
+        AdaRoundSettings, Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio,
+    },
     graph::LayerId,
     search::LayerFacts,
     train::DistilSettings,

@@ -60,7 +60,10 @@ impl Structure {
         }
         self.check(&mut graph, removed)?;
         graph.compact();
-        Ok(Model { graph, masks })
+        Ok(Model {
+            masks,
+            ..Model::new(graph)
+        })
     }
 
     fn rewrite(
