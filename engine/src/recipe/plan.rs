@@ -9,7 +9,10 @@ use crate::{
     search::LayerFacts,
     train::DistilSettings,
 };
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+};
 
 /// What a recipe says beside the per-layer plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,8 +94,8 @@ impl Recipe {
 }
 
 /// The commonest value as default; then globs over whole name prefixes that share one other value; then single names.
-fn compact<T: Copy + PartialEq>(
-    values: &[(&str, T)],
+fn compact<'n, T: Copy + PartialEq>(
+    values: &[(&'n str, T)],
     neutral: impl Fn(&T) -> bool,
 ) -> (Choice<T>, Vec<Rule<T>>) {
     let choice = |v: T| {
@@ -102,15 +105,37 @@ fn compact<T: Copy + PartialEq>(
             Choice::Set(v)
         }
     };
-    let count = |v: &T| values.iter().filter(|(_, w)| w == v).count();
-    let Some(default) = values.iter().map(|(_, v)| *v).fold(None, |best, v| {
-        Some(match best {
-            Some(b) if count(&b) >= count(&v) => b,
-            _ => v,
-        })
-    }) else {
+    // Of equally common values the first.
+    let mut counts: Vec<(T, usize)> = Vec::new();
+    for (_, value) in values {
+        match counts.iter_mut().find(|(known, _)| known == value) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((*value, 1)),
+        }
+    }
+    counts.reverse();
+    let Some((default, _)) = counts.into_iter().max_by_key(|(_, count)| *count) else {
         return (Choice::Keep, Vec::new());
     };
+    let prefixes = |name: &'n str| {
+        name.char_indices()
+            .filter(|(_, c)| matches!(c, '.' | '/' | '_' | ':'))
+            .map(move |(at, c)| &name[..at + c.len_utf8()])
+    };
+    let mut families: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, (name, _)) in values.iter().enumerate() {
+        for prefix in prefixes(name) {
+            families.entry(prefix).or_default().push(index);
+        }
+    }
+    let uniform: HashSet<&str> = families
+        .iter()
+        .filter(|(_, members)| {
+            members.len() > 1 && members.iter().all(|i| values[*i].1 == values[members[0]].1)
+        })
+        .map(|(prefix, _)| *prefix)
+        .collect();
+    let names: HashSet<&str> = values.iter().map(|(name, _)| *name).collect();
     let mut covered = vec![false; values.len()];
     let mut rules = Vec::new();
     for (index, (name, value)) in values.iter().enumerate() {
@@ -118,26 +143,14 @@ fn compact<T: Copy + PartialEq>(
             continue;
         }
         // The shortest prefix, ending in a separator, whose layers all want this value.
-        let shared = name
-            .char_indices()
-            .filter(|(_, c)| matches!(c, '.' | '/' | '_' | ':'))
-            .map(|(at, c)| &name[..at + c.len_utf8()])
-            .find_map(|prefix| {
-                let members: Vec<usize> = values
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, (n, _))| n.starts_with(prefix))
-                    .map(|(i, _)| i)
-                    .collect();
-                let uniform = members.iter().all(|i| values[*i].1 == *value);
-                // A layer that is named like the glob would take the rule for itself.
-                let glob = format!("{}*", globset::escape(prefix));
-                let clear = values.iter().all(|(n, _)| *n != glob);
-                (uniform && members.len() > 1 && clear).then_some((glob, members))
-            });
+        let shared = prefixes(name)
+            .filter(|prefix| uniform.contains(prefix))
+            .map(|prefix| (format!("{}*", globset::escape(prefix)), &families[prefix]))
+            // A layer that is named like the glob would take the rule for itself.
+            .find(|(glob, _)| !names.contains(glob.as_str()));
         let rule = if let Some((glob, members)) = shared {
             for i in members {
-                covered[i] = true;
+                covered[*i] = true;
             }
             glob
         } else {
