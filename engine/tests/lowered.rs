@@ -411,7 +411,7 @@ fn what_is_noticed_of_a_layers_error_is_what_the_outputs_do() {
     let errors = family
         .local(&base, &x, &members, &seed, &mut between, &cancel)
         .expect("runs");
-    assert!(visits > 1);
+    assert!(visits > 0);
     let (outputs, changed) = family
         .run(&x, &members, &mut || Ok(()), &cancel)
         .expect("runs");
