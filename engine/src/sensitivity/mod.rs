@@ -41,6 +41,18 @@ impl Candidate {
         Self::P75,
     ];
 
+    /// As it is written in JSON and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::P25 => "p25",
+            Self::P50 => "p50",
+            Self::P75 => "p75",
+        }
+    }
+
     /// Precision of the weights it stands for; fp32 for the pruning candidates.
     pub fn precision(self) -> Precision {
         match self {
@@ -158,6 +170,8 @@ pub struct MapOptions {
     /// Every cell on every sample.
     pub exact: bool,
     pub direction: Direction,
+    /// Only these; `None`: all.
+    pub candidates: Option<Vec<Candidate>>,
     /// Bytes for decoded images and for the changed weights of layers measured side by side.
     pub memory: u64,
 }
@@ -168,6 +182,7 @@ impl Default for MapOptions {
             limit: None,
             exact: false,
             direction: Direction::Alone,
+            candidates: None,
             memory: default_memory(),
         }
     }

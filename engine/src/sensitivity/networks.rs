@@ -194,7 +194,13 @@ impl<'a> Networks<'a> {
             proxy(&self.folded.graph, self.scheme)
                 .into_iter()
                 .enumerate()
-                .filter(|(_, cell)| !known.contains(&(cell.layer.clone(), cell.candidate)))
+                .filter(|(_, cell)| {
+                    let asked = &self.options.candidates;
+                    asked
+                        .as_ref()
+                        .is_none_or(|asked| asked.contains(&cell.candidate))
+                        && !known.contains(&(cell.layer.clone(), cell.candidate))
+                })
                 .map(|(place, cell)| {
                     let rank = TELLING.iter().position(|c| *c == cell.candidate);
                     let size = sizes.get(&cell.layer).copied().unwrap_or(0) as f64;

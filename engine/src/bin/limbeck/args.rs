@@ -1,7 +1,7 @@
 //! Arguments as they stand on the command line; their help is the manual.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use limbeck_engine::data::SplitName;
+use limbeck_engine::{data::SplitName, sensitivity::Candidate};
 use std::path::PathBuf;
 
 /// Makes neural networks small, measures what that costs, and repeats it to the bit.
@@ -114,6 +114,9 @@ pub struct Sensitivity {
     /// Measure what is lost with all layers changed but the one, instead of the one alone.
     #[arg(long, conflicts_with_all = ["proxy", "estimate"])]
     pub all_but: bool,
+    /// Only this candidate; may be given several times.
+    #[arg(long = "candidate", value_name = "CANDIDATE", value_parser = candidate)]
+    pub candidates: Vec<Candidate>,
     /// Megabytes for decoded images and changed weights [default: a quarter of the machine's memory].
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub memory: Option<u64>,
@@ -210,4 +213,12 @@ mod tests {
         use clap::CommandFactory;
         super::Arguments::command().debug_assert();
     }
+}
+
+fn candidate(text: &str) -> Result<Candidate, String> {
+    let names = || Candidate::ALL.map(Candidate::name).join(", ");
+    Candidate::ALL
+        .into_iter()
+        .find(|candidate| candidate.name() == text)
+        .ok_or_else(|| format!("expected one of {}", names()))
 }

@@ -214,6 +214,7 @@ pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, St
             } else {
                 Direction::Alone
             },
+            candidates: (!a.candidates.is_empty()).then(|| a.candidates.clone()),
             memory: a.memory.map_or_else(sensitivity::default_memory, |mb| {
                 mb.saturating_mul(1_000_000)
             }),
