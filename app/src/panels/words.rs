@@ -138,7 +138,7 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
                     );
                     if cell.n < cell.of {
                         text += &format!(
-                            " of {}: those nearest to flipping and some of the rest; what the others may add is in the interval",
+                            " of {}: those nearest to flipping and some of the rest; the interval takes the others to move as these did",
                             number::grouped(cell.of)
                         );
                     }

@@ -81,6 +81,7 @@ fn log_sum_exp(row: &[f32]) -> f64 {
 }
 
 /// Reads the rows of several networks for one task alike: probabilities become their logarithms, classes are predicted.
+#[derive(Clone)]
 pub struct RowReader {
     classes: usize,
     reading: Option<Reading>,
@@ -92,6 +93,16 @@ impl RowReader {
             classes,
             reading: None,
         }
+    }
+
+    /// A reader that takes numbers for what they are in these rows, those of the network that others are compared with.
+    ///
+    /// # Errors
+    /// Rows that are not finite, or of another number of classes.
+    pub fn like(classes: usize, rows: &[f32]) -> Result<Self, EvalError> {
+        let mut reader = Self::new(classes);
+        reader.read(rows.to_vec(), 0)?;
+        Ok(reader)
     }
 
     /// Logits and predicted classes of rows n×classes; the first ones read decide what the numbers are. `start` is the first

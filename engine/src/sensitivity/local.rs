@@ -9,7 +9,7 @@ use super::{
 use crate::{
     compress::{Model, PassContext, QuantScheme},
     data::{Dataset, SplitName},
-    eval::EvalError,
+    eval::{EvalError, rows_of},
     exec::{CancelToken, LocalError},
     graph::LayerId,
 };
@@ -43,6 +43,8 @@ pub fn estimate(
     let networks = Networks::new(model, scheme, options, &context)?;
     let todo = networks.order(&BTreeSet::new());
     let networks = networks.calibrated(&todo)?;
+    // The check that an evaluation begins with: nothing is evaluated here.
+    rows_of(networks.base(), data, images_of(data), &[0], cancel)?;
     let mut cells = Vec::new();
     for group in networks.groups(&todo) {
         let relatives = networks.relatives(group, observer)?;
@@ -74,14 +76,10 @@ pub(super) fn of(
         })
         .collect();
     let base = &relatives.base;
-    let split = if data.is_empty(SplitName::Calibration) {
-        SplitName::Search
-    } else {
-        SplitName::Calibration
-    };
+    let classes = data.info().classes.len();
+    let split = images_of(data);
     let count = data.len(split).min(SAMPLES);
     let wanted: Vec<usize> = members.iter().map(|(.., member)| *member).collect();
-    let classes = data.info().classes.len();
     let mut sums: Vec<Option<LocalError>> = vec![None; members.len()];
     for start in (0..count).step_by(BATCH) {
         let batch = data
@@ -119,6 +117,14 @@ pub(super) fn of(
         }
     }
     Ok(cells)
+}
+
+fn images_of(data: &Dataset) -> SplitName {
+    if data.is_empty(SplitName::Calibration) {
+        SplitName::Search
+    } else {
+        SplitName::Calibration
+    }
 }
 
 /// For each row of logits a direction u with E[u·uᵀ] = diag(p) − p·pᵀ, the Fisher information of the softmax: with random signs ξ,

@@ -136,6 +136,8 @@ struct Original {
     /// Predicted class of each.
     classes: Vec<usize>,
     looks: Looks,
+    /// Takes other networks' numbers for what the original's are.
+    reader: RowReader,
 }
 
 impl Original {
@@ -153,6 +155,9 @@ impl Original {
             &mut Batches(observer),
             asked.context.cancel,
         )?;
+        let cancel = asked.context.cancel;
+        let first = rows_of(base, asked.data, SplitName::Search, &[0], cancel)?;
+        let reader = RowReader::like(logits.classes, &first)?;
         let classes: Vec<usize> = evaluation.predictions.iter().map(|c| *c as usize).collect();
         let margins: Vec<f32> = classes
             .iter()
@@ -163,6 +168,7 @@ impl Original {
             logits,
             classes,
             looks: Looks::new(&margins),
+            reader,
         })
     }
 
@@ -250,7 +256,7 @@ impl Map<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<(), SensitivityError> {
         let original = &self.original;
-        let mut reader = RowReader::new(original.logits.classes);
+        let mut reader = original.reader.clone();
         for look in 0..original.looks.len() {
             if open.is_empty() {
                 break;

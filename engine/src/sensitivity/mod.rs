@@ -129,7 +129,8 @@ pub struct Cell {
     pub tier: Tier,
     /// Proxy and Local: noise-to-signal ratio, 0..; Fisher: nats, 0..; Measured: paired drop of top-1 (fraction; negative is a gain).
     pub value: f64,
-    /// Measured: 95 % interval of the drop.
+    /// Measured: 95 % interval of the drop. Where fewer were run than it speaks for, that of all, widened by what the samples not run may
+    /// add if their logits move as those of the samples run.
     pub ci: Option<[f64; 2]>,
     /// Samples run for it; 0 for the proxy.
     pub n: u64,

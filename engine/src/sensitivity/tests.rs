@@ -3,11 +3,12 @@ use crate::{
     compress::{
         Activations, FoldBatchNorm, LayerSetting, Pass, PassContext, QuantScheme, compress_layers,
         inspect_layer,
-        testkit::{classifier, task, with_context, zoo},
+        testkit::{Net, classifier, task, with_context, zoo},
     },
     data::SplitName,
     eval::{self, evaluate},
     exec::{CancelToken, Mode, Program},
+    graph::Op,
 };
 use std::collections::BTreeMap;
 
@@ -262,6 +263,24 @@ fn estimates_alone_are_the_same_cells() {
     let mut whole = watch(usize::MAX);
     map(&options, &[], &mut whole);
     assert_eq!(cells, whole.early);
+}
+
+#[test]
+fn estimates_on_a_task_of_other_classes_are_refused() {
+    let (_folder, data) = task(5);
+    // Twice the outputs that the task has classes.
+    let mut net = Net::new(1, &[1]);
+    net.graph = classifier(5).graph;
+    let logits = net.graph.outputs[0];
+    let twice = net.node("twice", Op::Concat { axis: 1 }, &[logits, logits]);
+    net.graph.outputs = vec![twice];
+    let model = crate::compress::Model::new(net.graph);
+    let cancel = CancelToken::default();
+    let options = MapOptions::default();
+    let mut seen = watch(usize::MAX);
+    let scheme = float_activations();
+    let error = estimate(&model, &scheme, &data, &options, &mut seen, &cancel).unwrap_err();
+    assert!(error.to_string().contains("classes"), "{error}");
 }
 
 #[test]

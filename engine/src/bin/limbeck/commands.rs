@@ -299,7 +299,7 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
                 };
                 let run = if fewest < most {
                     format!(
-                        "; {} to {} of them run for a cell, those nearest to flipping first",
+                        "; {} to {} of them run for a cell, those nearest to flipping first: the others are taken to move as these did (--exact runs all)",
                         thousands(fewest),
                         thousands(of_tier.iter().map(|c| c.n).max().unwrap_or(most))
                     )
