@@ -54,11 +54,11 @@ fn percent_of_error(value: f64) -> String {
 }
 
 /// Where a cell's number comes from: "n 1,000" or "n 64/1,000" where the rest could not matter, or what is known instead:
-/// "noise 2.1 %" of the weights or of the layer's output, "≈ 0.0021 nats" of divergence.
+/// "noise 2.1 %" of the weights or of the layer's output, "≈2.1e-3 nat" of divergence.
 pub fn cell_origin(cell: &Cell) -> String {
     match cell.tier {
         Tier::Proxy | Tier::Local => format!("noise {} %", percent_of_error(cell.value)),
-        Tier::Fisher => format!("≈ {} nats", nats(cell.value)),
+        Tier::Fisher => format!("≈{} nat", nats(cell.value)),
         Tier::Measured if cell.n < cell.of => {
             format!("n {}/{}", number::grouped(cell.n), number::grouped(cell.of))
         }
@@ -68,11 +68,12 @@ pub fn cell_origin(cell: &Cell) -> String {
 
 /// Two significant digits of a divergence.
 fn nats(value: f64) -> String {
-    if value < 1e-6 {
-        return "<0.000001".into();
+    match value {
+        v if v < 1e-9 => "0".into(),
+        v if v < 0.01 => format!("{v:.1e}"),
+        v if v < 1.0 => format!("{v:.2}"),
+        v => format!("{v:.1}"),
     }
-    let decimals = (1.0 - value.log10().floor()).max(0.0) as usize;
-    format!("{value:.decimals$}")
 }
 
 /// What hovering a heat cell says; its first line is the cell's accessible name.
