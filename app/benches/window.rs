@@ -2,6 +2,8 @@
 //! GPU, while one scrolls, hovers, sorts, drags a slider, selects and types a filter:
 //! `cargo bench -p limbeck_app --bench window`
 
+#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+
 use egui::{Event, MouseWheelUnit, Pos2, RawInput, Rect, TouchPhase, pos2, vec2};
 use limbeck_app::{
     app::{Session, Window},
@@ -14,7 +16,7 @@ use limbeck_engine::{
     graph::LayerId,
     recipe::{Choice, PruneStep, Recipe, Rule, Step},
     search::LayerFacts,
-    sensitivity::{Candidate, Cell, Tier},
+    sensitivity::{Candidate, Cell, Direction, Tier},
 };
 
 const LAYERS: usize = 3_000;
@@ -123,10 +125,13 @@ fn cells(layers: &[LayerFacts]) -> impl Iterator<Item = Cell> + '_ {
             [Tier::Proxy, Tier::Measured].map(|tier| Cell {
                 layer: layer.id.clone(),
                 candidate,
+                direction: Direction::Alone,
                 tier,
                 value: (row * 7919 % 997) as f64 / 50_000.0 * (1 + candidate as usize) as f64,
                 ci: (tier == Tier::Measured).then_some([0.0, 0.03]),
                 n: if tier == Tier::Measured { 1_000 } else { 0 },
+                of: if tier == Tier::Measured { 1_000 } else { 0 },
+                settled: true,
                 kl: None,
             })
         })
@@ -195,7 +200,6 @@ fn report(what: &str, frames: &[Frame]) {
     );
 }
 
-#[allow(clippy::print_stdout)] // a program
 fn main() {
     // `cargo test` runs benches too, without wanting figures.
     let frames = if std::env::args().any(|a| a == "--bench") {

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// observer answering [`ExecError::Cancelled`]). The observer is told the cells of the tiers before this one first.
 ///
 /// A cell is the plan that changes this layer alone, or all layers but this one: batch norms folded, then pruned or quantised by
-/// `scheme`, exactly as [`compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split; cells compare on
+/// `scheme`, exactly as [`crate::compress::compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split; cells compare on
 /// the samples that both have. Ranges are calibrated once for all cells.
 ///
 /// Unless [`MapOptions::exact`], a cell is shown the samples nearest to flipping first and is settled once what the others may add is within half a

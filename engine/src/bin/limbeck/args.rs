@@ -206,6 +206,14 @@ impl From<Split> for SplitName {
     }
 }
 
+fn candidate(text: &str) -> Result<Candidate, String> {
+    let names = || Candidate::ALL.map(Candidate::name).join(", ");
+    Candidate::ALL
+        .into_iter()
+        .find(|candidate| candidate.name() == text)
+        .ok_or_else(|| format!("expected one of {}", names()))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -213,12 +221,4 @@ mod tests {
         use clap::CommandFactory;
         super::Arguments::command().debug_assert();
     }
-}
-
-fn candidate(text: &str) -> Result<Candidate, String> {
-    let names = || Candidate::ALL.map(Candidate::name).join(", ");
-    Candidate::ALL
-        .into_iter()
-        .find(|candidate| candidate.name() == text)
-        .ok_or_else(|| format!("expected one of {}", names()))
 }

@@ -104,7 +104,8 @@ pub(super) fn taylor(
                 else {
                     continue;
                 };
-                if !products.contains_key(&member.weight) {
+                if let std::collections::btree_map::Entry::Vacant(e) = products.entry(member.weight)
+                {
                     let gradient = match gradients.store.get(var) {
                         Some(g) => g.flatten_all().and_then(|g| g.to_vec1::<f32>()),
                         None => Ok(vec![0.0; weight.len()]),
@@ -112,10 +113,7 @@ pub(super) fn taylor(
                     .map_err(ExecError::from)?;
                     let own = weight.to_f32_vec();
                     let product = own.iter().zip(gradient);
-                    products.insert(
-                        member.weight,
-                        product.map(|(w, g)| f64::from(*w) * f64::from(g)).collect(),
-                    );
+                    e.insert(product.map(|(w, g)| f64::from(*w) * f64::from(g)).collect());
                 }
                 let product = &products[&member.weight];
                 let by_index = along(&weight.shape, member.axis, |i| product[i]);
