@@ -41,7 +41,7 @@ pub fn estimate(
         seed: 0,
     };
     let networks = Networks::new(model, scheme, options, &context)?;
-    let todo = networks.order(&BTreeSet::new());
+    let todo = networks.order(&BTreeSet::new(), observer)?;
     let networks = networks.calibrated(&todo)?;
     let mut cells = Vec::new();
     for group in networks.groups(&todo) {
