@@ -128,6 +128,58 @@ fn broken_weights_of_a_large_model_are_said_after_it_is_shown() {
 }
 
 #[test]
+fn tier_0_lets_others_in_between_and_ends_when_cancelled() {
+    // Five parts: the first is waited for, the inspector comes after the next, the cancellation after one more.
+    let layers = 2 * LAYERS;
+    let folder = tempfile::tempdir().expect("folder");
+    let [model, _] = big::write(folder.path(), layers, |layer| Some(weights(layer)));
+    let engine = Engine::start(Arc::new(|| {}));
+    let send = |command| engine.commands.send(command).expect("the engine listens");
+    send(Command::Open {
+        job: JobId(1),
+        model: model.clone(),
+        task: None,
+    });
+    let mut seen = until(&engine, |seen| {
+        seen.iter().any(|e| matches!(e, Event::Cells { .. }))
+    });
+    let Some(Event::Opened { info, .. }) = seen.iter().find(|e| matches!(e, Event::Opened { .. }))
+    else {
+        panic!("{seen:?}");
+    };
+    send(Command::Inspect {
+        job: JobId(2),
+        layer: info.layers[0].id.clone(),
+        setting: LayerSetting {
+            precision: Precision::Int8,
+            sparsity: Ratio(0.0),
+        },
+        scheme: QuantScheme::default(),
+    });
+    seen.extend(until(&engine, |seen| {
+        let over = |e: &Event| matches!(e, Event::Finished { job: JobId(1) });
+        assert!(!seen.iter().any(over), "the inspector waited for tier 0");
+        seen.iter().any(|e| matches!(e, Event::Inspected { .. }))
+    }));
+    send(Command::Cancel(JobId(1)));
+    seen.extend(until(&engine, |seen| {
+        let over = |e: &Event| matches!(e, Event::Finished { job: JobId(1) });
+        assert!(!seen.iter().any(over), "not cancelled");
+        seen.iter()
+            .any(|e| matches!(e, Event::Cancelled { job: JobId(1) }))
+    }));
+    let cells = |event: &Event| match event {
+        Event::Cells { cells, .. } => cells.len(),
+        _ => 0,
+    };
+    let told: usize = seen.iter().map(cells).sum();
+    assert!(0 < told && told < layers * Candidate::ALL.len(), "{told}");
+    while let Ok(event) = engine.events.recv_timeout(Duration::from_millis(300)) {
+        assert_eq!(cells(&event), 0, "more cells after the job's end");
+    }
+}
+
+#[test]
 fn a_lock_or_project_waits_for_the_hash() {
     let folder = tempfile::tempdir().expect("folder");
     let [model, _] = big::write(folder.path(), LAYERS, |_| None);

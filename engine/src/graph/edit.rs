@@ -432,6 +432,18 @@ impl Graph {
     /// Float constants that hold what no weight should: NaN anywhere, infinities where a layer or a norm reads
     /// them (elsewhere they are ordinary: attention masks, bounds). Name and number of such elements.
     pub fn non_finite_weights(&self) -> Vec<(String, usize)> {
+        let never: Result<_, std::convert::Infallible> = self.non_finite_weights_while(|| Ok(()));
+        never.unwrap_or_default()
+    }
+
+    /// As [`Graph::non_finite_weights`]; `between` is called after every constant that was looked at.
+    ///
+    /// # Errors
+    /// What `between` returns, which ends it there.
+    pub fn non_finite_weights_while<E>(
+        &self,
+        mut between: impl FnMut() -> Result<(), E>,
+    ) -> Result<Vec<(String, usize)>, E> {
         let mut weights: BTreeSet<ValueId> = BTreeSet::new();
         for node in &self.nodes {
             if matches!(
@@ -447,18 +459,20 @@ impl Graph {
                 weights.extend(node.inputs.iter().flatten());
             }
         }
-        (0u32..)
-            .zip(&self.values)
-            .filter_map(|(i, v)| {
-                let data = v.data.as_ref()?;
-                let count = match weights.contains(&ValueId(i)) {
-                    true => data.non_finite(),
-                    false => data.nan(),
-                };
-                data.let_go();
-                (count > 0).then(|| (v.name.clone(), count))
-            })
-            .collect()
+        let mut found = Vec::new();
+        for (i, v) in (0u32..).zip(&self.values) {
+            let Some(data) = &v.data else { continue };
+            let count = match weights.contains(&ValueId(i)) {
+                true => data.non_finite(),
+                false => data.nan(),
+            };
+            data.let_go();
+            if count > 0 {
+                found.push((v.name.clone(), count));
+            }
+            between()?;
+        }
+        Ok(found)
     }
 }
 

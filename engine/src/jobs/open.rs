@@ -7,6 +7,7 @@ use super::{
 use crate::{
     compress::{ChannelGroups, QuantScheme, folded_outline},
     data::SplitName,
+    exec::ExecError,
     graph::Graph,
     measure::{self, Sizes},
     recipe::{PipelineError, Recipe, Session, shape_words, task_beside},
@@ -76,13 +77,15 @@ impl Worker {
             let (emitter, job) = (self.emitter().clone(), context.job);
             session.when_hashed(move |sha256| emitter.send(Event::Hashed { job, sha256 }));
         }
-        let cells = sensitivity::proxy(&session.graph, &QuantScheme::default());
-        self.emitter().send(Event::Cells {
-            job: context.job,
-            cells,
-        });
+        sensitivity::proxy_by_parts(&session.graph, &QuantScheme::default(), &mut |cells| {
+            self.emitter().send(Event::Cells {
+                job: context.job,
+                cells,
+            });
+            self.between(context)
+        })?;
         if session.is_large()
-            && let Some(warning) = session.broken_weights()
+            && let Some(warning) = session.broken_weights_while(|| self.between(context))?
         {
             self.emitter().send(Event::Unsound {
                 job: context.job,
@@ -104,6 +107,15 @@ impl Worker {
             session.task_path.clone().unwrap_or_default(),
         );
         self.run(context, &recipe, SplitName::Search, None)
+    }
+
+    /// Between parts of a model's weights: what may overtake does, and the job ends where it is cancelled.
+    fn between(&self, context: &JobContext) -> Result<(), ExecError> {
+        self.poll(context, None);
+        if context.cancel.is_cancelled() {
+            return Err(ExecError::Cancelled);
+        }
+        Ok(())
     }
 }
 

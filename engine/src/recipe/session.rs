@@ -151,8 +151,24 @@ impl Session {
     /// What is wrong with the weights, looked for once.
     pub fn broken_weights(&self) -> Option<&str> {
         self.broken
-            .get_or_init(|| broken_weights(&self.graph))
+            .get_or_init(|| broken_words(&self.graph.non_finite_weights()))
             .as_deref()
+    }
+
+    /// As [`Session::broken_weights`]; `between` is called after every constant, so that others need not wait.
+    ///
+    /// # Errors
+    /// What `between` returns: nothing is known then, and it will be looked for again.
+    pub fn broken_weights_while<E>(
+        &self,
+        between: impl FnMut() -> Result<(), E>,
+    ) -> Result<Option<&str>, E> {
+        if self.broken.get().is_none() {
+            let found = broken_words(&self.graph.non_finite_weights_while(between)?);
+            // Somebody else may have found the same meanwhile.
+            let _ = self.broken.set(found);
+        }
+        Ok(self.broken_weights())
     }
 
     /// The data, or an error that says that there is none and what to do.
@@ -328,8 +344,7 @@ fn structural_obstacles(graph: &Graph, data: Option<&Dataset>) -> Vec<String> {
     found
 }
 
-fn broken_weights(graph: &Graph) -> Option<String> {
-    let broken = graph.non_finite_weights();
+fn broken_words(broken: &[(String, usize)]) -> Option<String> {
     if broken.is_empty() {
         return None;
     }

@@ -41,7 +41,7 @@ pub fn estimate(
         seed: 0,
     };
     let networks = Networks::new(model, scheme, options, &context)?;
-    let todo = networks.order(&BTreeSet::new());
+    let todo = networks.order(&BTreeSet::new(), observer)?;
     let networks = networks.calibrated(&todo)?;
     // The check that an evaluation begins with: nothing is evaluated here.
     rows_of(networks.base(), data, images_of(data), &[0], cancel)?;

@@ -109,7 +109,7 @@ fn walk(
     }
     let done = final_cells(known, count, asked.options);
     let networks = Networks::new(model, asked.scheme, asked.options, asked.context)?;
-    let todo = networks.order(&done);
+    let todo = networks.order(&done, observer)?;
     if todo.is_empty() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ mod proxy;
 
 pub use local::estimate;
 pub use measured::measure;
-pub use proxy::proxy;
+pub use proxy::{proxy, proxy_by_parts};
 
 use crate::{
     compress::{LayerSetting, Precision, Ratio},

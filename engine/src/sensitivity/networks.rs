@@ -1,6 +1,6 @@
 //! The networks of a map's cells, and which of them are run side by side.
 
-use super::{Candidate, Direction, MapObserver, MapOptions, SensitivityError, proxy};
+use super::{Candidate, Direction, MapObserver, MapOptions, SensitivityError, proxy_by_parts};
 use crate::{
     compress::{
         Activations, CompressError, LayerSetting, Model, PassContext, QuantScheme, Ranges,
@@ -173,8 +173,13 @@ impl<'a> Networks<'a> {
     }
 
     /// Cells to measure. The candidates that tell layers apart come first for all layers, the harmless ones last; within a
-    /// candidate the layers with most noise times size come first, because there is most to win and to lose.
-    pub fn order(&self, known: &BTreeSet<(LayerId, Candidate)>) -> Vec<(LayerId, Candidate)> {
+    /// candidate the layers with most noise times size come first, because there is most to win and to lose. The observer may
+    /// stop it between parts of the weights.
+    pub fn order(
+        &self,
+        known: &BTreeSet<(LayerId, Candidate)>,
+        observer: &mut dyn MapObserver,
+    ) -> Result<Vec<(LayerId, Candidate)>, SensitivityError> {
         const TELLING: [Candidate; 6] = [
             Candidate::Int4,
             Candidate::P50,
@@ -190,33 +195,37 @@ impl<'a> Networks<'a> {
             .into_iter()
             .map(|layer| (layer.id, layer.params))
             .collect();
-        let mut cells: Vec<(usize, f64, usize, LayerId, Candidate)> =
-            proxy(&self.folded.graph, self.scheme)
-                .into_iter()
-                .enumerate()
-                .filter(|(_, cell)| {
-                    let asked = &self.options.candidates;
-                    asked
-                        .as_ref()
-                        .is_none_or(|asked| asked.contains(&cell.candidate))
-                        && !known.contains(&(cell.layer.clone(), cell.candidate))
-                })
-                .map(|(place, cell)| {
-                    let rank = TELLING.iter().position(|c| *c == cell.candidate);
-                    let size = sizes.get(&cell.layer).copied().unwrap_or(0) as f64;
-                    (
-                        rank.unwrap_or(TELLING.len()),
-                        cell.value * size,
-                        place,
-                        cell.layer,
-                        cell.candidate,
-                    )
-                })
-                .collect();
+        let mut noise = Vec::new();
+        proxy_by_parts(&self.folded.graph, self.scheme, &mut |cells| {
+            noise.extend(cells);
+            observer.batch()
+        })?;
+        let mut cells: Vec<(usize, f64, usize, LayerId, Candidate)> = noise
+            .into_iter()
+            .enumerate()
+            .filter(|(_, cell)| {
+                let asked = &self.options.candidates;
+                asked
+                    .as_ref()
+                    .is_none_or(|asked| asked.contains(&cell.candidate))
+                    && !known.contains(&(cell.layer.clone(), cell.candidate))
+            })
+            .map(|(place, cell)| {
+                let rank = TELLING.iter().position(|c| *c == cell.candidate);
+                let size = sizes.get(&cell.layer).copied().unwrap_or(0) as f64;
+                (
+                    rank.unwrap_or(TELLING.len()),
+                    cell.value * size,
+                    place,
+                    cell.layer,
+                    cell.candidate,
+                )
+            })
+            .collect();
         cells.sort_by(|a, b| {
             let by_noise = b.1.total_cmp(&a.1);
             a.0.cmp(&b.0).then(by_noise).then(a.2.cmp(&b.2))
         });
-        cells.into_iter().map(|c| (c.3, c.4)).collect()
+        Ok(cells.into_iter().map(|c| (c.3, c.4)).collect())
     }
 }

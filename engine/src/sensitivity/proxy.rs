@@ -7,7 +7,7 @@ use crate::{
         CodeRange, QuantScheme, Ratio, ScaleLayout, Wiring, choose_scales, folded_at,
         plain_weights, through_half,
     },
-    exec,
+    exec::{self, ExecError},
     graph::{Graph, Layer, LayerId},
 };
 use rayon::prelude::*;
@@ -21,8 +21,26 @@ const AT_A_TIME: usize = 8 << 20;
 /// value is Σ(w − ŵ)²/Σw². Layers whose weights are no finite float constants have no cells. Goes through the file once, and lets go
 /// of what it has read.
 pub fn proxy(graph: &Graph, scheme: &QuantScheme) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    // Never told to stop.
+    let _ = proxy_by_parts(graph, scheme, &mut |some| {
+        cells.extend(some);
+        Ok(())
+    });
+    cells
+}
+
+/// As [`proxy`], part by part (of 32 MB, or one layer that is larger): `part` gets each part's cells, and does between parts what
+/// may not wait.
+///
+/// # Errors
+/// What `part` returns, which ends it there.
+pub fn proxy_by_parts(
+    graph: &Graph,
+    scheme: &QuantScheme,
+    part: &mut dyn FnMut(Vec<Cell>) -> Result<(), ExecError>,
+) -> Result<(), ExecError> {
     let layers = graph.layers();
-    let mut cells = Vec::with_capacity(layers.len() * Candidate::ALL.len());
     let mut rest = &layers[..];
     while !rest.is_empty() {
         let mut elements = 0usize;
@@ -30,11 +48,11 @@ pub fn proxy(graph: &Graph, scheme: &QuantScheme) -> Vec<Cell> {
             elements = elements.saturating_add(layer.weight_shape.iter().product());
             elements <= AT_A_TIME
         });
-        let (part, later) = rest.split_at(fitting.count().max(1));
+        let (some, later) = rest.split_at(fitting.count().max(1));
         rest = later;
-        cells.extend(proxy_of(graph, part, scheme));
+        part(proxy_of(graph, some, scheme))?;
     }
-    cells
+    Ok(())
 }
 
 /// The cells of some of a graph's layers.

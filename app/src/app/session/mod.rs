@@ -115,6 +115,8 @@ struct Unhashed {
     save: Option<(PathBuf, Option<AfterSave>)>,
     /// A project's points and cells, and whether they hold of this model.
     numbers: Option<Box<ProjectFile>>,
+    /// Why there will be no hash, and what to do.
+    failed: Option<String>,
 }
 
 impl Session {

@@ -113,6 +113,9 @@ impl Session {
         self.state.history.commit(&self.state.document);
         let path = files::absolute(path);
         if self.state.model().is_some_and(|m| m.sha256.is_none()) {
+            if let Some(reason) = &self.unhashed.failed {
+                return self.fail(format!("{} is not saved: {reason}", path.display()));
+            }
             self.state.notify(
                 NoticeKind::Info,
                 format!(
@@ -135,10 +138,20 @@ impl Session {
         match sha256 {
             Ok(sha256) => self.state.mirror.set_hash(sha256),
             Err(reason) => {
-                return self.fail(format!(
-                    "The model's files cannot be read any more, so projects are neither saved nor compared with it: {reason}. \
-                     Open the model again."
-                ));
+                let model = self.state.model();
+                let model = model.map_or_else(String::new, |m| m.path.display().to_string());
+                let reason = format!(
+                    "the files of {model} cannot be read any more, so projects are neither saved nor compared with it: {reason}. \
+                     Open the model again"
+                );
+                self.fail(match &waiting.save {
+                    Some((path, _)) => format!("{} is not saved: {reason}", path.display()),
+                    None => format!("No hash: {reason}"),
+                });
+                // The points of the project stay unread; what was to follow the save does not.
+                self.unhashed.numbers = waiting.numbers;
+                self.unhashed.failed = Some(reason);
+                return;
             }
         }
         if let Some(project) = waiting.numbers {

@@ -221,3 +221,39 @@ fn the_numbers_of_a_large_models_project_wait_for_its_hash() {
         assert!(!rig.state().is_dirty());
     }
 }
+
+#[test]
+fn where_a_large_model_cannot_be_hashed_saving_fails_and_says_so() {
+    let mut rig = Rig::new();
+    rig.run(Command::OpenModel {
+        model: "m.onnx".into(),
+        task: None,
+    });
+    let job = open_job(&mut rig);
+    rig.tell(Event::Opened {
+        job,
+        info: unread(),
+    });
+    rig.tell(Event::Finished { job });
+    // One save waits for the hash, and is answered.
+    rig.run(Command::SaveProjectAs("p".into()));
+    let sha256 = Err("weights.bin: gone".to_owned());
+    rig.tell(Event::Hashed { job, sha256 });
+    let failures = |rig: &Rig| -> Vec<String> {
+        let notices = rig.state().notices.iter();
+        let all = notices.filter(|n| n.text.contains("p.limbeck.ron is not saved"));
+        all.map(|n| n.text.clone()).collect()
+    };
+    let first = failures(&rig);
+    assert_eq!(first.len(), 1, "{:?}", rig.state().notices);
+    for part in ["weights.bin: gone", "Open the model again"] {
+        assert!(first[0].contains(part), "{first:?}");
+    }
+    // The next does not wait for what never comes.
+    rig.session.state.notices.clear();
+    rig.run(Command::SaveProjectAs("p".into()));
+    assert_eq!(failures(&rig), first);
+    assert_eq!(rig.state().notices.len(), 1, "no promise beside it");
+    let written = |sent: &Job| matches!(sent, Job::WriteText { .. });
+    assert!(!rig.sent().iter().any(written));
+}
