@@ -71,7 +71,7 @@ impl CorrectBias {
         let mut walks = match total {
             0 => None,
             _ => {
-                let images = batches(context.data, self.samples, "bias correction")?;
+                let images = batches(&model.graph, context.data, self.samples, "bias correction")?;
                 let float = Walk::new(float_twin(&model), images.clone())?;
                 Some((Walk::new(model.graph.clone(), images)?, float))
             }

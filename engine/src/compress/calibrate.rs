@@ -1,7 +1,10 @@
 //! Calibration: runs samples of the calibration split through the float graph and keeps a histogram of every value that is
 //! to be quantised, then takes ranges from the histograms. One run serves every layer and every method.
 
-use super::{Calibration, CompressError, Histogram, QuantScheme, Symmetry};
+use super::{
+    Calibration, CompressError, Histogram, QuantScheme, Symmetry,
+    chunks::{Chunk, chunks},
+};
 use crate::{
     data::{Dataset, SplitName},
     exec::{self, CancelToken, ExecError, Mode, Program, Taps},
@@ -110,7 +113,7 @@ pub fn observe(
     observe_by(batch, graph, values, data, samples, cancel)
 }
 
-/// As [`observe`], so many samples at a time: their number does not change what is counted.
+/// As [`observe`], so many samples at a time where the model takes any number: it does not change what is counted.
 pub(super) fn observe_by(
     batch: usize,
     graph: &Graph,
@@ -134,21 +137,18 @@ pub(super) fn observe_by(
         wanted,
         histograms: BTreeMap::new(),
         averages: BTreeMap::new(),
-        images: 0,
+        chunk: None,
     };
-    let mut start = 0;
-    while start < total {
+    for chunk in chunks(0..total, batch, program.fixed_batch()) {
         if cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let end = total.min(start + batch);
-        let images = data.batch(SplitName::Calibration, start..end)?.images;
-        taps.images = end - start;
+        let images = chunk.read(data)?.images;
+        taps.chunk = Some(chunk);
         if let Some(input) = fed {
             taps.count(input, &images)?;
         }
         program.run(std::slice::from_ref(&images), &mut taps, cancel)?;
-        start = end;
     }
     let mut histograms = BTreeMap::new();
     let averages = taps
@@ -187,12 +187,16 @@ struct Observe {
     wanted: BTreeSet<ValueId>,
     histograms: BTreeMap<ValueId, Histogram>,
     averages: BTreeMap<ValueId, SampleAverage>,
-    /// Samples in the batch at hand.
-    images: usize,
+    /// The batch at hand.
+    chunk: Option<Chunk>,
 }
 
 impl Observe {
     fn count(&mut self, value: ValueId, tensor: &Tensor) -> Result<(), ExecError> {
+        let (tensor, images) = match self.chunk {
+            Some(chunk) => (chunk.own(tensor)?, chunk.rows.max(1)),
+            None => (tensor.clone(), 1),
+        };
         let tensor = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else {
@@ -204,9 +208,9 @@ impl Observe {
         let (start, end) = layout.contiguous_offsets().unwrap_or((0, all.len()));
         // Samples lie one behind another; a value that has no batch axis is the same for all of them.
         let counted = &all[start..end];
-        let sample = match counted.len() / self.images.max(1) {
+        let sample = match counted.len() / images {
             0 => counted.len().max(1),
-            sample if sample * self.images == counted.len() => sample,
+            sample if sample * images == counted.len() => sample,
             _ => counted.len(),
         };
         let extremes: Vec<(f32, f32)> = exec::pool().install(|| {

@@ -26,6 +26,58 @@ const SETTLED: f64 = 1e-4;
 /// Factors stay inside this: a channel beyond it is next to dead.
 const MOST: f64 = 1e5;
 
+/// The axis that a layer's channels lie along, in what is computed from its output.
+#[derive(Clone, Copy)]
+enum Along {
+    Axis {
+        axis: usize,
+        rank: usize,
+    },
+    /// The last one of a shape that is not known.
+    Last,
+}
+
+impl Along {
+    /// In a layer's own output.
+    fn of(graph: &Graph, layer: &Layer) -> Self {
+        let rank = |value: ValueId| graph.value(value).shape.as_ref().map(Vec::len);
+        match &graph.node(layer.node).op {
+            Op::Conv { .. } => Self::Axis {
+                axis: 1,
+                rank: layer.weight_shape.len(),
+            },
+            Op::Gemm { .. } => Self::Axis { axis: 1, rank: 2 },
+            _ => match rank(layer.output).or_else(|| rank(layer.input)) {
+                Some(rank @ 1..) => Self::Axis {
+                    axis: rank - 1,
+                    rank,
+                },
+                _ => Self::Last,
+            },
+        }
+    }
+
+    /// Whether it is the axis that a layer sums over.
+    fn summed_by(self, graph: &Graph, layer: &Layer) -> bool {
+        match (&graph.node(layer.node).op, self) {
+            (Op::MatMul, Self::Axis { axis, rank }) => axis + 1 == rank,
+            // A Gemm takes matrices only.
+            (Op::MatMul | Op::Gemm { .. }, Self::Last) => true,
+            (_, Self::Axis { axis, .. }) => axis == 1,
+            (_, Self::Last) => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Along {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Axis { axis, .. } => write!(f, "axis {axis}"),
+            Self::Last => f.write_str("the last axis"),
+        }
+    }
+}
+
 /// Two layers between which channels can be scaled.
 struct Pair {
     /// By their places among the layers.
@@ -132,6 +184,7 @@ impl Equalize {
         let channels = layer.weight_shape[layer.channel_axis];
         bias_of(graph, layer, channels)?;
         let mut spread = 1;
+        let mut along = Along::of(graph, layer);
         let mut value = layer.output;
         loop {
             if wiring.is_output(value) {
@@ -154,6 +207,12 @@ impl Equalize {
                 }
                 able(graph, wiring, layers, behind)
                     .map_err(|reason| format!("{} behind it: {reason}", behind.id.0))?;
+                if !along.summed_by(graph, behind) {
+                    return Err(format!(
+                        "{} behind it does not sum over its channels, which lie along {along} there",
+                        behind.id.0
+                    ));
+                }
                 let inputs = inputs_of(graph, behind);
                 if inputs != Some(channels * spread) {
                     return Err(format!(
@@ -174,11 +233,21 @@ impl Equalize {
                 | Op::LeakyRelu { .. }
                 | Op::Identity
                 | Op::Dropout
-                | Op::MaxPool { .. }
+                | Op::Binary(BinaryOp::PRelu) => {}
+                Op::MaxPool { .. }
                 | Op::AveragePool { .. }
                 | Op::GlobalAveragePool
                 | Op::GlobalMaxPool
-                | Op::Binary(BinaryOp::PRelu) => {}
+                    if matches!(along, Along::Axis { axis: 1, .. }) => {}
+                Op::MaxPool { .. }
+                | Op::AveragePool { .. }
+                | Op::GlobalAveragePool
+                | Op::GlobalMaxPool => {
+                    return Err(format!(
+                        "{} behind it takes channels together: they lie along {along} there",
+                        node.name
+                    ));
+                }
                 Op::Clip if is_relu(graph, node.inputs.get(1..).unwrap_or_default()) => {}
                 Op::Clip => {
                     return Err(format!(
@@ -187,6 +256,12 @@ impl Equalize {
                     ));
                 }
                 Op::Flatten { axis: 1 } => {
+                    if !matches!(along, Along::Axis { axis: 1, .. }) {
+                        return Err(format!(
+                            "{} behind it does not keep its channels together: they lie along {along} there",
+                            node.name
+                        ));
+                    }
                     let shape = graph.value(value).shape.as_deref().unwrap_or_default();
                     let known: Option<usize> = shape
                         .get(2..)
@@ -195,6 +270,7 @@ impl Equalize {
                         return Err(format!("{} flattens a shape that is not known", node.name));
                     };
                     spread = known;
+                    along = Along::Axis { axis: 1, rank: 2 };
                 }
                 op => {
                     return Err(format!(

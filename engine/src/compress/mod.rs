@@ -3,6 +3,7 @@
 mod adaround;
 mod bias;
 mod calibrate;
+mod chunks;
 mod equalise;
 mod fold;
 mod histogram;

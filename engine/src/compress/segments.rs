@@ -1,7 +1,11 @@
 //! Walking a network from layer to layer: the values of any place for all calibration samples, without running the network from the start
 //! each time. What is kept between layers are values that all later ones hang on alone, where they are small.
 
-use super::{CompressError, Model, wiring::Wiring};
+use super::{
+    CompressError, Model,
+    chunks::{Chunk, chunks},
+    wiring::Wiring,
+};
 use crate::{
     data::{Dataset, SplitName},
     exec::{CancelToken, ExecError, Mode, NoTaps, Program},
@@ -15,15 +19,16 @@ const BATCH: usize = 16;
 /// A value is kept where a sample of it has at most so many times the elements of an input, or this many.
 const KEPT: (usize, usize) = (2, 1 << 16);
 
-/// The first `samples` of the calibration split, in batches.
+/// The first `samples` of the calibration split, in batches that `graph` takes.
 ///
 /// # Errors
 /// No data, or an empty split.
 pub(super) fn batches(
+    graph: &Graph,
     data: Option<&Dataset>,
     samples: usize,
     what: &str,
-) -> Result<Vec<Tensor>, CompressError> {
+) -> Result<Vec<(Chunk, Tensor)>, CompressError> {
     let data = data.ok_or_else(|| {
         CompressError::Invalid(format!(
             "{what} needs data to compare the network's values on: give a task"
@@ -35,12 +40,8 @@ pub(super) fn batches(
             "{what} needs at least one sample: the task's calibration split is empty or the step asks for 0 samples"
         )));
     }
-    (0..total)
-        .step_by(BATCH)
-        .map(|start| {
-            let end = total.min(start + BATCH);
-            Ok(data.batch(SplitName::Calibration, start..end)?.images)
-        })
+    chunks(0..total, BATCH, graph.fixed_batch())
+        .map(|chunk| Ok((chunk, chunk.read(data)?.images)))
         .collect()
 }
 
@@ -109,7 +110,7 @@ pub(super) struct Walk {
     cuts: Vec<(usize, ValueId)>,
     /// Where the kept values stand; `None`: at the input.
     at: Option<(usize, ValueId)>,
-    kept: Vec<Tensor>,
+    kept: Vec<(Chunk, Tensor)>,
 }
 
 impl Walk {
@@ -117,7 +118,7 @@ impl Walk {
     ///
     /// # Errors
     /// A model with several inputs.
-    pub fn new(graph: Graph, batches: Vec<Tensor>) -> Result<Self, CompressError> {
+    pub fn new(graph: Graph, batches: Vec<(Chunk, Tensor)>) -> Result<Self, CompressError> {
         let &[input] = graph.inputs.as_slice() else {
             return Err(CompressError::Invalid(format!(
                 "layers can be followed in models with one input only; this one has {}",
@@ -148,7 +149,7 @@ impl Walk {
         }
         let sample: usize = batches
             .first()
-            .map_or(0, |b| b.dims().iter().skip(1).product());
+            .map_or(0, |(_, b)| b.dims().iter().skip(1).product());
         let small = (KEPT.0 * sample).max(KEPT.1);
         let fits = |value: ValueId| {
             let shape = graph.value(value).shape.as_ref();
@@ -184,10 +185,10 @@ impl Walk {
 
     /// Samples it walks with.
     pub fn samples(&self) -> usize {
-        self.kept.iter().filter_map(|b| b.dims().first()).sum()
+        self.kept.iter().map(|(chunk, _)| chunk.rows).sum()
     }
 
-    /// Calls `see` with `value` for each batch in turn. Nothing before an earlier asked place may have changed in the graph since;
+    /// Calls `see` with `value` for each batch in turn, without the samples that fill a batch up. Nothing before an earlier asked place may have changed in the graph since;
     /// the node that makes `value` may.
     ///
     /// # Errors
@@ -204,7 +205,7 @@ impl Walk {
         };
         if let Some(&cut) = self.cuts.iter().rev().find(after) {
             let program = self.segment(cut.1)?;
-            for batch in &mut self.kept {
+            for (_, batch) in &mut self.kept {
                 *batch = run(&program, batch, cancel)?;
             }
             self.at = Some(cut);
@@ -214,11 +215,14 @@ impl Walk {
             None => self.graph.inputs.first() == Some(&value),
         };
         if here {
-            return self.kept.iter().try_for_each(see);
+            return self
+                .kept
+                .iter()
+                .try_for_each(|(chunk, batch)| see(&chunk.own(batch)?));
         }
         let program = self.segment(value)?;
-        for batch in &self.kept {
-            see(&run(&program, batch, cancel)?)?;
+        for (chunk, batch) in &self.kept {
+            see(&chunk.own(&run(&program, batch, cancel)?)?)?;
         }
         Ok(())
     }

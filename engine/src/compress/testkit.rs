@@ -98,6 +98,13 @@ impl Net {
         self.node(name, Op::Unary(UnaryOp::Relu), &[x])
     }
 
+    /// Fixes how many samples the input takes at a time.
+    pub fn fix(graph: &mut Graph, batch: usize) {
+        if let Some(shape) = &mut graph.value_mut(ValueId(0)).shape {
+            shape[0] = Dim::Known(batch);
+        }
+    }
+
     pub fn finish(mut self, outputs: &[ValueId]) -> Model {
         self.graph.outputs = outputs.to_vec();
         self.graph.validate().expect("test graphs are valid");

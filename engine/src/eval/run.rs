@@ -71,7 +71,7 @@ pub fn rows_of(
 ) -> Result<Vec<f32>, EvalError> {
     let info = data.info();
     let classes = info.classes.len();
-    let fixed = fixed_batch(program);
+    let fixed = program.fixed_batch();
     let step = fixed.unwrap_or_else(|| batch_size(&info.sample_shape));
     let mut all = Vec::with_capacity(samples.len() * classes);
     for chunk in samples.chunks(step) {
@@ -86,12 +86,6 @@ pub fn rows_of(
         all.extend_from_slice(&rows[..chunk.len() * classes]);
     }
     Ok(all)
-}
-
-/// The number of samples the model takes at a time, where its input fixes it.
-fn fixed_batch(program: &Program) -> Option<usize> {
-    let shape = program.input_shapes().next()??;
-    shape.first()?.known().filter(|size| *size > 0)
 }
 
 fn run(
@@ -112,7 +106,7 @@ fn run(
             info.name
         )));
     }
-    let fixed = fixed_batch(program);
+    let fixed = program.fixed_batch();
     let step = fixed.unwrap_or_else(|| batch_size(&info.sample_shape));
     let mut evaluation = Evaluation {
         split,

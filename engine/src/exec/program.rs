@@ -11,7 +11,7 @@ use super::{
     support::unsupported,
     value::{Val, dtype},
 };
-use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId};
+use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId, fixed_batch};
 use candle_core::{Tensor, Var};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -237,6 +237,11 @@ impl Program {
     /// Declared shapes of the inputs, in the order of [`Graph::inputs`]; `None` where the model says nothing.
     pub fn input_shapes(&self) -> impl Iterator<Item = Option<&[Dim]>> {
         self.inputs.iter().map(|input| input.shape.as_deref())
+    }
+
+    /// The number of samples the model takes at a time, where its first input fixes it.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        fixed_batch(self.inputs.first()?.shape.as_deref())
     }
 
     /// Runs on one batch. `feeds` are in the order of [`Graph::inputs`]; results in the order of [`Graph::outputs`].

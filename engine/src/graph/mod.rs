@@ -2,6 +2,7 @@
 //! layers a user sees; edits that keep a graph valid. Uses no other room.
 
 mod edit;
+mod ends;
 mod error;
 mod infer;
 mod layers;
@@ -11,6 +12,7 @@ mod op_info;
 mod tensor;
 
 pub(crate) use edit::topological;
+pub(crate) use ends::fixed_batch;
 pub use error::GraphError;
 pub(crate) use mapped::map;
 pub use op::*;

@@ -118,6 +118,21 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                 "Equalize must come after Prune: it changes the magnitudes that Prune compares",
             );
         }
+        let behind = |is: fn(&Step) -> bool| steps[here..].iter().any(is);
+        if behind(|s| matches!(s, Step::PruneChannels(_))) {
+            return refuse(
+                "Equalize",
+                0,
+                "Equalize must come after PruneChannels: it changes the magnitudes that channels are compared by",
+            );
+        }
+        if behind(|s| matches!(s, Step::FoldBatchNorm)) {
+            return refuse(
+                "Equalize",
+                0,
+                "Equalize must come after FoldBatchNorm: it does nothing to a layer that a batch norm still follows",
+            );
+        }
     }
     let adaround = at(|s| matches!(s, Step::AdaRound(_)));
     for (word, here) in [

@@ -483,7 +483,15 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
         ),
         (
             format!("Equalize(), Prune(default: set(0.5)), {quantize}"),
-            "Equalize must come after Prune",
+            "Equalize must come after Prune:",
+        ),
+        (
+            format!("Equalize(), PruneChannels(default: set(0.5)), {quantize}"),
+            "Equalize must come after PruneChannels",
+        ),
+        (
+            format!("Equalize(), FoldBatchNorm, {quantize}"),
+            "Equalize must come after FoldBatchNorm",
         ),
         (
             format!("Equalize(), Equalize(), {quantize}"),

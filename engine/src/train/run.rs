@@ -4,7 +4,7 @@ use super::{
     DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint,
     loss::DistilLoss,
     optimise::{Stepper, rate},
-    teacher::{Teacher, ends_in_softmax, logits},
+    teacher::{Teacher, logits},
 };
 use crate::{
     compress::Model,
@@ -165,7 +165,7 @@ impl<'a> Training<'a> {
             stepper,
             order: Order::new(seed, available),
             graph: student.graph.clone(),
-            probabilities: ends_in_softmax(&student.graph),
+            probabilities: student.graph.ends_in_softmax(),
             classes,
             samples,
             steps: steps(settings.trained_epochs()),

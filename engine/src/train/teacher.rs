@@ -3,36 +3,9 @@
 use super::{TrainError, loss::log_softmax};
 use crate::{
     exec::{CancelToken, Mode, NoTaps, Program},
-    graph::{Graph, Op},
+    graph::Graph,
 };
 use candle_core::{DType, Tensor};
-
-/// Whether a model's first output are probabilities: it ends in a softmax, through nothing but changes of shape and type.
-pub(super) fn ends_in_softmax(graph: &Graph) -> bool {
-    let mut value = graph.outputs.first().copied();
-    for _ in 0..=graph.nodes.len() {
-        let Some(node) = graph
-            .nodes
-            .iter()
-            .find(|node| value.is_some() && node.outputs.contains(&value))
-        else {
-            return false;
-        };
-        match node.op {
-            Op::Softmax { .. } => return true,
-            Op::Identity
-            | Op::Reshape { .. }
-            | Op::Flatten { .. }
-            | Op::Squeeze
-            | Op::Unsqueeze
-            | Op::Cast { .. }
-            | Op::QuantizeLinear { .. }
-            | Op::DequantizeLinear { .. } => value = node.inputs.first().copied().flatten(),
-            _ => return false,
-        }
-    }
-    false
-}
 
 /// A model's first output as logits N×classes: trailing axes of 1 dropped, probabilities turned into their logarithms.
 pub(super) fn logits(
@@ -84,7 +57,7 @@ impl Teacher {
     ) -> Result<Self, TrainError> {
         Ok(Self {
             program: Program::compile(graph, Mode::Inference)?,
-            probabilities: ends_in_softmax(graph),
+            probabilities: graph.ends_in_softmax(),
             classes,
             temperature,
             rows: vec![Box::default(); samples],

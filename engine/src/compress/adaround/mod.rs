@@ -145,7 +145,12 @@ impl AdaRound {
         let mut walks = match total {
             0 => None,
             _ => {
-                let images = batches(context.data, self.settings.samples, "AdaRound")?;
+                let images = batches(
+                    &model.graph,
+                    context.data,
+                    self.settings.samples,
+                    "AdaRound",
+                )?;
                 let float = Walk::new(float_twin(&model), images.clone())?;
                 Some((Walk::new(model.graph.clone(), images)?, float))
             }

@@ -1,10 +1,18 @@
 //! Biases of a network whose batch norms are folded: corrected so that every layer's channels have on average what they had
 //! before channels went (bias correction, Nagel et al. 2019, §4.2). What taking statistics again is to batch norms.
 
-use super::{groups::Structure, labels::Unit, measured::batches, norms::moments};
+use super::{
+    groups::Structure,
+    labels::Unit,
+    measured::{BATCH, calibration},
+    norms::moments,
+};
 use crate::{
-    compress::{CompressError, PassContext},
-    data::SplitName,
+    compress::{
+        CompressError, PassContext,
+        chunks::chunks,
+        segments::{self, Walk},
+    },
     exec::{ExecError, Mode, Program, Taps},
     graph::{Graph, Op, TensorData, ValueId},
 };
@@ -20,6 +28,31 @@ struct Layer {
     original: ValueId,
     sums: Vec<f64>,
     weight: f64,
+}
+
+impl Layer {
+    /// What its channels lack, by the original's means and its own.
+    fn shifts(&self, wanted: &[f64], own: &[f64]) -> Vec<f64> {
+        own.iter()
+            .enumerate()
+            .map(|(c, own)| {
+                let from = self.kept.as_ref().map_or(c, |kept| kept[c]);
+                wanted[from] - own
+            })
+            .collect()
+    }
+
+    /// The bias with the mean shift added.
+    fn corrected(&self, graph: &Graph) -> Option<TensorData> {
+        let data = graph.value(self.bias).data.as_ref()?;
+        let values: Vec<f32> = data
+            .to_f32_vec()
+            .iter()
+            .zip(&self.sums)
+            .map(|(b, s)| (f64::from(*b) + s / self.weight) as f32)
+            .collect();
+        Some(TensorData::from_f32_as(data.element, &data.shape, &values))
+    }
 }
 
 /// Corrects the biases of `pruned`, which is `structure`'s graph without `removed`, by the calibration split. How many.
@@ -70,7 +103,10 @@ pub(super) fn correct(
     if layers.is_empty() {
         return Ok(0);
     }
-    let (data, batches) = batches(context, samples, "correcting biases")?;
+    let (data, samples) = calibration(context, samples, "correcting biases")?;
+    if pruned.fixed_batch().is_some() {
+        return one_by_one(structure, layers, pruned, samples, context);
+    }
     let (before, after) = (
         Program::compile(&structure.trace.graph, Mode::Inference)?,
         Program::compile(pruned, Mode::Inference)?,
@@ -82,31 +118,76 @@ pub(super) fn correct(
         layers,
         wanted: BTreeMap::new(),
     };
-    for range in batches {
+    for chunk in chunks(0..samples, BATCH, None) {
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = data.batch(SplitName::Calibration, range)?.images;
+        let images = chunk.read(data)?.images;
         before.run(std::slice::from_ref(&images), &mut means, context.cancel)?;
         shift.wanted.clone_from(&means.found);
         after.run(std::slice::from_ref(&images), &mut shift, context.cancel)?;
     }
     let mut done = 0;
     for layer in shift.layers.into_values().filter(|l| l.weight > 0.0) {
-        let Some(data) = &pruned.value(layer.bias).data else {
+        let Some(data) = layer.corrected(pruned) else {
             continue;
         };
-        let values: Vec<f32> = data
-            .to_f32_vec()
-            .iter()
-            .zip(&layer.sums)
-            .map(|(b, s)| (f64::from(*b) + s / layer.weight) as f32)
-            .collect();
-        let data = TensorData::from_f32_as(data.element, &data.shape.clone(), &values);
         pruned.set_data(layer.bias, data);
         done += 1;
     }
     Ok(done)
+}
+
+/// As [`correct`], one layer after the other over all samples: a model that takes only so many samples at a time may see too few for
+/// means of their own.
+fn one_by_one(
+    structure: &Structure,
+    mut layers: BTreeMap<ValueId, Layer>,
+    pruned: &mut Graph,
+    samples: usize,
+    context: &PassContext<'_>,
+) -> Result<usize, CompressError> {
+    let batches = segments::batches(pruned, context.data, samples, "correcting biases")?;
+    let mut before = Walk::new(structure.trace.graph.clone(), batches.clone())?;
+    let mut after = Walk::new(pruned.clone(), batches)?;
+    let mut done = 0;
+    for new in pruned.layers() {
+        let Some(mut layer) = layers.remove(&new.output) else {
+            continue;
+        };
+        let wanted = means_of(&mut before, layer.original, context)?;
+        let own = means_of(&mut after, new.output, context)?;
+        layer.sums = layer.shifts(&wanted, &own);
+        layer.weight = 1.0;
+        let Some(data) = layer.corrected(pruned) else {
+            continue;
+        };
+        after.graph.set_data(layer.bias, data.clone());
+        pruned.set_data(layer.bias, data);
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// Means of a value by channel over all samples.
+fn means_of(
+    walk: &mut Walk,
+    value: ValueId,
+    context: &PassContext<'_>,
+) -> Result<Vec<f64>, CompressError> {
+    let mut sums: Vec<f64> = Vec::new();
+    let mut total = 0.0;
+    walk.visit(value, context.cancel, |x| {
+        let own = moments(x)?.0;
+        let weight = x.dim(0).map_err(ExecError::from)? as f64;
+        sums.resize(own.len(), 0.0);
+        for (sum, own) in sums.iter_mut().zip(&own) {
+            *sum += own * weight;
+        }
+        total += weight;
+        Ok(())
+    })?;
+    Ok(sums.into_iter().map(|sum| sum / total).collect())
 }
 
 /// Means of the original's layers by channel, over one mini-batch.
@@ -141,14 +222,7 @@ impl Taps for Shift {
         let Some(wanted) = self.wanted.get(&layer.original) else {
             return Ok(None);
         };
-        let shifts: Vec<f64> = own
-            .iter()
-            .enumerate()
-            .map(|(c, own)| {
-                let from = layer.kept.as_ref().map_or(c, |kept| kept[c]);
-                wanted[from] - own
-            })
-            .collect();
+        let shifts = layer.shifts(wanted, &own);
         let weight = tensor.dim(0)? as f64;
         layer.sums.resize(shifts.len(), 0.0);
         for (sum, shift) in layer.sums.iter_mut().zip(&shifts) {

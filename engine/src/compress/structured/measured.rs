@@ -1,17 +1,23 @@
 //! Criteria that look at data: first-order Taylor expansion of the loss, and activations.
 
 use super::{
-    groups::Structure,
+    groups::{Block, Structure},
     score::{Scores, along, mean_of, places, to_mean_one},
 };
 use crate::{
-    compress::{CompressError, PassContext},
+    compress::{
+        CompressError, PassContext,
+        chunks::{Chunk, chunks},
+    },
     data::{Dataset, SplitName},
     exec::{ExecError, Mode, Program, Taps, on_pool},
-    graph::{Op, ValueId},
+    graph::ValueId,
 };
 use candle_core::{DType, Tensor};
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Measured {
@@ -24,23 +30,17 @@ pub(super) enum Measured {
 /// Samples a mini-batch; part of what a sum's bits are.
 pub(super) const BATCH: usize = 32;
 
-/// Mini-batches of the calibration split.
-pub(super) fn batches<'a>(
+/// The calibration split, and how many samples of it to take.
+pub(super) fn calibration<'a>(
     context: &'a PassContext<'_>,
     samples: usize,
     purpose: &str,
-) -> Result<(&'a Dataset, Vec<Range<usize>>), CompressError> {
+) -> Result<(&'a Dataset, usize), CompressError> {
     let n = context
         .data
         .map_or(0, |d| d.len(SplitName::Calibration).min(samples));
     match context.data {
-        Some(data) if n > 0 => Ok((
-            data,
-            (0..n)
-                .step_by(BATCH)
-                .map(|start| start..n.min(start + BATCH))
-                .collect(),
-        )),
+        Some(data) if n > 0 => Ok((data, n)),
         _ => Err(CompressError::Invalid(format!(
             "{purpose} needs samples of the calibration split: name a task.ron whose calibration split is not empty, and ask \
              for at least 1 sample"
@@ -55,67 +55,75 @@ pub(super) fn taylor(
     samples: usize,
     context: &PassContext<'_>,
 ) -> Result<Scores, CompressError> {
-    let (data, batches) = batches(context, samples, "criterion taylor")?;
+    let (data, samples) = calibration(context, samples, "criterion taylor")?;
     let graph = &structure.trace.graph;
     let program = Program::compile(graph, Mode::Training)?;
-    let probabilities = ends_in_softmax(structure);
+    let probabilities = graph.ends_in_softmax();
+    let classes = data.info().classes.len();
     let mut scores: Scores = structure
         .blocks
         .iter()
         .map(|b| vec![0.0; b.units.len()])
         .collect();
-    for range in &batches {
-        if context.cancel.is_cancelled() {
-            return Err(ExecError::Cancelled.into());
-        }
-        let batch = data.batch(SplitName::Calibration, range.clone())?;
-        let classes = data.info().classes.len();
-        let total = batch.labels.len();
-        let loss = |rows: Range<usize>, outputs: &[Tensor]| {
-            let Some(output) = outputs.first() else {
-                candle_core::bail!("the model has no output");
-            };
-            let logits = output.reshape((rows.len(), ()))?;
-            if logits.dim(1)? != classes {
-                candle_core::bail!(
-                    "the model has {} outputs a sample, the task names {classes} classes",
-                    logits.dim(1)?
-                );
-            }
-            let logs = if probabilities {
-                logits.clamp(1e-12, 1.0)?.log()?
-            } else {
-                candle_nn::ops::log_softmax(&logits, 1)?
-            };
-            let share = rows.len() as f64 / total as f64;
-            let labels = Tensor::new(&batch.labels[rows], logs.device())?;
-            candle_nn::loss::nll(&logs, &labels)? * share
-        };
-        let gradients = on_pool(|| program.gradients(&batch.images, &loss, context.cancel))?;
+    // Where nothing with weights reads a unit (attention), what computes it must do.
+    let counted = |block: &Block| {
+        let reads = block.members.iter().any(|m| !m.output);
+        let members = block.members.iter().filter(move |m| m.output != reads);
+        members.cloned().collect::<Vec<_>>()
+    };
+    let counted: Vec<_> = structure.blocks.iter().map(counted).collect();
+    let weights: BTreeSet<ValueId> = counted.iter().flatten().map(|m| m.weight).collect();
+    let mini_batches = samples.div_ceil(BATCH);
+    for start in (0..samples).step_by(BATCH) {
+        let range = start..samples.min(start + BATCH);
+        let total = range.len();
+        // Gradients add up over the parts that a model takes at a time.
         let mut products: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
-        for (block, scores) in structure.blocks.iter().zip(&mut scores) {
-            // Where nothing with weights reads a unit (attention), what computes it must do.
-            let reads = block.members.iter().any(|m| !m.output);
-            let mut sums = vec![0.0; block.units.len()];
-            for member in block.members.iter().filter(|m| m.output != reads) {
-                let value = graph.value(member.weight);
-                let (Some(weight), Some(var)) =
-                    (&value.data, program.parameters().get(&value.name))
+        for chunk in chunks(range, BATCH, program.fixed_batch()) {
+            if context.cancel.is_cancelled() {
+                return Err(ExecError::Cancelled.into());
+            }
+            let batch = chunk.read(data)?;
+            let loss = |rows: Range<usize>, outputs: &[Tensor]| {
+                share_of_loss(
+                    outputs,
+                    &batch.labels,
+                    rows,
+                    (chunk.rows, total),
+                    classes,
+                    probabilities,
+                )
+            };
+            let gradients = on_pool(|| program.gradients(&batch.images, &loss, context.cancel))?;
+            for &weight in &weights {
+                let value = graph.value(weight);
+                let (Some(own), Some(var)) = (&value.data, program.parameters().get(&value.name))
                 else {
                     continue;
                 };
-                if let std::collections::btree_map::Entry::Vacant(e) = products.entry(member.weight)
-                {
-                    let gradient = match gradients.store.get(var) {
-                        Some(g) => g.flatten_all().and_then(|g| g.to_vec1::<f32>()),
-                        None => Ok(vec![0.0; weight.len()]),
-                    }
-                    .map_err(ExecError::from)?;
-                    let own = weight.to_f32_vec();
-                    let product = own.iter().zip(gradient);
-                    e.insert(product.map(|(w, g)| f64::from(*w) * f64::from(g)).collect());
+                let gradient = match gradients.store.get(var) {
+                    Some(g) => g.flatten_all().and_then(|g| g.to_vec1::<f32>()),
+                    None => Ok(vec![0.0; own.len()]),
                 }
-                let product = &products[&member.weight];
+                .map_err(ExecError::from)?;
+                let sums = products
+                    .entry(weight)
+                    .or_insert_with(|| vec![0.0; own.len()]);
+                for ((sum, w), g) in sums.iter_mut().zip(own.to_f32_vec()).zip(gradient) {
+                    *sum += f64::from(w) * f64::from(g);
+                }
+            }
+        }
+        let blocks = structure.blocks.iter().zip(&counted);
+        for ((block, members), scores) in blocks.zip(&mut scores) {
+            let mut sums = vec![0.0; block.units.len()];
+            for member in members {
+                let (Some(weight), Some(product)) = (
+                    &graph.value(member.weight).data,
+                    products.get(&member.weight),
+                ) else {
+                    continue;
+                };
                 let by_index = along(&weight.shape, member.axis, |i| product[i]);
                 let own = places(structure, block, member.weight, member.axis);
                 for (sum, indices) in sums.iter_mut().zip(own) {
@@ -123,17 +131,45 @@ pub(super) fn taylor(
                 }
             }
             for (score, sum) in scores.iter_mut().zip(sums) {
-                *score += sum * sum / batches.len() as f64;
+                *score += sum * sum / mini_batches as f64;
             }
         }
     }
     Ok(scores)
 }
 
-fn ends_in_softmax(structure: &Structure) -> bool {
-    let graph = &structure.trace.graph;
-    let output = graph.outputs.first().and_then(|o| graph.producer(*o));
-    output.is_some_and(|n| matches!(graph.node(n).op, Op::Softmax { .. }))
+/// What `rows` of a batch add to the mean loss of `total` samples; from row `own` on they only fill the batch up.
+fn share_of_loss(
+    outputs: &[Tensor],
+    labels: &[u32],
+    rows: Range<usize>,
+    (own, total): (usize, usize),
+    classes: usize,
+    probabilities: bool,
+) -> candle_core::Result<Tensor> {
+    let Some(output) = outputs.first() else {
+        candle_core::bail!("the model has no output");
+    };
+    let logits = output.reshape((rows.len(), ()))?;
+    if logits.dim(1)? != classes {
+        candle_core::bail!(
+            "the model has {} outputs a sample, the task names {classes} classes",
+            logits.dim(1)?
+        );
+    }
+    let rows = rows.start..rows.end.min(own);
+    if rows.is_empty() {
+        return logits.zeros_like()?.mul(&logits)?.sum_all();
+    }
+    let logits = logits.narrow(0, 0, rows.len())?;
+    let logs = if probabilities {
+        logits.clamp(1e-12, 1.0)?.log()?
+    } else {
+        candle_nn::ops::log_softmax(&logits, 1)?
+    };
+    let share = rows.len() as f64 / total as f64;
+    let labels = Tensor::new(&labels[rows], logs.device())?;
+    candle_nn::loss::nll(&logs, &labels)? * share
 }
 
 /// What the readers of a unit see of it, averaged over samples and places.
@@ -143,7 +179,7 @@ pub(super) fn activations(
     samples: usize,
     context: &PassContext<'_>,
 ) -> Result<Scores, CompressError> {
-    let (data, batches) = batches(context, samples, "a criterion by activations")?;
+    let (data, samples) = calibration(context, samples, "a criterion by activations")?;
     let graph = &structure.trace.graph;
     // By block: the values that its readers read; where there are none, what its layers compute.
     let read: Vec<Vec<(ValueId, usize)>> = structure
@@ -179,13 +215,15 @@ pub(super) fn activations(
             .flatten()
             .map(|key| (*key, (Vec::new(), 0.0)))
             .collect(),
+        chunk: None,
     };
     let program = Program::compile(graph, Mode::Inference)?;
-    for range in batches {
+    for chunk in chunks(0..samples, BATCH, program.fixed_batch()) {
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = data.batch(SplitName::Calibration, range)?.images;
+        let images = chunk.read(data)?.images;
+        taps.chunk = Some(chunk);
         program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
     }
     Ok(structure
@@ -220,6 +258,8 @@ struct Watch {
     what: Measured,
     /// Sums by index along the axis, and how many elements each index had.
     sums: BTreeMap<(ValueId, usize), (Vec<f64>, f64)>,
+    /// The batch at hand.
+    chunk: Option<Chunk>,
 }
 
 impl Taps for Watch {
@@ -231,6 +271,11 @@ impl Taps for Watch {
     }
 
     fn visit(&mut self, value: ValueId, tensor: &Tensor) -> Result<Option<Tensor>, ExecError> {
+        // Channels along the first axis: no samples to leave out there.
+        let tensor = match self.chunk {
+            Some(chunk) if !self.sums.contains_key(&(value, 0)) => chunk.own(tensor)?,
+            _ => tensor.clone(),
+        };
         let shape = tensor.dims().to_vec();
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let what = self.what;

@@ -1,10 +1,13 @@
 //! Statistics of batch norms, taken again after channels are gone: their inputs have changed, and judging a pruned network
 //! with the old ones says little (Li et al. 2020, EagleEye).
 
-use super::measured::batches;
+use super::measured::{BATCH, calibration};
 use crate::{
-    compress::{CompressError, PassContext},
-    data::SplitName,
+    compress::{
+        CompressError, PassContext,
+        chunks::chunks,
+        segments::{self, Walk},
+    },
     exec::{ExecError, Mode, Program, Taps},
     graph::{Graph, Op, TensorData, ValueId},
 };
@@ -22,6 +25,36 @@ struct Norm {
     weight: f64,
 }
 
+impl Norm {
+    /// Counts a batch in.
+    fn add(&mut self, (mean, square): (&[f64], &[f64]), weight: f64) {
+        self.mean.resize(mean.len(), 0.0);
+        self.square.resize(mean.len(), 0.0);
+        for (sum, own) in self.mean.iter_mut().zip(mean) {
+            *sum += own * weight;
+        }
+        for (sum, own) in self.square.iter_mut().zip(square) {
+            *sum += own * weight;
+        }
+        self.weight += weight;
+    }
+
+    /// Sets the graph's mean and variance to what was counted.
+    fn write(&self, graph: &mut Graph) {
+        let mean: Vec<f64> = self.mean.iter().map(|m| m / self.weight).collect();
+        let variance: Vec<f32> = self
+            .square
+            .iter()
+            .zip(&mean)
+            .map(|(s, m)| (s / self.weight - m * m).max(0.0) as f32)
+            .collect();
+        let mean: Vec<f32> = mean.into_iter().map(|m| m as f32).collect();
+        for (id, values) in [(self.parameters[2], mean), (self.parameters[3], variance)] {
+            graph.set_data(id, TensorData::from_f32(&[values.len()], &values));
+        }
+    }
+}
+
 struct Estimate<'a> {
     graph: &'a Graph,
     /// By what is computed.
@@ -31,7 +64,8 @@ struct Estimate<'a> {
 }
 
 /// Sets mean and variance of every batch norm to those over `samples` of the calibration split, each mini-batch normalised
-/// by its own statistics on the way, as in training. How many norms; 0 samples: none.
+/// by its own statistics on the way, as in training. A model that takes only so many samples at a time may see too few for
+/// statistics of their own: there one norm after the other, on what those before it give with theirs. How many norms; 0 samples: none.
 pub(super) fn reestimate(
     graph: &mut Graph,
     samples: usize,
@@ -77,34 +111,60 @@ pub(super) fn reestimate(
     if norms.is_empty() {
         return Ok(0);
     }
-    let (data, batches) = batches(context, samples, "taking statistics of batch norms again")?;
+    let purpose = "taking statistics of batch norms again";
+    if graph.fixed_batch().is_some() {
+        return one_by_one(graph, norms, samples, purpose, context);
+    }
+    let (data, samples) = calibration(context, samples, purpose)?;
     let program = Program::compile(graph, Mode::Inference)?;
     let mut taps = Estimate {
         graph,
         norms,
         reads,
     };
-    for range in batches {
+    for chunk in chunks(0..samples, BATCH, None) {
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = data.batch(SplitName::Calibration, range)?.images;
+        let images = chunk.read(data)?.images;
         program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
     }
     let norms = taps.norms;
     let mut done = 0;
     for norm in norms.into_values().filter(|n| n.weight > 0.0) {
-        let mean: Vec<f64> = norm.mean.iter().map(|m| m / norm.weight).collect();
-        let variance: Vec<f32> = norm
-            .square
-            .iter()
-            .zip(&mean)
-            .map(|(s, m)| (s / norm.weight - m * m).max(0.0) as f32)
-            .collect();
-        let mean: Vec<f32> = mean.into_iter().map(|m| m as f32).collect();
-        for (id, values) in [(norm.parameters[2], mean), (norm.parameters[3], variance)] {
-            graph.set_data(id, TensorData::from_f32(&[values.len()], &values));
-        }
+        norm.write(graph);
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// As [`reestimate`], in the network's order.
+fn one_by_one(
+    graph: &mut Graph,
+    mut norms: BTreeMap<ValueId, Norm>,
+    samples: usize,
+    purpose: &str,
+    context: &PassContext<'_>,
+) -> Result<usize, CompressError> {
+    let (_, samples) = calibration(context, samples, purpose)?;
+    let batches = segments::batches(graph, context.data, samples, purpose)?;
+    let mut walk = Walk::new(graph.clone(), batches)?;
+    let mut done = 0;
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let (Some(Some(x)), Some(Some(y))) = (node.inputs.first(), node.outputs.first()) else {
+            continue;
+        };
+        let Some(mut norm) = norms.remove(y) else {
+            continue;
+        };
+        walk.visit(*x, context.cancel, |x| {
+            let (mean, square) = moments(x)?;
+            norm.add((&mean, &square), x.dim(0).map_err(ExecError::from)? as f64);
+            Ok(())
+        })?;
+        norm.write(graph);
+        norm.write(&mut walk.graph);
         done += 1;
     }
     Ok(done)
@@ -132,16 +192,7 @@ impl Taps for Estimate<'_> {
         if let Some(norm) = self.norms.get_mut(&value)
             && let Some((x, mean, square)) = norm.current.take()
         {
-            let weight = x.dim(0)? as f64;
-            norm.mean.resize(mean.len(), 0.0);
-            norm.square.resize(mean.len(), 0.0);
-            for (sum, own) in norm.mean.iter_mut().zip(&mean) {
-                *sum += own * weight;
-            }
-            for (sum, own) in norm.square.iter_mut().zip(&square) {
-                *sum += own * weight;
-            }
-            norm.weight += weight;
+            norm.add((&mean, &square), x.dim(0)? as f64);
             let read = |id: ValueId| {
                 let data = self.graph.value(id).data.as_ref();
                 data.map(TensorData::to_f32_vec).unwrap_or_default()

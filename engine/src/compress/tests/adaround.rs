@@ -201,3 +201,27 @@ fn layers_are_left_with_a_reason_and_cancelling_stops() {
         assert!(wrong.check().is_err());
     }
 }
+
+#[test]
+fn a_fixed_batch_is_rounded_as_a_free_one() {
+    let (_folder, data, _, free) = start(14, Precision::Int3, Symmetry::Symmetric);
+    let mut pass = on(&["first", "second", "head"]);
+    pass.settings.samples = 10;
+    let (wanted, _) = rounded(&data, free.clone(), &pass);
+    for batch in [1, 4] {
+        let mut fixed = free.clone();
+        Net::fix(&mut fixed.graph, batch);
+        let (chosen, account) = rounded(&data, fixed, &pass);
+        assert!(
+            matches!(outcome(&account, "second"), Outcome::Done(_)),
+            "{account:?}"
+        );
+        for layer in ["first", "second", "head"] {
+            let (a, b) = (
+                weight_of(&wanted.graph, layer),
+                weight_of(&chosen.graph, layer),
+            );
+            assert_eq!(a, b, "{layer}, {batch} samples at a time");
+        }
+    }
+}

@@ -110,3 +110,50 @@ fn layers_without_a_bias_get_one_and_others_are_left_with_the_reason() {
         .to_string();
     assert!(error.contains("needs data"), "{error}");
 }
+
+#[test]
+fn a_fixed_batch_is_corrected_as_a_free_one() {
+    let (_folder, data) = task(12);
+    let cancel = CancelToken::default();
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &cancel,
+        seed: 0,
+    };
+    let quantised = |batch: Option<usize>| {
+        let mut model = classifier(12);
+        if let Some(batch) = batch {
+            Net::fix(&mut model.graph, batch);
+        }
+        let (model, _) = FoldBatchNorm.apply(model, &context).unwrap();
+        let quantise = Quantize {
+            scheme: QuantScheme::default(),
+            layers: ["first", "second", "head"]
+                .map(|l| (id(l), Precision::Int3))
+                .into(),
+            ranges: None,
+        };
+        quantise.apply(model, &context).unwrap().0
+    };
+    let pass = CorrectBias {
+        layers: ["first", "second", "head"].map(id).into(),
+        samples: 10,
+    };
+    let biases = |batch| {
+        let (after, account) = pass.apply(quantised(batch), &context).unwrap();
+        let Outcome::Done(words) = outcome(&account, "head") else {
+            panic!("head is corrected");
+        };
+        assert!(words.contains("10 samples"), "{words}");
+        let mut all = Vec::new();
+        for layer in after.graph.layers() {
+            let bias = after.graph.value(layer.bias.unwrap()).data.as_ref();
+            all.extend(bias.unwrap().to_f32_vec());
+        }
+        all
+    };
+    let free = biases(None);
+    for batch in [1, 4] {
+        close(&free, &biases(Some(batch)), 1e-5);
+    }
+}

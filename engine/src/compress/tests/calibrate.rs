@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     data::SplitName,
     exec::CancelToken,
-    graph::{TensorData, ValueId},
+    graph::{Op, TensorData, ValueId},
 };
 
 #[test]
@@ -175,4 +175,48 @@ fn batches_change_nothing_and_averages_follow_the_samples() {
         .ranges(Calibration::MovingAverage, Symmetry::Symmetric)
         .values["x"];
     assert_eq!(symmetric, [-high, high]);
+}
+
+#[test]
+fn a_fixed_batch_changes_nothing() {
+    let (_folder, data) = task(7);
+    let model = classifier(7);
+    let cancel = CancelToken::default();
+    // One input of a layer has more rows than samples along the first axis.
+    let mut net = Net::new(7, &[1, 6, 6]);
+    let shape = net
+        .graph
+        .add_constant("rows", TensorData::from_i64(&[2], &[-1, 6]));
+    let x = net.node(
+        "rows",
+        Op::Reshape { allow_zero: false },
+        &[ValueId(0), shape],
+    );
+    let weight = net.weight("deep.weight", &[6, 3], -1.0, 1.0);
+    let x = net.node("deep", Op::MatMul, &[x, weight]);
+    let x = net.relu("relu", x);
+    let rows = net.finish(&[x]);
+    for (graph, values) in [
+        (&model.graph, layer_inputs(&model.graph)),
+        (
+            &rows.graph,
+            vec![ValueId(0), rows.graph.find_value("relu_out").unwrap()],
+        ),
+    ] {
+        let free = observe(graph, &values, &data, 10, &cancel).unwrap();
+        assert!(free.histograms.len() == values.len());
+        for batch in [1, 4, 16] {
+            let mut fixed = graph.clone();
+            Net::fix(&mut fixed, batch);
+            let seen = observe(&fixed, &values, &data, 10, &cancel).unwrap();
+            assert_eq!(
+                seen.histograms, free.histograms,
+                "{batch} samples at a time"
+            );
+            assert_eq!(seen.samples, 10);
+            if values == layer_inputs(graph) {
+                assert_eq!(seen, free, "{batch} samples at a time");
+            }
+        }
+    }
 }

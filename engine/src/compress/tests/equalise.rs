@@ -191,3 +191,76 @@ fn layers_can_be_left_out_and_quantised_ones_are() {
     };
     assert!(with_context(|c| unknown.apply(quantised, c)).is_err());
 }
+
+/// Nothing of a model may be scaled; `first` with the reason.
+fn left_alone(net: Net, output: ValueId, reason: &str) {
+    let mut model = net.finish(&[output]);
+    model.graph.infer_shapes();
+    let (after, account) = apply(&all(&model), model.clone());
+    let said = refused(&account, "first");
+    assert!(said.contains(reason), "{said}");
+    assert_eq!(
+        weight_of(&after.graph, "first"),
+        weight_of(&model.graph, "first")
+    );
+}
+
+#[test]
+fn channels_along_another_axis_than_is_summed_over_are_left_alone() {
+    // Six channels of six columns: a product over the columns.
+    let mut net = Net::new(6, &[3, 6, 6]);
+    let x = net.conv("first", ValueId(0), [6, 3, 3, 3], 1, true);
+    let x = net.relu("relu", x);
+    let weight = net.weight("columns.weight", &[6, 4], -1.0, 1.0);
+    let x = net.node("columns", Op::MatMul, &[x, weight]);
+    left_alone(
+        net,
+        x,
+        "columns behind it does not sum over its channels, which lie along axis 1",
+    );
+
+    // Six positions of six channels, flattened.
+    let mut net = Net::new(7, &[6, 6]);
+    let weight = net.weight("first.weight", &[6, 6], -1.0, 1.0);
+    let x = net.node("first", Op::MatMul, &[ValueId(0), weight]);
+    let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
+    let gemm = [x, net.weight("head.weight", &[4, 36], -1.0, 1.0)];
+    let op = Op::Gemm {
+        alpha: 1.0,
+        beta: 1.0,
+        trans_a: false,
+        trans_b: true,
+    };
+    let x = net.node("head", op, &gemm);
+    left_alone(
+        net,
+        x,
+        "flatten behind it does not keep its channels together: they lie along axis 2",
+    );
+
+    // Pooled over the channels of a product.
+    let mut net = Net::new(8, &[3, 6, 6]);
+    let weight = net.weight("first.weight", &[6, 6], -1.0, 1.0);
+    let x = net.node("first", Op::MatMul, &[ValueId(0), weight]);
+    let x = net.node("pool", Op::GlobalAveragePool, &[x]);
+    let x = net.conv("head", x, [4, 3, 1, 1], 1, true);
+    left_alone(
+        net,
+        x,
+        "pool behind it takes channels together: they lie along axis 3",
+    );
+
+    // Products one after another are scaled, whatever their rank.
+    let mut net = Net::new(9, &[5, 6]);
+    let weight = net.weight("first.weight", &[6, 8], -1.0, 1.0);
+    let x = net.node("first", Op::MatMul, &[ValueId(0), weight]);
+    let x = net.relu("relu", x);
+    let weight = net.weight("head.weight", &[8, 3], -1.0, 1.0);
+    let x = net.node("head", Op::MatMul, &[x, weight]);
+    let model = net.finish(&[x]);
+    let images = batch(3, &[5, 6]);
+    let before = run_on(&model.graph, &images);
+    let (after, account) = apply(&all(&model), model);
+    assert!(matches!(outcome(&account, "first"), Outcome::Done(_)));
+    close(&before, &run_on(&after.graph, &images), 1e-5);
+}

@@ -4,7 +4,7 @@ mod net;
 
 use super::{
     DistilSettings, Distilled, Optimizer, Schedule, TrainError, TrainObserver, TrainPoint, distil,
-    loss::DistilLoss, optimise::rate, teacher::ends_in_softmax,
+    loss::DistilLoss, optimise::rate,
 };
 use crate::{compress::Model, data::Dataset, exec::CancelToken, graph::Graph};
 use candle_core::{Device, Tensor, Var};
@@ -308,7 +308,7 @@ fn divergence_is_an_error_that_names_the_step() {
 fn softmax_heads_are_trained_on_logarithms() {
     let (_folder, data) = task(SPLITS);
     let teacher = teacher(&data);
-    assert!(!ends_in_softmax(&teacher));
+    assert!(!teacher.ends_in_softmax());
     let student = net(
         2,
         Variant {
@@ -316,7 +316,7 @@ fn softmax_heads_are_trained_on_logarithms() {
             ..Variant::default()
         },
     );
-    assert!(ends_in_softmax(&student));
+    assert!(student.ends_in_softmax());
     let done = train(
         model(student),
         &teacher,

@@ -344,3 +344,218 @@ fn biases_make_up_for_what_went() {
     assert!(away(&plain.graph) > 0.05, "{}", away(&plain.graph));
     assert!(away(&corrected.graph) < 1e-4, "{}", away(&corrected.graph));
 }
+
+/// The first layer's channels halved on the calibration data of `data`, by `criterion`.
+fn halved(
+    model: &Model,
+    data: &crate::data::Dataset,
+    criterion: Criterion,
+    samples: usize,
+) -> Model {
+    let pass = PruneChannels {
+        settings: ChannelSettings {
+            criterion,
+            samples,
+            ..ChannelSettings::default()
+        },
+        layers: BTreeMap::from([
+            (id("first"), Some(Ratio(0.5))),
+            (id("second"), Some(Ratio(0.25))),
+        ]),
+    };
+    let context = PassContext {
+        data: Some(data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    pass.apply(model.clone(), &context).expect("applies").0
+}
+
+fn constant(graph: &Graph, name: &str) -> Vec<f32> {
+    let value = graph.find_value(name).expect("a constant");
+    let data = graph.value(value).data.as_ref().expect("data");
+    data.to_f32_vec()
+}
+
+fn near(a: &[f32], b: &[f32], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (a, b) in a.iter().zip(b) {
+        assert!(
+            (a - b).abs() <= 1e-4 * a.abs().max(1.0),
+            "{what}: {a} against {b}"
+        );
+    }
+}
+
+#[test]
+fn criteria_score_a_fixed_batch_as_a_free_one() {
+    let (_folder, data) = task(21);
+    let model = classifier(21);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let scores = |graph: &Graph| {
+        let structure = Structure::of(graph);
+        let mut all: Vec<f64> = Vec::new();
+        // 38: neither a whole mini-batch nor a whole batch of 4.
+        for found in [
+            super::super::measured::taylor(&structure, 38, &context),
+            super::super::measured::activations(
+                &structure,
+                super::super::measured::Measured::Mean,
+                38,
+                &context,
+            ),
+            super::super::measured::activations(
+                &structure,
+                super::super::measured::Measured::Active,
+                38,
+                &context,
+            ),
+        ] {
+            all.extend(found.expect("scores").into_iter().flatten());
+        }
+        all
+    };
+    let free = scores(&model.graph);
+    assert!(free.iter().any(|s| *s > 0.0));
+    for batch in [1, 4] {
+        let mut fixed = model.graph.clone();
+        Net::fix(&mut fixed, batch);
+        let found = scores(&fixed);
+        assert_eq!(free.len(), found.len());
+        for (a, b) in free.iter().zip(&found) {
+            assert!(
+                (a - b).abs() <= 1e-4 * a.abs() + 1e-9,
+                "batch {batch}: {a} against {b}"
+            );
+        }
+    }
+}
+
+#[test]
+fn taylor_sees_a_softmax_through_changes_of_shape() {
+    let (_folder, data) = task(22);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let scores = |shapes: bool, softmax: bool| {
+        let mut model = classifier(22);
+        let graph = &mut model.graph;
+        let mut append = |name: &str, op: Op| {
+            let output = ValueId(graph.values.len() as u32);
+            graph.values.push(crate::graph::Value {
+                name: format!("{name}_out"),
+                element: Some(crate::graph::ElementType::F32),
+                shape: None,
+                data: None,
+            });
+            graph.nodes.push(crate::graph::Node {
+                name: name.to_owned(),
+                op,
+                inputs: vec![Some(graph.outputs[0])],
+                outputs: vec![Some(output)],
+            });
+            graph.outputs = vec![output];
+        };
+        if softmax {
+            append(
+                "softmax",
+                Op::Softmax {
+                    axis: 1,
+                    flatten: false,
+                },
+            );
+        }
+        if shapes {
+            append("same", Op::Identity);
+            append("flat", Op::Flatten { axis: 1 });
+        }
+        let structure = Structure::of(&model.graph);
+        super::super::measured::taylor(&structure, 40, &context).expect("scores")
+    };
+    let wanted: Vec<f64> = scores(false, false).into_iter().flatten().collect();
+    let found: Vec<f64> = scores(true, true).into_iter().flatten().collect();
+    for (a, b) in wanted.iter().zip(&found) {
+        assert!((a - b).abs() <= 1e-3 * a.abs() + 1e-9, "{a} against {b}");
+    }
+}
+
+#[test]
+fn norms_of_a_fixed_batch_get_the_statistics_of_all_samples() {
+    let (_folder, data) = task(23);
+    let mut model = classifier(23);
+    let mut of_batch = Vec::new();
+    for batch in [1, 4] {
+        Net::fix(&mut model.graph, batch);
+        let pruned = halved(&model, &data, Criterion::L2, 38).graph;
+        // What each norm reads, with the statistics set before it.
+        let images = data
+            .batch(crate::data::SplitName::Calibration, 0..38)
+            .expect("samples")
+            .images;
+        for (norm, read) in [("first_norm", "first_out"), ("second_norm", "second_out")] {
+            let mut graph = pruned.clone();
+            if let Some(shape) = &mut graph.value_mut(ValueId(0)).shape {
+                shape[0] = crate::graph::Dim::Unknown;
+            }
+            graph.outputs = vec![graph.find_value(read).expect("a value")];
+            let values = run_on(&graph, &images);
+            let mean = constant(&pruned, &format!("{norm}.mean"));
+            let variance = constant(&pruned, &format!("{norm}.variance"));
+            let channels = mean.len();
+            let plane = values.len() / 38 / channels;
+            let mut sums = vec![(0.0_f64, 0.0_f64); channels];
+            for (i, v) in values.iter().enumerate() {
+                let (sum, square) = &mut sums[i / plane % channels];
+                *sum += f64::from(*v) / (38 * plane) as f64;
+                *square += f64::from(*v).powi(2) / (38 * plane) as f64;
+            }
+            let wanted: Vec<f32> = sums.iter().map(|(m, _)| *m as f32).collect();
+            near(&wanted, &mean, norm);
+            let wanted: Vec<f32> = sums.iter().map(|(m, s)| (s - m * m) as f32).collect();
+            near(&wanted, &variance, norm);
+        }
+        of_batch.push(constant(&pruned, "second_norm.variance"));
+    }
+    near(&of_batch[0], &of_batch[1], "batches of 1 and of 4");
+}
+
+#[test]
+fn biases_of_a_fixed_batch_bring_the_means_back() {
+    let (_folder, data) = task(24);
+    let context = PassContext {
+        data: Some(&data),
+        cancel: &CancelToken::default(),
+        seed: 0,
+    };
+    let (mut model, _) = crate::compress::FoldBatchNorm
+        .apply(classifier(24), &context)
+        .expect("folds");
+    let images = data
+        .batch(crate::data::SplitName::Calibration, 0..38)
+        .expect("samples")
+        .images;
+    let means = |graph: &Graph| {
+        let mut graph = graph.clone();
+        if let Some(shape) = &mut graph.value_mut(ValueId(0)).shape {
+            shape[0] = crate::graph::Dim::Unknown;
+        }
+        let rows = run_on(&graph, &images);
+        let mean = |class: usize| {
+            let own = rows.iter().skip(class).step_by(3);
+            own.sum::<f32>() / 38.0
+        };
+        [mean(0), mean(1), mean(2)]
+    };
+    let wanted = means(&model.graph);
+    for batch in [1, 4] {
+        Net::fix(&mut model.graph, batch);
+        let pruned = halved(&model, &data, Criterion::L2, 38);
+        near(&wanted, &means(&pruned.graph), "means of the outputs");
+    }
+}
