@@ -5,7 +5,10 @@
 #[path = "../tests/big/mod.rs"]
 mod big;
 
-use limbeck_engine::jobs::{Command, Engine, Event, JobId};
+use limbeck_engine::{
+    jobs::{Command, Engine, Event, JobId},
+    sensitivity::Candidate,
+};
 use std::{sync::Arc, time::Instant};
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // a program
@@ -46,10 +49,19 @@ fn main() {
         })
         .expect("the engine listens");
     let (mut hashed, mut finished) = (false, false);
+    let (mut layers, mut told) = (0, 0);
     while !(hashed && finished) {
         match engine.events.recv().expect("the engine lives") {
-            Event::Opened { info, .. } => line(&format!("{} layers listed", info.layers.len())),
-            Event::Cells { cells, .. } => line(&format!("tier 0, {} cells", cells.len())),
+            Event::Opened { info, .. } => {
+                layers = info.layers.len();
+                line(&format!("{layers} layers listed"));
+            }
+            Event::Cells { cells, .. } => {
+                told += cells.len();
+                if told == layers * Candidate::ALL.len() {
+                    line(&format!("tier 0, {told} cells"));
+                }
+            }
             Event::Hashed { .. } => {
                 hashed = true;
                 line("hash known");
