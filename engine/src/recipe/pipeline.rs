@@ -1,116 +1,28 @@
 //! The one pipeline that carries a recipe out, for desktop and command line alike: same bits in both, for any number of threads.
 
+mod watch;
+
 use super::{
-    GoalVerdict, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step, files::sha256, judge,
-    resolve, to_ron, verdict::grouped,
+    GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
+    files::sha256, judge, resolve, to_ron,
 };
 use crate::{
     compress::{
-        Account, Activations, AdaRound, AdaRoundSettings, CompressError, CorrectBias, Equalize,
-        FoldBatchNorm, MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels,
-        QuantScheme, Quantize, calibrate_layers, pack,
+        Account, Activations, AdaRound, AdaRoundSettings, CorrectBias, Equalize, FoldBatchNorm,
+        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
+        calibrate_layers, pack,
     },
-    data::{DataError, Dataset, SplitName},
-    eval::{self, Estimate, EvalError, Evaluation, Metrics, Observer},
+    data::{Dataset, SplitName},
+    eval::{self, Estimate, Evaluation, Metrics},
     exec::{CancelToken, ExecError, Mode, Program},
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
     search::LayerFacts,
-    train::{self, DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint},
+    train::{self, DistilSettings, Distilled, TrainPoint},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
-
-/// Why a recipe could not be carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    #[error("cancelled")]
-    Cancelled,
-    #[error(transparent)]
-    Recipe(Box<RecipeError>),
-    #[error("{0}")]
-    NotRunnable(String),
-    #[error(transparent)]
-    Format(#[from] onnx::FormatError),
-    #[error("{0}")]
-    Data(DataError),
-    #[error("{0}")]
-    Compress(CompressError),
-    #[error("{0}")]
-    Train(TrainError),
-    #[error("{0}")]
-    Eval(EvalError),
-    #[error("{0}")]
-    Exec(ExecError),
-    #[error("{0}")]
-    Io(std::io::Error),
-}
-
-impl PipelineError {
-    /// Asked to stop, as against failed.
-    pub fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Cancelled)
-    }
-
-    /// The input (a file, a recipe, a task) is to blame, as against the work itself.
-    pub fn is_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Recipe(_)
-                | Self::NotRunnable(_)
-                | Self::Format(_)
-                | Self::Data(_)
-                | Self::Eval(crate::eval::EvalError::Shape(_))
-        )
-    }
-}
-
-// Cancellation comes up from every room in its own wrapping; here it becomes one thing.
-impl From<ExecError> for PipelineError {
-    fn from(e: ExecError) -> Self {
-        match e {
-            ExecError::Cancelled => Self::Cancelled,
-            other => Self::Exec(other),
-        }
-    }
-}
-impl From<DataError> for PipelineError {
-    fn from(e: DataError) -> Self {
-        match e {
-            DataError::Cancelled => Self::Cancelled,
-            other => Self::Data(other),
-        }
-    }
-}
-impl From<EvalError> for PipelineError {
-    fn from(e: EvalError) -> Self {
-        match e {
-            EvalError::Exec(e) => e.into(),
-            EvalError::Data(e) => e.into(),
-            other => Self::Eval(other),
-        }
-    }
-}
-impl From<CompressError> for PipelineError {
-    fn from(e: CompressError) -> Self {
-        match e {
-            CompressError::Exec(e) => e.into(),
-            CompressError::Data(e) => e.into(),
-            other => Self::Compress(other),
-        }
-    }
-}
-impl From<TrainError> for PipelineError {
-    fn from(e: TrainError) -> Self {
-        match e {
-            TrainError::Cancelled => Self::Cancelled,
-            TrainError::Exec(e) => e.into(),
-            TrainError::Eval(e) => e.into(),
-            TrainError::Data(e) => e.into(),
-            other => Self::Train(other),
-        }
-    }
-}
+use watch::Watch;
 
 /// Told how far a run is, after every mini-batch: the place where other work may be done in between.
 pub trait RunObserver {
@@ -682,69 +594,4 @@ fn stop(cancel: &CancelToken) -> Result<(), ExecError> {
         return Err(ExecError::Cancelled);
     }
     Ok(())
-}
-
-/// Passes on what one stage tells as progress of the whole.
-struct Watch<'w> {
-    observer: &'w mut dyn RunObserver,
-    cancel: &'w CancelToken,
-    session: &'w Session,
-    recipe: &'w Recipe,
-    before: u64,
-    total: u64,
-    detail: String,
-    cost: u64,
-    epochs: usize,
-    /// The part of `cost` that is done.
-    trained: u64,
-}
-
-impl<'w> Watch<'w> {
-    fn new(work: &'w mut Work<'_>, detail: String) -> Self {
-        Self {
-            observer: &mut *work.observer,
-            cancel: work.cancel,
-            session: work.session,
-            recipe: work.recipe,
-            before: work.done,
-            total: work.total,
-            detail,
-            cost: 0,
-            epochs: 0,
-            trained: 0,
-        }
-    }
-}
-
-impl Observer for Watch<'_> {
-    fn batch(&mut self, done: u64, total: u64) -> Result<(), ExecError> {
-        let detail = format!("{}: {} of {}", self.detail, grouped(done), grouped(total));
-        self.observer
-            .progress(self.before + done, self.total, &detail);
-        stop(self.cancel)
-    }
-}
-
-impl TrainObserver for Watch<'_> {
-    fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError> {
-        let detail = format!(
-            "epoch {} of {} · {:.0} img/s",
-            (point.epoch.floor() as usize + 1).min(self.epochs.max(1)),
-            self.epochs,
-            point.samples_per_second
-        );
-        self.trained = self.cost * point.step / point.steps.max(1);
-        self.detail = detail;
-        self.observer.curve(point);
-        self.pause()
-    }
-
-    fn pause(&mut self) -> Result<(), TrainError> {
-        self.observer
-            .progress(self.before + self.trained, self.total, &self.detail);
-        if self.cancel.is_cancelled() {
-            return Err(TrainError::Cancelled);
-        }
-        Ok(())
-    }
 }

@@ -206,7 +206,7 @@ macro_rules! function {
                 unsafe { $value }
             }
             #[inline(always)]
-            #[allow(unused_variables)]
+            #[allow(unused_variables, reason = "a slope is told by the argument or by the value, seldom by both")]
             unsafe fn slope<L: Lanes>($self, $x: L, $y: L) -> L {
                 unsafe { $slope }
             }

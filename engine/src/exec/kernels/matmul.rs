@@ -1,6 +1,8 @@
 //! Matrix products on the calling thread, for work that is shared out among threads at a higher level: their bits then depend on
 //! nothing but the operands.
 
+use gemm::Parallelism;
+
 /// A matrix that lies in a slice by its strides.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
@@ -38,6 +40,23 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// `rows`×`columns` from the start of `data`, by steps from one row and one column to the next; `None` where that reaches beyond `data`.
+    pub fn strided(
+        data: &'a [f32],
+        (rows, columns): (usize, usize),
+        (row, column): (usize, usize),
+    ) -> Option<Self> {
+        let last = |extent: usize, step: usize| extent.saturating_sub(1).checked_mul(step);
+        let reach = last(rows, row)?.checked_add(last(columns, column)?)?;
+        (rows * columns == 0 || reach < data.len()).then_some(Self {
+            data,
+            rows,
+            columns,
+            row,
+            column,
+        })
+    }
+
     /// The same elements, rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Self {
@@ -54,8 +73,22 @@ impl<'a> Matrix<'a> {
 ///
 /// # Panics
 /// Where the extents do not match.
-#[allow(unsafe_code)] // calls the product of the `gemm` crate, which takes pointers
 pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
+    multiply(a, b, out, false, Parallelism::None);
+}
+
+/// `out = a·b`, or `out + a·b` where `add`.
+///
+/// # Panics
+/// Where the extents do not match.
+#[allow(unsafe_code)] // calls the product of the `gemm` crate, which takes pointers
+pub(super) fn multiply(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    out: &mut [f32],
+    add: bool,
+    parallelism: Parallelism,
+) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(
         b.rows == k && out.len() == m * n,
@@ -63,11 +96,16 @@ pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
         b.rows,
         out.len()
     );
-    if k == 0 {
-        out.fill(0.0);
+    if m * n == 0 {
         return;
     }
-    // SAFETY: `Matrix` is made by `new` alone (and `transposed`, which keeps the set of offsets), so every offset
+    if k == 0 {
+        if !add {
+            out.fill(0.0);
+        }
+        return;
+    }
+    // SAFETY: `Matrix` is made by `new` and `strided` alone (and `transposed`, which keeps the set of offsets), so every offset
     // r·row + c·column with r < rows and c < columns lies inside its slice; `out` was just checked to hold m·n floats and, being
     // borrowed mutably, overlaps neither. Strides fit an isize because the slices they step through do.
     unsafe {
@@ -78,19 +116,19 @@ pub fn matmul(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
             out.as_mut_ptr(),
             1,
             n as isize,
-            false,
+            add,
             a.data.as_ptr(),
             a.column as isize,
             a.row as isize,
             b.data.as_ptr(),
             b.column as isize,
             b.row as isize,
-            0.0,
+            1.0,
             1.0,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }

@@ -1,11 +1,12 @@
 //! Matrix products, singly or as many pairs as the leading axes count, of operands in any layout: transposed and broadcast ones are read
 //! where they lie.
 
-#![allow(unsafe_code)] // the product takes raw pointers, whose reach is asserted first
-
-use super::host::{on_pool, output};
+use super::{
+    host::{on_pool, output},
+    matmul::{Matrix, multiply},
+};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism;
 use rayon::prelude::*;
 
 /// `a·b`, plus `rows` (a float for each column) where given.
@@ -40,17 +41,23 @@ impl<'a> Operand<'a> {
                 .collect();
         }
         let (row, column) = (steps[rank - 2], steps[rank - 1]);
-        let reach =
-            dims[rank - 2].saturating_sub(1) * row + dims[rank - 1].saturating_sub(1) * column;
-        if starts.iter().any(|start| start + reach >= data.len()) {
-            bail!("{}: a layout reaches beyond its storage", Product::NAME)
-        }
         Ok(Self {
             data,
             starts,
             row,
             column,
         })
+    }
+}
+
+impl<'a> Operand<'a> {
+    fn matrix(&self, pair: usize, extents: (usize, usize)) -> Result<Matrix<'a>> {
+        let data = self.data.get(self.starts[pair]..);
+        let matrix = data.and_then(|d| Matrix::strided(d, extents, (self.row, self.column)));
+        match matrix {
+            Some(matrix) => Ok(matrix),
+            None => bail!("{}: a layout reaches beyond its storage", Product::NAME),
+        }
     }
 }
 
@@ -89,47 +96,23 @@ impl CustomOp2 for Product {
             return output(out, shape);
         }
         let (a, b) = (Operand::new(a, la)?, Operand::new(b, lb)?);
-        let one = |pair: usize, out: &mut [f32], parallelism: Parallelism| {
-            assert!(out.len() == m * n, "a product's result is m×n");
-            let (x, y) = (a.starts[pair], b.starts[pair]);
-            // SAFETY: `Operand::new` showed that the last element of every matrix lies in its storage, steps not being negative;
-            // `out` is m×n, row by row, and borrowed mutably.
-            unsafe {
-                gemm(
-                    m,
-                    n,
-                    k,
-                    out.as_mut_ptr(),
-                    1,
-                    n as isize,
-                    self.rows.is_some(),
-                    a.data.as_ptr().add(x),
-                    a.column as isize,
-                    a.row as isize,
-                    b.data.as_ptr().add(y),
-                    b.column as isize,
-                    b.row as isize,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    parallelism,
-                );
-            }
+        let one = |pair: usize, out: &mut [f32], parallelism: Parallelism| -> Result<()> {
+            let (a, b) = (a.matrix(pair, (m, k))?, b.matrix(pair, (k, n))?);
+            multiply(a, b, out, self.rows.is_some(), parallelism);
+            Ok(())
         };
         on_pool(|| {
             if pairs >= MANY {
                 out.par_chunks_mut(m * n)
                     .enumerate()
-                    .for_each(|(pair, out)| one(pair, out, Parallelism::None));
+                    .try_for_each(|(pair, out)| one(pair, out, Parallelism::None))
             } else {
                 let threads = Parallelism::Rayon(rayon::current_num_threads());
-                for (pair, out) in out.chunks_mut(m * n).enumerate() {
-                    one(pair, out, threads);
-                }
+                out.chunks_mut(m * n)
+                    .enumerate()
+                    .try_for_each(|(pair, out)| one(pair, out, threads))
             }
-        });
+        })?;
         output(out, shape)
     }
     fn bwd(
