@@ -288,6 +288,9 @@ pub fn steps(steps: &[Step]) -> String {
                 _ => "quantise by layer".into(),
             },
             Step::Equalize(_) => "equalise".into(),
+            Step::SmoothQuant(_) => "smooth".into(),
+            Step::SequentialMse(_) => "search scales".into(),
+            Step::Gptq(_) => "gptq".into(),
             Step::AdaRound(step) => format!("adaround {} steps", step.settings.iterations),
             Step::CorrectBias(_) => "correct biases".into(),
             Step::Distil(settings) => match settings.stop_after {

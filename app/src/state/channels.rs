@@ -90,7 +90,7 @@ pub(super) fn predict(model: &ModelInfo, document: &Document, mut p: Prediction)
         let share = outputs * if all > 0.0 { kept / all } else { 1.0 };
         let bits = match document.setting(&layer.id).precision {
             Precision::Fp32 => 32.0,
-            Precision::Fp16 => 16.0,
+            Precision::Fp16 | Precision::Bf16 => 16.0,
             integer if integer.bits().is_some_and(|bits| bits > 4) => 8.0,
             _ => 4.0,
         };

@@ -100,7 +100,7 @@ pub fn demo() -> State {
             let recipe = recipe(&state, &document);
             let bits = match precision {
                 Precision::Fp32 => 32,
-                Precision::Fp16 => 16,
+                Precision::Fp16 | Precision::Bf16 => 16,
                 integer => u64::from(integer.bits().unwrap_or(32)),
             };
             let stored = 272_474 * bits / 8 + 14_000;

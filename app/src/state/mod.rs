@@ -380,14 +380,9 @@ impl State {
         if data {
             return Ok(());
         }
-        let quantised = |s: &LayerSetting| {
-            use limbeck_engine::compress::Precision::{Int4, Int8};
-            matches!(s.precision, Int8 | Int4)
-        };
-        use limbeck_engine::compress::Activations;
-        if self.document.scheme.activations == Activations::Int8
-            && self.document.plan.values().any(quantised)
-        {
+        let quantised = |s: &LayerSetting| s.precision.is_integer();
+        let activations = self.document.scheme.activations;
+        if activations.calibrated_bits().is_some() && self.document.plan.values().any(quantised) {
             return Err(
                 "This plan also quantises activations, and calibration needs data to take their ranges from: open a task.ron, or \
                  choose weight-only activations in the quantisation scheme",

@@ -3,11 +3,12 @@
 //! corrected, the shift of each channel is measured against the float network and taken out of the bias.
 
 use super::{
-    Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
+    Account, CompressError, Model, Outcome, Pass, PassContext,
     equalise::set_bias,
+    layerwise::{Walks, layer_by_layer},
     pack::quantized_layers,
     prune::check_known,
-    segments::{Walk, batches, float_twin},
+    segments::Walk,
     wiring::{Names, Wiring, add_constant},
 };
 use crate::{
@@ -67,69 +68,48 @@ impl CorrectBias {
                 correctable(&model.graph, layer)
             })
             .collect();
-        let total = plans.iter().flatten().count();
-        let mut walks = match total {
-            0 => None,
-            _ => {
-                let images = batches(&model.graph, context.data, self.samples, "bias correction")?;
-                let float = Walk::new(float_twin(&model), images.clone())?;
-                Some((Walk::new(model.graph.clone(), images)?, float))
-            }
-        };
-        let mut done = 0;
-        let mut entries = Vec::with_capacity(layers.len());
-        for (layer, plan) in layers.iter().zip(plans) {
-            if context.cancel.is_cancelled() {
-                return Err(ExecError::Cancelled.into());
-            }
-            let outcome = match (plan, &mut walks) {
-                (Ok(()), Some((quantised, float))) => {
-                    progress(done, total);
-                    done += 1;
-                    let wanted = means(float, layer, context.cancel)?;
-                    let seen = means(quantised, layer, context.cancel)?;
-                    let shift: Vec<f64> = wanted.iter().zip(&seen).map(|(a, b)| a - b).collect();
-                    if shift.iter().any(|s| !s.is_finite()) {
-                        return Err(CompressError::Layer {
-                            message: "its output is NaN or infinite on the calibration data: keep it at fp32"
+        let samples = self.samples;
+        let account = layer_by_layer(
+            (self.name(), "bias correction"),
+            &mut model,
+            plans,
+            samples,
+            context,
+            progress,
+            |model, (_, layer), (), walks| {
+                let Walks { quantised, float } = walks;
+                let wanted = means(float, layer, context.cancel)?;
+                let seen = means(quantised, layer, context.cancel)?;
+                let shift: Vec<f64> = wanted.iter().zip(&seen).map(|(a, b)| a - b).collect();
+                if shift.iter().any(|s| !s.is_finite()) {
+                    return Err(CompressError::Layer {
+                        message:
+                            "its output is NaN or infinite on the calibration data: keep it at fp32"
                                 .to_owned(),
-                            layer: layer.id.0.to_string(),
-                        });
-                    }
-                    let graph = &mut model.graph;
-                    correct(graph, &wiring, &mut names, layer, &shift);
-                    // The walk goes on with the same values under the same numbers.
-                    let at = quantised.graph.values.len();
-                    let fresh = graph.values.iter().skip(at).cloned();
-                    quantised.graph.values.extend(fresh);
-                    let node = layer.node.0 as usize;
-                    quantised.graph.nodes[node] = graph.nodes[node].clone();
-                    if let Some(id) = graph.nodes[node].inputs.get(2).copied().flatten() {
-                        *quantised.graph.value_mut(id) = graph.value(id).clone();
-                    }
-                    let largest = shift.iter().fold(0.0_f64, |a, s| a.max(s.abs()));
-                    let size = (wanted.iter().map(|m| m * m).sum::<f64>()
-                        / wanted.len().max(1) as f64)
-                        .sqrt();
-                    Outcome::Done(format!(
-                        "means of {} channels moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
-                        shift.len(),
-                        quantised.samples()
-                    ))
+                        layer: layer.id.0.to_string(),
+                    });
                 }
-                (Err(reason), _) => Outcome::NotDone(reason),
-                (Ok(()), None) => Outcome::NotDone("nothing to compare with".to_owned()),
-            };
-            entries.push(AccountEntry {
-                layer: layer.id.clone(),
-                outcome,
-            });
-        }
-        progress(done, total);
-        let account = Account {
-            pass: self.name().to_owned(),
-            entries,
-        };
+                let graph = &mut model.graph;
+                correct(graph, &wiring, &mut names, layer, &shift);
+                // The walk goes on with the same values under the same numbers.
+                let at = quantised.graph.values.len();
+                let fresh = graph.values.iter().skip(at).cloned();
+                quantised.graph.values.extend(fresh);
+                let node = layer.node.0 as usize;
+                quantised.graph.nodes[node] = graph.nodes[node].clone();
+                if let Some(id) = graph.nodes[node].inputs.get(2).copied().flatten() {
+                    *quantised.graph.value_mut(id) = graph.value(id).clone();
+                }
+                let largest = shift.iter().fold(0.0_f64, |a, s| a.max(s.abs()));
+                let power = wanted.iter().map(|m| m * m).sum::<f64>();
+                let size = (power / wanted.len().max(1) as f64).sqrt();
+                Ok(Outcome::Done(format!(
+                    "means of {} channels moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
+                    shift.len(),
+                    quantised.samples()
+                )))
+            },
+        )?;
         Ok((model, account))
     }
 }

@@ -95,7 +95,7 @@ pub fn calibrate(
 ) -> Result<Ranges, CompressError> {
     scheme.check()?;
     let stats = observe(graph, values, data, scheme.samples, cancel)?;
-    Ok(stats.ranges(scheme.calibration, scheme.symmetry))
+    Ok(stats.ranges(scheme.range_method(), scheme.symmetry))
 }
 
 /// Runs the first `samples` of the calibration split through `graph` and counts what `values` take.

@@ -301,13 +301,18 @@ fn is_relu(graph: &Graph, bounds: &[Option<ValueId>]) -> bool {
 }
 
 /// Whether a layer's weight can be scaled channel by channel.
-fn able(graph: &Graph, wiring: &Wiring, layers: &[Layer], layer: &Layer) -> Result<(), String> {
+pub(super) fn able(
+    graph: &Graph,
+    wiring: &Wiring,
+    layers: &[Layer],
+    layer: &Layer,
+) -> Result<(), String> {
     match &graph.node(layer.node).op {
         Op::Conv { .. } | Op::Gemm { trans_a: false, .. } => {}
         Op::MatMul if layer.weight_shape.len() == 2 => {}
         _ => {
             return Err(format!(
-                "equalisation does not know this form of {}",
+                "its channels cannot be scaled: this form of {} is not known",
                 layer.op
             ));
         }
@@ -356,7 +361,7 @@ fn bias_of(
 }
 
 /// Inputs that a layer's weight is over.
-fn inputs_of(graph: &Graph, layer: &Layer) -> Option<usize> {
+pub(super) fn inputs_of(graph: &Graph, layer: &Layer) -> Option<usize> {
     let shape = &layer.weight_shape;
     Some(match &graph.node(layer.node).op {
         Op::Conv { group, .. } => shape.get(1)?.checked_mul(*group)?,
@@ -365,7 +370,7 @@ fn inputs_of(graph: &Graph, layer: &Layer) -> Option<usize> {
 }
 
 /// Calls `f(element, output, input)` for every element of a layer's weight, in order.
-fn each(graph: &Graph, layer: &Layer, mut f: impl FnMut(usize, usize, usize)) {
+pub(super) fn each(graph: &Graph, layer: &Layer, mut f: impl FnMut(usize, usize, usize)) {
     let shape = &layer.weight_shape;
     let n: usize = shape.iter().product();
     match &graph.node(layer.node).op {

@@ -189,7 +189,7 @@ impl Histogram {
         let mut centres = bins(&self.negative, -1.0);
         centres.extend(bins(&self.positive, 1.0));
         self.search(symmetry, |lo, hi| {
-            ActivationQuant::of(lo, hi, symmetry).error(&centres)
+            ActivationQuant::of(lo, hi, symmetry, 8).error(&centres)
         })
     }
 
@@ -221,7 +221,7 @@ impl Histogram {
             }
             let mass = |part: &[(f32, f64)]| part.iter().map(|b| b.1).sum::<f64>();
             let (under, over) = (mass(&bins[..first]), mass(&bins[end..]));
-            let quant = ActivationQuant::of(lo, hi, symmetry);
+            let quant = ActivationQuant::of(lo, hi, symmetry, 8);
             let code = |value: f32| quant.code(value) as i32;
             let kept = total - under - over;
             if kept <= 0.0 {
@@ -303,20 +303,26 @@ pub struct ActivationQuant {
     pub scale: f32,
     pub zero_point: i32,
     pub symmetry: Symmetry,
+    /// 8 or 16.
+    pub bits: u32,
 }
 
 impl ActivationQuant {
-    /// Parameters for the range `lo..=hi`. A range too narrow for a scale gives scale 1 and zero point 0.
-    pub fn of(lo: f32, hi: f32, symmetry: Symmetry) -> Self {
+    /// Parameters for the range `lo..=hi` at 8 or 16 bits. A range too narrow for a scale gives scale 1 and zero point 0.
+    pub fn of(lo: f32, hi: f32, symmetry: Symmetry, bits: u32) -> Self {
         let (lo, hi) = (lo.min(0.0), hi.max(0.0));
         // In f64: hi − lo may overflow, and the zero point of an even range must not hang on a rounding.
         let (low, high) = (f64::from(lo), f64::from(hi));
         let (scale, zero_point) = match symmetry {
             Symmetry::Asymmetric => {
-                let scale = (high - low) / 255.0;
-                (scale, (-low / scale).round_ties_even().clamp(0.0, 255.0))
+                let codes = f64::from((1_u32 << bits) - 1);
+                let scale = (high - low) / codes;
+                (scale, (-low / scale).round_ties_even().clamp(0.0, codes))
             }
-            Symmetry::Symmetric => (high.max(-low) / 127.0, 0.0),
+            Symmetry::Symmetric => {
+                let most = f64::from((1_u32 << (bits - 1)) - 1);
+                (high.max(-low) / most, 0.0)
+            }
         };
         let scale = scale as f32;
         if scale < f32::MIN_POSITIVE || !scale.is_finite() {
@@ -324,20 +330,22 @@ impl ActivationQuant {
                 scale: 1.0,
                 zero_point: 0,
                 symmetry,
+                bits,
             };
         }
         Self {
             scale,
             zero_point: zero_point as i32,
             symmetry,
+            bits,
         }
     }
 
     /// Codes counted from the zero point.
     fn range(self) -> super::weights::CodeRange {
         let (lo, hi) = match self.symmetry {
-            Symmetry::Asymmetric => (-self.zero_point, 255 - self.zero_point),
-            Symmetry::Symmetric => (-128, 127),
+            Symmetry::Asymmetric => (-self.zero_point, (1 << self.bits) - 1 - self.zero_point),
+            Symmetry::Symmetric => (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1),
         };
         super::weights::CodeRange { lo, hi }
     }

@@ -81,15 +81,15 @@ fn non_finite_values_are_counted_apart() {
 
 #[test]
 fn parameters_include_zero_and_survive_degenerate_ranges() {
-    let q = ActivationQuant::of(1.0, 3.0, Symmetry::Asymmetric);
+    let q = ActivationQuant::of(1.0, 3.0, Symmetry::Asymmetric, 8);
     assert_eq!((q.scale, q.zero_point), (3.0 / 255.0, 0));
-    let q = ActivationQuant::of(-1.0, 1.0, Symmetry::Asymmetric);
+    let q = ActivationQuant::of(-1.0, 1.0, Symmetry::Asymmetric, 8);
     assert_eq!(q.zero_point, 128);
     for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
-        let q = ActivationQuant::of(0.0, 0.0, symmetry);
+        let q = ActivationQuant::of(0.0, 0.0, symmetry, 8);
         assert_eq!((q.scale, q.zero_point), (1.0, 0));
         assert!(
-            ActivationQuant::of(f32::MIN, f32::MAX, symmetry)
+            ActivationQuant::of(f32::MIN, f32::MAX, symmetry, 8)
                 .scale
                 .is_finite()
         );

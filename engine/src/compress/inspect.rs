@@ -1,9 +1,9 @@
 //! What a setting does to one layer's weights, for the inspector: histograms, channel ranges, error. Sees no data.
 
 use super::{
-    CompressError, LayerSetting, Precision, QuantScheme, ScaleLayout, folded_at,
+    CompressError, LayerSetting, QuantScheme, ScaleLayout, folded_at,
     prune::{check_known, magnitude_mask, masked},
-    weights::{CodeRange, choose_scales, fake, through_half},
+    weights::{CodeRange, choose_scales, fake, through},
     wiring::{WeightForm, Wiring, float_weight, weight_form},
 };
 use crate::{
@@ -96,8 +96,10 @@ pub fn inspect_layer(
             });
             after
         }
-        _ if setting.precision == Precision::Fp16 => through_half(&pruned),
-        _ => pruned,
+        _ => match setting.precision.half() {
+            Some(element) => through(element, &pruned),
+            None => pruned,
+        },
     };
 
     let range = extremes(&weights);

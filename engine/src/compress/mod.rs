@@ -6,14 +6,18 @@ mod calibrate;
 mod chunks;
 mod equalise;
 mod fold;
+mod gptq;
 mod histogram;
 mod inspect;
+mod layerwise;
 mod pack;
 mod plan;
 mod precision;
 mod prune;
 mod quantize;
+mod scale_search;
 mod segments;
+mod smooth;
 pub(crate) mod structured;
 #[cfg(test)]
 pub(crate) mod testkit;
@@ -27,17 +31,20 @@ pub use bias::CorrectBias;
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
 pub use equalise::Equalize;
 pub(crate) use fold::{folded_at, folded_outline};
+pub use gptq::{Gptq, GptqSettings};
 pub use histogram::{ActivationQuant, Histogram};
 pub(crate) use inspect::plain_weights;
 pub use inspect::{LayerInspection, inspect_layer};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
+pub use scale_search::{ScaleSearchSettings, SequentialMse};
+pub use smooth::{SmoothQuant, SmoothQuantSettings};
 pub use structured::{
     Amount, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels, Ranking,
     layer_channels,
 };
 pub use weights::ScaleLayout;
-pub(crate) use weights::{CodeRange, choose_scales, through_half};
+pub(crate) use weights::{CodeRange, choose_scales, through};
 pub(crate) use wiring::Wiring;
 
 use crate::{
@@ -56,6 +63,8 @@ pub enum Precision {
     Fp32,
     /// Weights stored as IEEE half, computed in f32.
     Fp16,
+    /// Weights stored as bfloat16, computed in f32.
+    Bf16,
     /// 8-bit weights and 8-bit input activations.
     Int8,
     /// 7-bit weights ("reduce range") kept in 8, and 8-bit input activations; likewise the widths below.
@@ -124,10 +133,25 @@ pub enum Symmetry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activations {
-    /** input activations quantised to 8 bits */
+    /** input activations quantised to 8 bits, by calibrated ranges */
     Int8,
+    /** input activations quantised to 16 bits, by calibrated ranges */
+    Int16,
+    /** inputs of products quantised to 8 bits, by the range of each inference; those of convolutions left float */
+    Dynamic,
     /** weight-only */
     Float,
+}
+
+impl Activations {
+    /// Width of activations whose ranges are calibrated; `None` for the others.
+    pub fn calibrated_bits(self) -> Option<u32> {
+        match self {
+            Self::Int8 => Some(8),
+            Self::Int16 => Some(16),
+            Self::Dynamic | Self::Float => None,
+        }
+    }
 }
 
 /// Settings of post-training quantisation shared by all layers of a step.
@@ -186,10 +210,19 @@ impl QuantScheme {
                 "calibration: the percentile must lie in 50..=100 (99.99 is usual), found {kept}"
             ));
         }
-        if self.activations == Activations::Int8 && self.samples == 0 {
+        if self.activations.calibrated_bits().is_some() && self.samples == 0 {
             return refuse("samples: calibration needs at least 1 sample, found 0".to_owned());
         }
         Ok(())
+    }
+
+    /// How ranges are taken. At 16 bits a step is finer than the histogram's bins, and nothing is won by clipping: methods that weigh
+    /// clipping against steps keep all that was seen.
+    pub fn range_method(&self) -> Calibration {
+        match (self.activations, self.calibration) {
+            (Activations::Int16, Calibration::Mse | Calibration::Entropy) => Calibration::MinMax,
+            (_, method) => method,
+        }
     }
 
     /// Granularity of the weights at an integer precision; `None` for the floating ones.
@@ -202,15 +235,22 @@ impl QuantScheme {
 }
 
 /// A model on its way through the passes. While it can still be trained, quantised weights stay float with
-/// QuantizeLinear → DequantizeLinear (or Cast → Cast for fp16) behind them; [`pack`] turns those into packed initialisers.
+/// QuantizeLinear → DequantizeLinear (or Cast → Cast for fp16 and bf16) behind them; [`pack`] turns those into packed initialisers.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub graph: Graph,
     /// 0/1 per weight element (1: kept), by value name of the weight.
     pub masks: BTreeMap<String, Vec<bool>>,
-    /// Float weights from before their rounding was chosen ([`AdaRound`]), by value name. What is packed must be the floor or the
-    /// ceiling of them, which [`pack`] checks.
-    pub originals: BTreeMap<String, Vec<f32>>,
+    /// Float weights from before their codes were chosen ([`AdaRound`], [`Gptq`]), by value name.
+    pub originals: BTreeMap<String, Original>,
+}
+
+/// A weight as it was before its codes were chosen.
+#[derive(Clone, Debug)]
+pub struct Original {
+    pub weights: Vec<f32>,
+    /// What is packed must be the floor or the ceiling of them, which [`pack`] checks.
+    pub bound: bool,
 }
 
 impl Model {
@@ -261,6 +301,27 @@ pub enum CompressError {
     Layer { message: String, layer: String },
     #[error("{0}")]
     Invalid(String),
+}
+
+/// Refuses settings that count nothing.
+fn at_least_one(fields: &[(&str, usize)]) -> Result<(), CompressError> {
+    match fields.iter().find(|(_, value)| *value == 0) {
+        Some((field, _)) => Err(CompressError::Invalid(format!(
+            "{field}: at least 1 was expected, found 0"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses settings that are no positive numbers.
+fn above_zero(fields: &[(&str, f32)]) -> Result<(), CompressError> {
+    let bad = |value: f32| !(value.is_finite() && value > 0.0);
+    match fields.iter().find(|(_, value)| bad(*value)) {
+        Some((field, value)) => Err(CompressError::Invalid(format!(
+            "{field}: a number above 0 was expected, found {value}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 pub trait Pass {

@@ -55,9 +55,9 @@ pub fn pack(model: &Model) -> Result<Graph, CompressError> {
                     _ => packed,
                 }
             }
-            Op::Cast {
-                to: ElementType::F16,
-            } => halved(&graph, &wiring, index)?,
+            Op::Cast { to } if Precision::of_half(to).is_some() => {
+                halved(&graph, &wiring, index, to)?
+            }
             _ => None,
         };
         if let Some((output, data)) = packed {
@@ -151,10 +151,10 @@ fn quantised(
     refuse_non_finite(graph, input, &weights)?;
     let name = &graph.value(input).name;
     let original = model.originals.get(name);
-    if let Some(original) = original.filter(|o| o.len() != weights.len()) {
+    if let Some(original) = original.filter(|o| o.weights.len() != weights.len()) {
         return Err(CompressError::Invalid(format!(
             "{name} had {} elements when its rounding was chosen and has {} now",
-            original.len(),
+            original.weights.len(),
             weights.len()
         )));
     }
@@ -165,9 +165,9 @@ fn quantised(
         // `as` saturates; the sum cannot overflow because zero points are 32 bits at most.
         let code = (steps as i32 as i64) + i64::from(parameters.zero_point[scale]);
         let code = code.clamp(lo, hi);
-        if let Some(original) = original {
+        if let Some(original) = original.filter(|o| o.bound) {
             let zero = i64::from(parameters.zero_point[scale]);
-            let steps = original[element] / parameters.scale[scale];
+            let steps = original.weights[element] / parameters.scale[scale];
             let (floor, ceiling) = (steps.floor() as i64 + zero, steps.ceil() as i64 + zero);
             moved += usize::from(code != floor.clamp(lo, hi) && code != ceiling.clamp(lo, hi));
         }
@@ -187,6 +187,7 @@ fn halved(
     graph: &Graph,
     wiring: &Wiring,
     index: usize,
+    element: ElementType,
 ) -> Result<Option<(ValueId, TensorData)>, CompressError> {
     let Some((input, data, output)) = constant_in(graph, index) else {
         return Ok(None);
@@ -202,7 +203,7 @@ fn halved(
     if !wiring.consumers(output).iter().all(back) {
         return Ok(None);
     }
-    let packed = TensorData::from_f32_as(ElementType::F16, &data.shape, &data.to_f32_vec());
+    let packed = TensorData::from_f32_as(element, &data.shape, &data.to_f32_vec());
     refuse_non_finite(graph, input, &packed.to_f32_vec())?;
     Ok(Some((output, packed)))
 }
@@ -345,8 +346,10 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
                 width(graph, &wiring, dequantize, weight.as_ref()?)
             };
             let precision = match (form, &weight) {
-                (WeightForm::Half, _) => Precision::Fp16,
-                (WeightForm::Float, _) if stored == Some(ElementType::F16) => Precision::Fp16,
+                (WeightForm::Half, _) => half_behind(graph, &wiring, layer.weight),
+                (WeightForm::Float, _) if let Some(half) = stored.and_then(Precision::of_half) => {
+                    half
+                }
                 _ => codes().unwrap_or(Precision::Fp32),
             };
             QuantizedLayer {
@@ -357,6 +360,17 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
             }
         })
         .collect()
+}
+
+/// The 16-bit float that a weight is kept in: as it is stored, or as it is cast to.
+fn half_behind(graph: &Graph, wiring: &Wiring, weight: ValueId) -> Precision {
+    let cast = |reader: &usize| match graph.nodes[*reader].op {
+        Op::Cast { to } => Precision::of_half(to),
+        _ => None,
+    };
+    let stored = graph.value(weight).element.and_then(Precision::of_half);
+    let found = stored.or_else(|| wiring.consumers(weight).iter().find_map(cast));
+    found.unwrap_or(Precision::Fp16)
 }
 
 /// The width that a weight's codes have: the Clip's that holds them to it, or what the packed codes need, from 5 bits up where they are

@@ -5,9 +5,10 @@ use crate::graph::ElementType;
 
 impl Precision {
     /// From the widest to the narrowest.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Fp32,
         Self::Fp16,
+        Self::Bf16,
         Self::Int8,
         Self::Int7,
         Self::Int6,
@@ -20,7 +21,7 @@ impl Precision {
     /// Width of integer weights, 2..=8; `None` for the floating ones.
     pub fn bits(self) -> Option<u32> {
         match self {
-            Self::Fp32 | Self::Fp16 => None,
+            Self::Fp32 | Self::Fp16 | Self::Bf16 => None,
             Self::Int8 => Some(8),
             Self::Int7 => Some(7),
             Self::Int6 => Some(6),
@@ -34,6 +35,22 @@ impl Precision {
     /// Whether weights become integers.
     pub fn is_integer(self) -> bool {
         self.bits().is_some()
+    }
+
+    /// The 16-bit float that weights are stored as.
+    pub fn half(self) -> Option<ElementType> {
+        match self {
+            Self::Fp16 => Some(ElementType::F16),
+            Self::Bf16 => Some(ElementType::BF16),
+            _ => None,
+        }
+    }
+
+    /// The precision of this 16-bit float.
+    pub(crate) fn of_half(element: ElementType) -> Option<Self> {
+        [Self::Fp16, Self::Bf16]
+            .into_iter()
+            .find(|p| p.half() == Some(element))
     }
 
     /// The integer precision of this many bits, 2..=8.
@@ -54,6 +71,7 @@ impl Precision {
         match self {
             Self::Fp32 => "fp32",
             Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Int7 => "int7",
             Self::Int6 => "int6",

@@ -1,5 +1,5 @@
 //! Post-training quantisation (Jacob et al. 2018; Nagel et al. 2021), written as ONNX QuantizeLinear → DequantizeLinear
-//! pairs on weights and layer inputs, or a Cast → Cast chain for half precision. Nothing between a layer and its
+//! pairs on weights and layer inputs, or a Cast → Cast chain for 16-bit floats. Nothing between a layer and its
 //! activation function is touched, so that runtimes can still fuse them.
 
 use super::{
@@ -42,6 +42,7 @@ impl Pass for Quantize {
         let inputs: BTreeSet<ValueId> = plans
             .iter()
             .flatten()
+            .filter(|planned| !planned.dynamic)
             .filter_map(|planned| planned.input)
             .collect();
         let ranges = self.ranges(&model.graph, &inputs, context)?;
@@ -86,6 +87,8 @@ struct Planned {
     /// Slot and value of the input to quantise.
     input_slot: usize,
     input: Option<ValueId>,
+    /// Its range is taken at each inference.
+    dynamic: bool,
 }
 
 impl Quantize {
@@ -111,8 +114,10 @@ impl Quantize {
         }
         // Convolutions and Gemm take x first; a MatMul may have the constant on either side.
         let input_slot = usize::from(slot == 0);
-        let quantised =
-            precision != Precision::Fp16 && self.scheme.activations == Activations::Int8;
+        let dynamic = self.scheme.activations == Activations::Dynamic
+            && matches!(layer.op, "MatMul" | "Gemm");
+        let quantised = precision.is_integer()
+            && (dynamic || self.scheme.activations.calibrated_bits().is_some());
         let input = graph.nodes[layer.node.0 as usize]
             .inputs
             .get(input_slot)
@@ -127,6 +132,7 @@ impl Quantize {
             slot,
             input_slot,
             input,
+            dynamic,
         })
     }
 
@@ -169,7 +175,10 @@ impl Quantize {
         let node = layer.node.0 as usize;
         let (weight, mut note) = match planned.precision {
             Precision::Fp32 => return Ok("kept at fp32".to_owned()),
-            Precision::Fp16 => (edit.half(layer).map_err(refuse)?, "fp16 weights".to_owned()),
+            precision if let Some(element) = precision.half() => {
+                let weight = edit.half(layer, precision, element).map_err(refuse)?;
+                (weight, format!("{} weights", precision.label()))
+            }
             precision => {
                 let (Some(granularity), Some(bits)) =
                     (self.scheme.granularity(precision), precision.bits())
@@ -194,7 +203,17 @@ impl Quantize {
                 (weight.map_err(refuse)?, note)
             }
         };
-        if let Some(value) = planned.input {
+        let dynamic = planned.input.filter(|_| planned.dynamic);
+        if let Some(value) = dynamic {
+            let quantised = edit.dynamic_input(value);
+            edit.graph.nodes[node].inputs[planned.input_slot] = Some(quantised);
+            note.push_str(", 8-bit input by the range of each inference");
+        } else if self.scheme.activations == Activations::Dynamic && planned.precision.is_integer()
+        {
+            note.push_str(", float input: dynamic ranges are for products");
+        }
+        let bits = self.scheme.activations.calibrated_bits();
+        if let (Some(value), Some(bits), None) = (planned.input, bits, dynamic) {
             let name = &edit.graph.values[value.0 as usize].name;
             let Some(&[lo, hi]) = ranges.values.get(name) else {
                 return Err(refuse(format!(
@@ -206,11 +225,11 @@ impl Quantize {
                     "the range {lo}..{hi} of its input {name} is not a range"
                 )));
             }
-            let quant = ActivationQuant::of(lo, hi, self.scheme.symmetry);
+            let quant = ActivationQuant::of(lo, hi, self.scheme.symmetry, bits);
             let quantised = edit.input(value, quant);
             edit.graph.nodes[node].inputs[planned.input_slot] = Some(quantised);
             note.push_str(&format!(
-                ", 8-bit input (scale {}, zero point {})",
+                ", {bits}-bit input (scale {}, zero point {})",
                 quant.scale, quant.zero_point
             ));
         }
@@ -252,20 +271,25 @@ impl Edit<'_> {
         Ok(weights)
     }
 
-    fn half(&mut self, layer: &Layer) -> Result<ValueId, String> {
-        let key = (layer.weight, Precision::Fp16, (0, 0));
+    fn half(
+        &mut self,
+        layer: &Layer,
+        precision: Precision,
+        element: ElementType,
+    ) -> Result<ValueId, String> {
+        let key = (layer.weight, precision, (0, 0));
         if let Some(&done) = self.weights.get(&key) {
             return Ok(done);
         }
         let weights = self.weights_of(layer)?;
         let largest = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
-        if largest > LARGEST_HALF {
+        if element == ElementType::F16 && largest > LARGEST_HALF {
             return Err(format!(
-                "its largest weight {largest} doesn't fit half precision (65504 at most): keep it at fp32 or use int8"
+                "its largest weight {largest} doesn't fit half precision (65504 at most): keep it at fp32 or use bf16 or int8"
             ));
         }
         let name = self.graph.values[layer.weight.0 as usize].name.clone();
-        let half = self.value(format!("{name}_half"), ElementType::F16, layer.weight);
+        let half = self.value(format!("{name}_half"), element, layer.weight);
         let float = self.value(format!("{name}_float"), ElementType::F32, layer.weight);
         let cast = |name: String, to, from, into| Node {
             name,
@@ -276,7 +300,7 @@ impl Edit<'_> {
         let nodes = vec![
             cast(
                 self.names.unique(format!("{name}_to_half")),
-                ElementType::F16,
+                element,
                 layer.weight,
                 half,
             ),
@@ -330,14 +354,50 @@ impl Edit<'_> {
         if let Some(&done) = self.inputs.get(&value) {
             return done;
         }
-        let element = match quant.symmetry {
-            Symmetry::Asymmetric => ElementType::U8,
-            Symmetry::Symmetric => ElementType::I8,
+        let element = match (quant.symmetry, quant.bits) {
+            (Symmetry::Asymmetric, 16) => ElementType::U16,
+            (Symmetry::Symmetric, 16) => ElementType::I16,
+            (Symmetry::Asymmetric, _) => ElementType::U8,
+            (Symmetry::Symmetric, _) => ElementType::I8,
         };
         let zero = TensorData::from_i64_as(element, &[], &[i64::from(quant.zero_point)]);
         let out = self.pair(value, (TensorData::scalar(quant.scale), zero), 1, 0, None);
         self.inputs.insert(value, out);
         out
+    }
+
+    /// DynamicQuantizeLinear → DequantizeLinear behind `value`; gives the result.
+    fn dynamic_input(&mut self, value: ValueId) -> ValueId {
+        if let Some(&done) = self.inputs.get(&value) {
+            return done;
+        }
+        let name = self.graph.values[value.0 as usize].name.clone();
+        let quantised = self.value(format!("{name}_quantized"), ElementType::U8, value);
+        let dequantised = self.value(format!("{name}_dequantized"), ElementType::F32, value);
+        let mut scalar = |suffix: &str, element: ElementType| {
+            let id = self.value(format!("{name}_{suffix}"), element, value);
+            self.graph.value_mut(id).shape = Some(Vec::new());
+            id
+        };
+        let scale = scalar("scale", ElementType::F32);
+        let zero = scalar("zero_point", ElementType::U8);
+        let nodes = vec![
+            Node {
+                name: self.names.unique(format!("{name}_quantize")),
+                op: Op::DynamicQuantizeLinear,
+                inputs: vec![Some(value)],
+                outputs: vec![Some(quantised), Some(scale), Some(zero)],
+            },
+            Node {
+                name: self.names.unique(format!("{name}_dequantize")),
+                op: Op::DequantizeLinear { axis: 1, block: 0 },
+                inputs: vec![Some(quantised), Some(scale), Some(zero)],
+                outputs: vec![Some(dequantised)],
+            },
+        ];
+        self.chain(value, nodes);
+        self.inputs.insert(value, dequantised);
+        dequantised
     }
 
     /// QuantizeLinear → (Clip of the codes to `limits` →) DequantizeLinear behind `value`; gives the result.

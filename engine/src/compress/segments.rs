@@ -65,7 +65,10 @@ pub(super) fn float_twin(model: &Model) -> Graph {
                 {
                     maker = earlier;
                 }
-                if !matches!(graph.nodes[maker].op, Op::QuantizeLinear { .. }) {
+                if !matches!(
+                    graph.nodes[maker].op,
+                    Op::QuantizeLinear { .. } | Op::DynamicQuantizeLinear
+                ) {
                     continue;
                 }
             }
@@ -74,7 +77,7 @@ pub(super) fn float_twin(model: &Model) -> Graph {
             } if matches!(
                 graph.nodes[maker].op,
                 Op::Cast {
-                    to: ElementType::F16
+                    to: ElementType::F16 | ElementType::BF16
                 }
             ) => {}
             _ => continue,
@@ -89,11 +92,11 @@ pub(super) fn float_twin(model: &Model) -> Graph {
     for (output, float) in bypassed {
         graph.rewire(output, float);
     }
-    for (name, weights) in &model.originals {
+    for (name, original) in &model.originals {
         if let Some(id) = graph.find_value(name)
             && let Some(data) = &graph.value(id).data
         {
-            let data = TensorData::from_f32(&data.shape.clone(), weights);
+            let data = TensorData::from_f32(&data.shape.clone(), &original.weights);
             graph.set_data(id, data);
         }
     }

@@ -3,6 +3,7 @@
 //! runtime computes.
 
 use super::{Granularity, Precision, Symmetry};
+use crate::graph::ElementType;
 
 /// Codes of a signed integer type: all that `QuantizeLinear` can give, and the code the largest weight is laid on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,12 +312,13 @@ pub(crate) fn fake(
     out
 }
 
-/// The weight as it is after a round trip through IEEE half.
-pub(crate) fn through_half(weights: &[f32]) -> Vec<f32> {
-    weights
-        .iter()
-        .map(|&w| half::f16::from_f32(w).to_f32())
-        .collect()
+/// The weight as it is after a round trip through a 16-bit float: bfloat16, or IEEE half for any other type.
+pub(crate) fn through(element: ElementType, weights: &[f32]) -> Vec<f32> {
+    let narrow = |w: &f32| match element {
+        ElementType::BF16 => half::bf16::from_f32(*w).to_f32(),
+        _ => half::f16::from_f32(*w).to_f32(),
+    };
+    weights.iter().map(narrow).collect()
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
     yes("Div", ""),
     yes("Dropout", "inference form"),
+    no("DynamicQuantizeLinear", "float32"),
     yes("Elu", FLOATS64),
     no("Equal", "no strings"),
     yes("Erf", FLOATS64),

@@ -33,6 +33,8 @@ pub struct Program {
     slots: usize,
     /// The same, fused and on channels-last planes, where that can be done.
     pub(super) quick: Quick,
+    /// Activations are quantised by the range of each inference.
+    ranges_at_run: bool,
 }
 
 pub(super) struct Scheduled {
@@ -223,6 +225,7 @@ impl Program {
             masks: BTreeMap::new(),
             slots: graph.values.len(),
             quick: Quick::default(),
+            ranges_at_run: graph.ranges_at_run(),
         })
     }
 
@@ -239,8 +242,11 @@ impl Program {
         self.inputs.iter().map(|input| input.shape.as_deref())
     }
 
-    /// The number of samples the model takes at a time, where its first input fixes it.
+    /// As [`Graph::fixed_batch`].
     pub fn fixed_batch(&self) -> Option<usize> {
+        if self.ranges_at_run {
+            return Some(1);
+        }
         fixed_batch(self.inputs.first()?.shape.as_deref())
     }
 

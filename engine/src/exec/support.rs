@@ -68,6 +68,12 @@ fn reason(graph: &Graph, node: &Node) -> Option<String> {
         | Op::LayerNormalization { .. }
         | Op::Gemm { .. }
         | Op::MatMul => halves_and_f32("this operator"),
+        Op::DynamicQuantizeLinear => match element(0) {
+            Some(e) if e != ElementType::F32 => {
+                Some(format!("quantising {e} by its range is not supported"))
+            }
+            _ => None,
+        },
         Op::QuantizeLinear { .. } => match element(0) {
             Some(e) if !is_tensor(e) && e != ElementType::I32 => {
                 Some(format!("quantising {e} is not supported"))

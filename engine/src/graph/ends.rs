@@ -1,6 +1,6 @@
 //! What a graph's two ends say: how many samples it takes at a time, and whether it gives probabilities.
 
-use super::{Dim, Graph, Op};
+use super::{Dim, Graph, Node, Op};
 
 /// The number of samples that an input of this declared shape takes at a time, where its first axis fixes it.
 pub(crate) fn fixed_batch(shape: Option<&[Dim]>) -> Option<usize> {
@@ -8,9 +8,19 @@ pub(crate) fn fixed_batch(shape: Option<&[Dim]>) -> Option<usize> {
 }
 
 impl Graph {
-    /// The number of samples the model takes at a time, where its first input fixes it.
+    /// The number of samples the model takes at a time, where its first input fixes it; 1 where ranges are taken at each inference (with
+    /// more, a sample's answer would hang on those that it shares a batch with).
     pub fn fixed_batch(&self) -> Option<usize> {
+        if self.ranges_at_run() {
+            return Some(1);
+        }
         fixed_batch(self.value(*self.inputs.first()?).shape.as_deref())
+    }
+
+    /// Whether activations are quantised by the range they have at each inference.
+    pub(crate) fn ranges_at_run(&self) -> bool {
+        let dynamic = |node: &Node| node.op == Op::DynamicQuantizeLinear;
+        self.nodes.iter().any(dynamic)
     }
 
     /// Whether the first output are probabilities: it ends in a softmax, through nothing but changes of shape and type.
@@ -33,6 +43,7 @@ impl Graph {
                 | Op::Unsqueeze
                 | Op::Cast { .. }
                 | Op::QuantizeLinear { .. }
+                | Op::DynamicQuantizeLinear
                 | Op::DequantizeLinear { .. } => value = node.inputs.first().copied().flatten(),
                 _ => return false,
             }
@@ -44,7 +55,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{BinaryOp, ElementType, Node, Value, ValueId};
+    use crate::graph::{BinaryOp, ElementType, Value, ValueId};
 
     /// The operators one behind another on an input of this first extent.
     fn chain(first: Dim, ops: &[Op]) -> Graph {

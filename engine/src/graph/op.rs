@@ -307,6 +307,8 @@ pub enum Op {
         axis: i64,
         block: usize,
     },
+    /// Outputs codes (uint8), scale and zero point, both of one element, by the range of the whole tensor x.
+    DynamicQuantizeLinear,
     /// Anything else: shown and kept, not run.
     Unsupported {
         domain: String,

@@ -201,6 +201,7 @@ impl Op {
             Self::Identity => "Identity",
             Self::Dropout => "Dropout",
             Self::QuantizeLinear { .. } => "QuantizeLinear",
+            Self::DynamicQuantizeLinear => "DynamicQuantizeLinear",
             Self::DequantizeLinear { .. } => "DequantizeLinear",
             Self::Unsupported { op_type, .. } => op_type,
         }

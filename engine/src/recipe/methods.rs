@@ -1,7 +1,7 @@
 //! Steps that make quantisation lose less without training: what a recipe says of them, and where they may stand.
 
 use super::{Choice, Recipe, RecipeError, Rule, Step, text::Anchor};
-use crate::compress::AdaRoundSettings;
+use crate::compress::CompressError;
 
 /// Whether a method is used on a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,12 +23,14 @@ pub struct EqualizeStep {
     pub layers: Vec<ToggleRule>,
 }
 
+/// A method with settings of its own: where it is used, and how.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct AdaRoundStep {
+#[serde(bound(deserialize = "S: Default + serde::Deserialize<'de>"))]
+pub struct MethodStep<S> {
     pub default: Toggle,
     pub layers: Vec<ToggleRule>,
-    pub settings: AdaRoundSettings,
+    pub settings: S,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -68,121 +70,135 @@ pub(super) fn choices(default: Toggle, rules: &[ToggleRule]) -> (Choice<()>, Vec
     (default.choice(), rules)
 }
 
+/// A kind of step that stands in a recipe once at most.
+type Kind = (&'static str, fn(&Step) -> bool);
+
+/// Before Quantize: they change weights that scales are then taken from.
+const BEFORE: [Kind; 2] = [
+    ("Equalize", |s| matches!(s, Step::Equalize(_))),
+    ("SmoothQuant", |s| matches!(s, Step::SmoothQuant(_))),
+];
+/// Behind Quantize, in the order that they may stand in; those in the middle both choose codes.
+const BEHIND: [Kind; 4] = [
+    ("SequentialMse", |s| matches!(s, Step::SequentialMse(_))),
+    ("AdaRound", |s| matches!(s, Step::AdaRound(_))),
+    ("Gptq", |s| matches!(s, Step::Gptq(_))),
+    ("CorrectBias", |s| matches!(s, Step::CorrectBias(_))),
+];
+
 /// Refuses methods in an order that would undo or void them.
 pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     let steps = &recipe.steps;
-    let at = |is: fn(&Step) -> bool| steps.iter().position(is);
-    let quantize = at(|s| matches!(s, Step::Quantize(_)));
-    let prune = at(|s| matches!(s, Step::Prune(_)));
-    let distils: Vec<usize> = (0..steps.len())
-        .filter(|i| matches!(steps[*i], Step::Distil(_)))
-        .collect();
-    let refuse = |word: &'static str, nth: usize, why: &str| {
-        Err(RecipeError::new(why.to_owned()).at(Anchor::Word(word, nth)))
-    };
-    for (word, is) in [
-        (
-            "Equalize",
-            (|s| matches!(s, Step::Equalize(_))) as fn(&Step) -> bool,
-        ),
-        ("AdaRound", |s| matches!(s, Step::AdaRound(_))),
-        ("CorrectBias", |s| matches!(s, Step::CorrectBias(_))),
-    ] {
+    for (word, is) in BEFORE.iter().chain(&BEHIND) {
         if steps.iter().filter(|s| is(s)).count() > 1 {
             let why = format!("{word} stands here twice; put all its layers into one");
             return refuse(word, 1, &why);
         }
     }
-    if let Some(here) = at(|s| matches!(s, Step::Equalize(_))) {
-        match quantize {
-            None => {
-                return refuse(
-                    "Equalize",
-                    0,
-                    "Equalize leaves the float network as it is and helps quantisation only; a Quantize step must follow it",
-                );
-            }
-            Some(quantize) if quantize < here => {
-                return refuse(
-                    "Equalize",
-                    0,
-                    "Equalize must come before Quantize: scales and ranges are taken from the weights that it changes",
-                );
-            }
-            _ => {}
-        }
-        if prune.is_some_and(|prune| prune > here) {
-            return refuse(
-                "Equalize",
-                0,
-                "Equalize must come after Prune: it changes the magnitudes that Prune compares",
-            );
-        }
-        let behind = |is: fn(&Step) -> bool| steps[here..].iter().any(is);
-        if behind(|s| matches!(s, Step::PruneChannels(_))) {
-            return refuse(
-                "Equalize",
-                0,
-                "Equalize must come after PruneChannels: it changes the magnitudes that channels are compared by",
-            );
-        }
-        if behind(|s| matches!(s, Step::FoldBatchNorm)) {
-            return refuse(
-                "Equalize",
-                0,
-                "Equalize must come after FoldBatchNorm: it does nothing to a layer that a batch norm still follows",
-            );
-        }
+    for kind in BEFORE {
+        before_quantize(steps, kind)?;
     }
-    let adaround = at(|s| matches!(s, Step::AdaRound(_)));
-    for (word, here) in [
-        ("AdaRound", adaround),
-        ("CorrectBias", at(|s| matches!(s, Step::CorrectBias(_)))),
-    ] {
-        let Some(here) = here else { continue };
-        let Some(quantize) = quantize.filter(|q| *q < here) else {
-            let why =
-                format!("{word} must come after Quantize: it works on the scales chosen there");
-            return refuse(word, 0, &why);
-        };
-        if distils.iter().any(|d| quantize < *d && *d < here) {
-            let why = format!(
-                "{word} cannot come after training on quantised weights: what it would hold the network against is the float one \
-                 they no longer belong to; put Distil before Quantize, or leave one of the two out"
-            );
-            return refuse(word, 0, &why);
-        }
-        if word == "AdaRound" && distils.iter().any(|d| *d > here) {
-            return refuse(
-                word,
-                0,
-                "Distil after AdaRound would move the weights off the floors and ceilings chosen; leave one of the two out",
-            );
-        }
-        if word == "CorrectBias" && adaround.is_some_and(|a| a > here) {
-            return refuse(
-                word,
-                0,
-                "CorrectBias must come after AdaRound: it takes out the shift that the roundings chosen there leave",
-            );
-        }
+    for kind in BEHIND {
+        behind_quantize(steps, kind)?;
     }
     for step in steps {
-        match step {
-            Step::AdaRound(step) => {
-                if let Err(e) = step.settings.check() {
-                    return refuse("AdaRound", 0, &format!("AdaRound: {e}"));
-                }
-            }
+        let (word, checked) = match step {
+            Step::AdaRound(step) => ("AdaRound", step.settings.check()),
+            Step::Gptq(step) => ("Gptq", step.settings.check()),
+            Step::SequentialMse(step) => ("SequentialMse", step.settings.check()),
+            Step::SmoothQuant(step) => ("SmoothQuant", step.settings.check()),
             Step::CorrectBias(step) if step.samples == 0 => {
-                return refuse(
-                    "CorrectBias",
-                    0,
-                    "CorrectBias: samples: at least 1 was expected, found 0",
-                );
+                let why = "samples: at least 1 was expected, found 0".to_owned();
+                ("CorrectBias", Err(CompressError::Invalid(why)))
             }
-            _ => {}
+            _ => continue,
+        };
+        if let Err(e) = checked {
+            return refuse(word, 0, &format!("{word}: {e}"));
         }
+    }
+    Ok(())
+}
+
+fn refuse(word: &'static str, nth: usize, why: &str) -> Result<(), RecipeError> {
+    Err(RecipeError::new(why.to_owned()).at(Anchor::Word(word, nth)))
+}
+
+fn place(steps: &[Step], is: fn(&Step) -> bool) -> Option<usize> {
+    steps.iter().position(is)
+}
+
+fn before_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> {
+    let Some(here) = place(steps, is) else {
+        return Ok(());
+    };
+    let why = match place(steps, |s| matches!(s, Step::Quantize(_))) {
+        None => {
+            "leaves the float network as it is and helps quantisation only; a Quantize step must follow it"
+        }
+        Some(quantize) if quantize < here => {
+            "must come before Quantize: scales and ranges are taken from the weights that it changes"
+        }
+        _ => match steps[here..].iter().find_map(|step| match step {
+            Step::Prune(_) => Some("must come after Prune: it changes the magnitudes that Prune compares"),
+            Step::PruneChannels(_) => Some(
+                "must come after PruneChannels: it changes the magnitudes that channels are compared by",
+            ),
+            Step::FoldBatchNorm => Some(
+                "must come after FoldBatchNorm: it does nothing to a layer that a batch norm still follows",
+            ),
+            _ => None,
+        }) {
+            Some(why) => why,
+            None => return Ok(()),
+        },
+    };
+    refuse(word, 0, &format!("{word} {why}"))
+}
+
+fn behind_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> {
+    let Some(here) = place(steps, is) else {
+        return Ok(());
+    };
+    let quantize = place(steps, |s| matches!(s, Step::Quantize(_))).filter(|q| *q < here);
+    let Some(quantize) = quantize else {
+        let why = format!("{word} must come after Quantize: it works on the scales chosen there");
+        return refuse(word, 0, &why);
+    };
+    let trains = |s: &Step| matches!(s, Step::Distil(_));
+    if steps[quantize..here].iter().any(trains) {
+        let why = format!(
+            "{word} cannot come after training on quantised weights: what it would hold the network against is the float one \
+             they no longer belong to; put Distil before Quantize, or leave one of the two out"
+        );
+        return refuse(word, 0, &why);
+    }
+    let chooses = matches!(word, "AdaRound" | "Gptq");
+    if chooses && steps[here..].iter().any(trains) {
+        let why = format!(
+            "Distil after {word} would move the weights off the codes chosen; leave one of the two out"
+        );
+        return refuse(word, 0, &why);
+    }
+    let late = |kind: &&Kind| place(steps, kind.1).is_some_and(|at| at > here);
+    match word {
+        "CorrectBias" => {
+            if let Some((first, _)) = BEHIND[..3].iter().find(late) {
+                let why = format!(
+                    "CorrectBias must come after {first}: it takes out the shift that is left then"
+                );
+                return refuse(word, 0, &why);
+            }
+        }
+        "AdaRound" | "Gptq" => {
+            if let Some((first, _)) = BEHIND[..1].iter().find(late) {
+                let why = format!(
+                    "{word} must come after {first}: codes are chosen on scales that then stay"
+                );
+                return refuse(word, 0, &why);
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -27,10 +27,10 @@ pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
     PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
-pub use methods::{AdaRoundStep, CorrectBiasStep, EqualizeStep, Toggle, ToggleRule};
+pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run};
 pub use plan::PlanContext;
-pub use resolve::{Resolved, ResolvedStep, resolve};
+pub use resolve::{Method, Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};
@@ -38,7 +38,10 @@ pub use validate::RECIPE_VERSION;
 pub use verdict::{GoalVerdict, judge, overall};
 
 use crate::{
-    compress::{Precision, QuantScheme, Ratio},
+    compress::{
+        AdaRoundSettings, GptqSettings, Precision, QuantScheme, Ratio, ScaleSearchSettings,
+        SmoothQuantSettings,
+    },
     train::DistilSettings,
 };
 use std::path::{Path, PathBuf};
@@ -62,7 +65,10 @@ pub enum Step {
     Prune(PruneStep),
     Equalize(EqualizeStep),
     Quantize(QuantizeStep),
-    AdaRound(AdaRoundStep),
+    SmoothQuant(MethodStep<SmoothQuantSettings>),
+    SequentialMse(MethodStep<ScaleSearchSettings>),
+    AdaRound(MethodStep<AdaRoundSettings>),
+    Gptq(MethodStep<GptqSettings>),
     CorrectBias(CorrectBiasStep),
     Distil(DistilSettings),
 }

@@ -3,13 +3,13 @@
 mod watch;
 
 use super::{
-    GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
+    GoalVerdict, Method, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
     files::sha256, judge, resolve, to_ron,
 };
 use crate::{
     compress::{
-        Account, Activations, AdaRound, AdaRoundSettings, CorrectBias, Equalize, FoldBatchNorm,
-        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
+        Account, AdaRound, CorrectBias, Equalize, FoldBatchNorm, Gptq, MagnitudePrune, Model, Pass,
+        PassContext, Precision, PruneChannels, QuantScheme, Quantize, SequentialMse, SmoothQuant,
         calibrate_layers, pack,
     },
     data::{Dataset, SplitName},
@@ -18,10 +18,13 @@ use crate::{
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
-    search::LayerFacts,
     train::{self, DistilSettings, Distilled, TrainPoint},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 use watch::Watch;
 
 /// Told how far a run is, after every mini-batch: the place where other work may be done in between.
@@ -246,14 +249,38 @@ impl<'a> Work<'a> {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);
                 (measured + u64::from(settings.reestimate)) * settings.samples as u64
             }
-            ResolvedStep::AdaRound { settings, layers } => {
-                rounding(settings, layers, &self.session.layers)
+            ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,
+            ResolvedStep::SequentialMse(Method { settings, layers }) => self.by_layer(
+                settings.samples,
+                (settings.candidates + 1) as f64 * settings.positions as f64,
+                layers,
+            ),
+            ResolvedStep::AdaRound(Method { settings, layers }) => self.by_layer(
+                settings.samples,
+                2.0 * settings.batch as f64 * settings.iterations as f64,
+                layers,
+            ),
+            // Two triangular products by the width of the input, which is not known here: a few hundred.
+            ResolvedStep::Gptq(Method { settings, layers }) => {
+                self.by_layer(settings.samples, settings.positions as f64 + 500.0, layers)
             }
             // Twice through the network, and parts of it again and again.
             ResolvedStep::CorrectBias { samples, .. } => 4 * *samples as u64,
             ResolvedStep::Quantize { scheme, .. } => scheme.samples as u64,
             ResolvedStep::Distil(s) => self.session.data.as_ref().map_or(0, |d| training(s, d)),
         }
+    }
+
+    /// Cost of a method that goes through the network layer by layer with `samples`, and does `each` multiplications for a weight.
+    fn by_layer(&self, samples: usize, each: f64, chosen: &BTreeSet<LayerId>) -> u64 {
+        let layers = &self.session.layers;
+        let weights: f64 = layers
+            .iter()
+            .filter(|l| chosen.contains(&l.id))
+            .map(|l| l.weight_shape.iter().map(|d| *d as f64).product::<f64>())
+            .sum();
+        let macs: f64 = layers.iter().filter_map(|l| l.macs).map(|m| m as f64).sum();
+        4 * samples as u64 + (each * weights / macs.max(weights).max(1.0)) as u64
     }
 
     /// Says how far it is and stops if asked to.
@@ -348,7 +375,7 @@ impl<'a> Work<'a> {
                             to_ron(&(
                                 self.recipe.seed,
                                 before,
-                                scheme.calibration,
+                                scheme.range_method(),
                                 scheme.symmetry,
                                 scheme.samples,
                             ))?
@@ -369,19 +396,51 @@ impl<'a> Work<'a> {
                     apply(&pass, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "equalised")?;
                 }
-                ResolvedStep::AdaRound { settings, layers } => {
+                ResolvedStep::SmoothQuant(method) => {
+                    session.runnable_to("take the ranges of inputs from")?;
+                    let pass = SmoothQuant {
+                        settings: method.settings.clone(),
+                        layers: method.layers.clone(),
+                    };
+                    self.observer.progress(self.done, self.total, "smoothing");
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    self.advance(cost, "smoothed")?;
+                }
+                ResolvedStep::SequentialMse(method) => {
+                    session.runnable_to("choose scales on")?;
+                    let pass = SequentialMse {
+                        settings: method.settings.clone(),
+                        layers: method.layers.clone(),
+                    };
+                    let mut progress = self.layers_done(cost, "choosing scales");
+                    let chosen = pass.run(model, &context, &mut progress)?;
+                    drop(progress);
+                    model = keep(chosen, &mut accounts);
+                    self.advance(cost, "scales chosen")?;
+                }
+                ResolvedStep::AdaRound(method) => {
                     session.runnable_to("choose roundings on")?;
                     let pass = AdaRound {
-                        settings: settings.clone(),
-                        layers: layers.clone(),
+                        settings: method.settings.clone(),
+                        layers: method.layers.clone(),
                     };
-                    let (next, account) = {
-                        let mut progress = self.layers_done(cost, "choosing roundings");
-                        pass.run(model, &context, &mut progress)?
-                    };
-                    model = next;
-                    accounts.push(account);
+                    let mut progress = self.layers_done(cost, "choosing roundings");
+                    let chosen = pass.run(model, &context, &mut progress)?;
+                    drop(progress);
+                    model = keep(chosen, &mut accounts);
                     self.advance(cost, "roundings chosen")?;
+                }
+                ResolvedStep::Gptq(method) => {
+                    session.runnable_to("choose codes on")?;
+                    let pass = Gptq {
+                        settings: method.settings.clone(),
+                        layers: method.layers.clone(),
+                    };
+                    let mut progress = self.layers_done(cost, "choosing codes");
+                    let chosen = pass.run(model, &context, &mut progress)?;
+                    drop(progress);
+                    model = keep(chosen, &mut accounts);
+                    self.advance(cost, "codes chosen")?;
                 }
                 ResolvedStep::CorrectBias { samples, layers } => {
                     session.runnable_to("correct biases on")?;
@@ -389,12 +448,10 @@ impl<'a> Work<'a> {
                         samples: *samples,
                         layers: layers.clone(),
                     };
-                    let (next, account) = {
-                        let mut progress = self.layers_done(cost, "correcting biases");
-                        pass.run(model, &context, &mut progress)?
-                    };
-                    model = next;
-                    accounts.push(account);
+                    let mut progress = self.layers_done(cost, "correcting biases");
+                    let corrected = pass.run(model, &context, &mut progress)?;
+                    drop(progress);
+                    model = keep(corrected, &mut accounts);
                     self.advance(cost, "biases corrected")?;
                 }
                 ResolvedStep::Distil(settings) => {
@@ -534,23 +591,13 @@ impl<'a> Work<'a> {
 
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
-    scheme.activations == Activations::Int8 && layers.values().any(|p| p.is_integer())
+    scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
 }
 
-/// Cost of choosing roundings in units of one inference: two products over the positions of a step for each weight and iteration.
-fn rounding(
-    settings: &AdaRoundSettings,
-    chosen: &std::collections::BTreeSet<LayerId>,
-    layers: &[LayerFacts],
-) -> u64 {
-    let weights: f64 = layers
-        .iter()
-        .filter(|l| chosen.contains(&l.id))
-        .map(|l| l.weight_shape.iter().map(|d| *d as f64).product::<f64>())
-        .sum();
-    let macs: f64 = layers.iter().filter_map(|l| l.macs).map(|m| m as f64).sum();
-    let work = 2.0 * weights * settings.batch as f64 * settings.iterations as f64;
-    4 * settings.samples as u64 + (work / macs.max(weights).max(1.0)) as u64
+/// Takes note of what a pass did.
+fn keep((model, account): (Model, Account), accounts: &mut Vec<Account>) -> Model {
+    accounts.push(account);
+    model
 }
 
 /// What training did, in words: it has no account by layer.

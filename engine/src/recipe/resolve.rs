@@ -1,13 +1,14 @@
 //! From rules to layers: default < glob (a later one wins) < exact name.
 
 use super::{
-    Choice, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
+    Choice, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
     text::{Anchor, nearest},
     validate::validate,
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, LayerSetting, Precision, QuantScheme, Ratio,
+        AdaRoundSettings, Amount, ChannelSettings, GptqSettings, LayerSetting, Precision,
+        QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -31,15 +32,22 @@ pub enum ResolvedStep {
         layers: BTreeMap<LayerId, Precision>,
     },
     Equalize(BTreeSet<LayerId>),
-    AdaRound {
-        settings: AdaRoundSettings,
-        layers: BTreeSet<LayerId>,
-    },
+    SmoothQuant(Method<SmoothQuantSettings>),
+    SequentialMse(Method<ScaleSearchSettings>),
+    AdaRound(Method<AdaRoundSettings>),
+    Gptq(Method<GptqSettings>),
     CorrectBias {
         samples: usize,
         layers: BTreeSet<LayerId>,
     },
     Distil(DistilSettings),
+}
+
+/// A method with the layers that it is used on.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Method<S> {
+    pub settings: S,
+    pub layers: BTreeSet<LayerId>,
 }
 
 /// A recipe laid over one model.
@@ -90,13 +98,25 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
                 ResolvedStep::Equalize(chosen)
             }
-            Step::AdaRound(s) => {
-                let chosen = toggled("AdaRound", s.default, &s.layers, layers, &earlier)?;
+            Step::SmoothQuant(s) => {
+                let method = used("SmoothQuant", s, layers, &earlier)?;
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
-                ResolvedStep::AdaRound {
-                    settings: s.settings.clone(),
-                    layers: chosen,
-                }
+                ResolvedStep::SmoothQuant(method)
+            }
+            Step::SequentialMse(s) => {
+                let method = used("SequentialMse", s, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::SequentialMse(method)
+            }
+            Step::AdaRound(s) => {
+                let method = used("AdaRound", s, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::AdaRound(method)
+            }
+            Step::Gptq(s) => {
+                let method = used("Gptq", s, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::Gptq(method)
             }
             Step::CorrectBias(s) => {
                 let chosen = toggled("CorrectBias", s.default, &s.layers, layers, &earlier)?;
@@ -137,6 +157,7 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
             }
         });
     }
+    one_choice(&steps)?;
     Ok(Resolved {
         steps,
         layers: settings,
@@ -155,6 +176,42 @@ fn toggled(
     Ok(apply(step, &default, &rules, layers, earlier)?
         .into_keys()
         .collect())
+}
+
+fn used<S: Clone>(
+    step: &str,
+    method: &MethodStep<S>,
+    layers: &[LayerFacts],
+    earlier: &[&str],
+) -> Result<Method<S>, RecipeError> {
+    Ok(Method {
+        settings: method.settings.clone(),
+        layers: toggled(step, method.default, &method.layers, layers, earlier)?,
+    })
+}
+
+/// Refuses layers whose codes would be chosen twice.
+fn one_choice(steps: &[ResolvedStep]) -> Result<(), RecipeError> {
+    let find = |is: fn(&ResolvedStep) -> Option<&BTreeSet<LayerId>>| steps.iter().find_map(is);
+    let adaround = find(|s| match s {
+        ResolvedStep::AdaRound(m) => Some(&m.layers),
+        _ => None,
+    });
+    let gptq = find(|s| match s {
+        ResolvedStep::Gptq(m) => Some(&m.layers),
+        _ => None,
+    });
+    let both = adaround
+        .zip(gptq)
+        .and_then(|(a, b)| a.intersection(b).next());
+    match both {
+        None => Ok(()),
+        Some(layer) => Err(RecipeError::new(format!(
+            "Gptq: AdaRound chooses the codes of `{}` too; switch one of the two off there",
+            layer.0
+        ))
+        .at(Anchor::Word("Gptq", 0))),
+    }
 }
 
 enum Matcher<'a> {

@@ -421,10 +421,10 @@ fn methods_are_switched_by_layer() {
         _,
         ResolvedStep::Equalize(equal),
         _,
-        ResolvedStep::AdaRound {
+        ResolvedStep::AdaRound(Method {
             settings,
             layers: rounded,
-        },
+        }),
         ResolvedStep::CorrectBias {
             samples,
             layers: corrected,
@@ -504,7 +504,7 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
         ),
         (
             format!("{quantize}, AdaRound(), {distil}"),
-            "off the floors and ceilings",
+            "off the codes chosen",
         ),
         (
             format!("{quantize}, {distil}, AdaRound()"),
@@ -530,6 +530,39 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
             format!("{quantize}, AdaRound(settings: (batch: 0))"),
             "batch: at least 1",
         ),
+        ("SmoothQuant()".to_owned(), "a Quantize step must follow"),
+        (
+            format!("{quantize}, SmoothQuant()"),
+            "SmoothQuant must come before Quantize",
+        ),
+        (
+            format!("SmoothQuant(settings: (strength: 1.0)), {quantize}"),
+            "strength: a number below 1",
+        ),
+        (
+            format!("{quantize}, Gptq(), SequentialMse()"),
+            "Gptq must come after SequentialMse",
+        ),
+        (
+            format!("{quantize}, AdaRound(), SequentialMse()"),
+            "AdaRound must come after SequentialMse",
+        ),
+        (
+            format!("{quantize}, CorrectBias(), SequentialMse()"),
+            "CorrectBias must come after SequentialMse",
+        ),
+        (
+            format!("{quantize}, Gptq(), {distil}"),
+            "off the codes chosen",
+        ),
+        (
+            format!("{quantize}, SequentialMse(settings: (lowest: 1.5))"),
+            "lowest: a share of at most 1",
+        ),
+        (
+            format!("{quantize}, Gptq(settings: (damping: 0))"),
+            "damping: a number above 0",
+        ),
         (
             format!("{quantize}, CorrectBias(samples: 0)"),
             "samples: at least 1",
@@ -544,8 +577,32 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
     for steps in [
         format!("Prune(default: set(0.5)), {distil}, {quantize}, AdaRound(), CorrectBias()"),
         format!("FoldBatchNorm, Equalize(), {quantize}, CorrectBias(), {distil}"),
+        format!("FoldBatchNorm, SmoothQuant(), {quantize}, SequentialMse(), {distil}"),
+        format!("Equalize(), SmoothQuant(), {quantize}, SequentialMse(), Gptq(), CorrectBias()"),
     ] {
         let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
         parse(&text).expect("a sensible order");
     }
+}
+
+#[test]
+fn a_layers_codes_are_chosen_by_one_method() {
+    let text = |gptq: &str| {
+        format!(
+            "(version: 1, model: \"m\", task: \"t\", steps: [Quantize(default: set(int4)), AdaRound(layers: [(\"fc\", off)]), {gptq}])"
+        )
+    };
+    let layers = facts(&["conv1", "fc"]);
+    let resolved = |gptq: &str| resolve(&parse(&text(gptq)).expect("reads"), &layers);
+    let error = resolved("Gptq()").expect_err("conv1 twice").to_string();
+    assert!(
+        error.contains("`conv1`") && error.contains("AdaRound"),
+        "{error}"
+    );
+    let resolved = resolved("Gptq(default: off, layers: [(\"fc\", on)])").expect("one each");
+    let [_, ResolvedStep::AdaRound(a), ResolvedStep::Gptq(b)] = resolved.steps.as_slice() else {
+        panic!("three steps: {:?}", resolved.steps);
+    };
+    assert_eq!((a.layers.len(), b.layers.len()), (1, 1));
+    assert_eq!((a.settings.iterations, b.settings.positions), (1000, 4096));
 }

@@ -84,7 +84,12 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .map_err(|e| RecipeError::new(format!("Quantize: {e}")).at(here))?;
             }
             // Their order is looked at below, all steps in view.
-            Step::Equalize(_) | Step::AdaRound(_) | Step::CorrectBias(_) => {}
+            Step::Equalize(_)
+            | Step::SmoothQuant(_)
+            | Step::SequentialMse(_)
+            | Step::AdaRound(_)
+            | Step::Gptq(_)
+            | Step::CorrectBias(_) => {}
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;

@@ -60,6 +60,13 @@ impl LayerDrops {
             Precision::Fp16 => &[Candidate::Fp16, Candidate::Int8, Candidate::Int4],
             Precision::Int8 => &[Candidate::Int8, Candidate::Int4],
             Precision::Int4 => &[Candidate::Int4],
+            Precision::Bf16 => {
+                let coarser = self.cell(Candidate::Int8);
+                return Some(Drop {
+                    value: coarser.or_else(|| self.cell(Candidate::Int4))?,
+                    approximate: true,
+                });
+            }
             // No cells of their own: the next coarser one's, where there is one.
             Precision::Int7 | Precision::Int6 | Precision::Int5 => {
                 return Some(Drop {

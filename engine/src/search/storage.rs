@@ -31,7 +31,12 @@ impl LayerBytes {
             let axes = layout.shape.len() as u64;
             let input = match scheme.activations {
                 Activations::Int8 => input_pair(name, rank),
-                Activations::Float => 0,
+                // A wider zero point.
+                Activations::Int16 => input_pair(name, rank) + 1,
+                Activations::Dynamic if matches!(&*layer.op, "MatMul" | "Gemm") => {
+                    dynamic_pair(name, rank)
+                }
+                Activations::Dynamic | Activations::Float => 0,
             };
             rest + (weights * bits).div_ceil(8)
                 + scales * 4
@@ -50,7 +55,7 @@ impl LayerBytes {
     pub fn at(&self, precision: Precision) -> u64 {
         match precision {
             Precision::Fp32 => self.float,
-            Precision::Fp16 => self.fp16,
+            Precision::Fp16 | Precision::Bf16 => self.fp16,
             Precision::Int8 | Precision::Int7 | Precision::Int6 | Precision::Int5 => self.int8,
             Precision::Int4 | Precision::Int3 | Precision::Int2 => self.int4,
         }
@@ -139,6 +144,30 @@ fn input_pair(layer: u64, rank: u64) -> u64 {
         + 4
         + tensor(zero, 0)
         + 1
+}
+
+/// DynamicQuantizeLinear and DequantizeLinear on the layer's input.
+fn dynamic_pair(layer: u64, rank: u64) -> u64 {
+    let v = layer + VALUE;
+    let (scale, zero) = (suffixed(v, "_scale"), suffixed(v, "_zero_point"));
+    let quantised = suffixed(v, "_quantized");
+    node(
+        &[v],
+        quantised,
+        suffixed(v, "_quantize"),
+        "DynamicQuantizeLinear",
+        field(scale) + field(zero),
+    ) + node(
+        &[quantised, scale, zero],
+        suffixed(v, "_dequantized"),
+        suffixed(v, "_dequantize"),
+        "DequantizeLinear",
+        attribute("axis"),
+    ) + "_dequantized".len() as u64
+        + value_info(quantised, rank)
+        + value_info(suffixed(v, "_dequantized"), rank)
+        + value_info(scale, 0)
+        + value_info(zero, 0)
 }
 
 /// Cast from half behind a packed weight.

@@ -3,8 +3,8 @@
 use super::{Candidate, Direction, MapObserver, MapOptions, SensitivityError, proxy_by_parts};
 use crate::{
     compress::{
-        Activations, CompressError, LayerSetting, Model, PassContext, QuantScheme, Ranges,
-        calibrate_layers, compress_layers,
+        CompressError, LayerSetting, Model, PassContext, QuantScheme, Ranges, calibrate_layers,
+        compress_layers,
     },
     eval::EvalError,
     exec::{Family, Mode, Program},
@@ -71,7 +71,9 @@ impl<'a> Networks<'a> {
     /// Takes the ranges that these cells need.
     pub fn calibrated(mut self, todo: &[(LayerId, Candidate)]) -> Result<Self, SensitivityError> {
         let integers = |c: &Candidate| matches!(c, Candidate::Int8 | Candidate::Int4);
-        if self.scheme.activations == Activations::Int8 && todo.iter().any(|(_, c)| integers(c)) {
+        if self.scheme.activations.calibrated_bits().is_some()
+            && todo.iter().any(|(_, c)| integers(c))
+        {
             let data = self
                 .context
                 .data

@@ -5,7 +5,7 @@ use super::{Candidate, Cell, Tier};
 use crate::{
     compress::{
         CodeRange, QuantScheme, Ratio, ScaleLayout, Wiring, choose_scales, folded_at,
-        plain_weights, through_half,
+        plain_weights, through,
     },
     exec::{self, ExecError},
     graph::{Graph, Layer, LayerId},
@@ -87,7 +87,7 @@ fn cells_of(layer: &Layer, weights: &[f32], scheme: &QuantScheme) -> Vec<Cell> {
         .map(|candidate| {
             let noise = match candidate {
                 Candidate::Fp16 => {
-                    let half = through_half(weights);
+                    let half = through(crate::graph::ElementType::F16, weights);
                     let error = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
                     weights.iter().zip(&half).map(error).sum()
                 }

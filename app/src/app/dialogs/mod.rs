@@ -396,6 +396,8 @@ impl Dialogs {
                     "Activations",
                     &[
                         (Activations::Int8, "int8"),
+                        (Activations::Int16, "int16"),
+                        (Activations::Dynamic, "Dynamic"),
                         (Activations::Float, "Float (weight-only)"),
                     ],
                     &mut s.activations,
@@ -440,7 +442,7 @@ fn without_data(ui: &mut Ui, state: &State, why: &str, out: &mut Vec<Command>) {
                 out.push(Command::Show(Dialog::OpenTask));
             }
             let scheme = &state.document.scheme;
-            if scheme.activations == Activations::Int8
+            if scheme.activations.calibrated_bits().is_some()
                 && Button::new("Use weight-only activations").low().show(ui)
             {
                 out.push(Command::SetScheme(QuantScheme {

@@ -1,13 +1,13 @@
 //! The relaxation of AdaRound: each weight is ⌊w/s⌋ + h(v), where h is a rectified sigmoid that a growing penalty drives to 0 or 1. The
 //! outputs of a layer do not depend on each other's weights, so they are solved in pieces of fixed size, each by one thread.
 
-use super::{AdaRoundSettings, problem::Problem};
+use super::AdaRoundSettings;
 use crate::{
-    compress::CompressError,
-    exec::{
-        CancelToken, ExecError,
-        kernels::{Matrix, matmul},
+    compress::{
+        CompressError,
+        layerwise::{Problem, Seen, backward, dot, product},
     },
+    exec::{CancelToken, ExecError},
 };
 use rayon::prelude::*;
 
@@ -19,33 +19,19 @@ const WARM_UP: f32 = 0.2;
 const BETA: (f32, f32) = (20.0, 2.0);
 const ADAM: (f32, f32, f32) = (0.9, 0.999, 1e-8);
 
-/// What was chosen, and what it gives on positions that the choice did not see.
-pub(super) struct Solved {
-    /// Counted from the zero points.
-    pub codes: Vec<i32>,
-    /// Squared error of the layer's output (behind its activation function) by the choice, and by rounding to nearest.
-    pub chosen: f64,
-    pub nearest: f64,
-    /// Squared output.
-    pub signal: f64,
-    pub unseen: usize,
-}
-
 /// Outputs of one group that are solved together.
 struct Piece {
     group: usize,
     outputs: std::ops::Range<usize>,
 }
 
-/// Chooses all codes of a layer. `patches`: a row of `rows` positions for each element of a patch; `target`: the same for each output.
+/// Chooses all codes of a layer, counted from the zero points.
 pub(super) fn solve(
     problem: &Problem,
     settings: &AdaRoundSettings,
-    patches: &[f32],
-    target: &[f32],
-    rows: usize,
+    seen: &Seen<'_>,
     cancel: &CancelToken,
-) -> Result<Solved, CompressError> {
+) -> Result<Vec<i32>, CompressError> {
     // The pieces hang on the layer alone, not on the number of threads.
     let together = (problem.outputs / 4).clamp(4, 32);
     let mut pieces = Vec::new();
@@ -55,62 +41,34 @@ pub(super) fn solve(
             pieces.push(Piece { group, outputs });
         }
     }
-    let solved: Vec<Part> = pieces
+    let solved: Vec<Vec<i32>> = pieces
         .par_iter()
-        .map(|piece| part(problem, settings, patches, target, rows, piece, cancel))
+        .map(|piece| part(problem, settings, seen, piece, cancel))
         .collect::<Result<_, _>>()?;
-    let unseen = rows - seen(rows);
-    let mut all = Solved {
-        codes: Vec::with_capacity(problem.weights.len()),
-        chosen: 0.0,
-        nearest: 0.0,
-        signal: 0.0,
-        unseen,
-    };
-    // Added up in order.
-    for part in solved {
-        all.codes.extend(part.codes);
-        all.chosen += part.chosen;
-        all.nearest += part.nearest;
-        all.signal += part.signal;
-    }
-    Ok(all)
-}
-
-/// Positions that the choice sees: the rest, an eighth, judges it.
-fn seen(rows: usize) -> usize {
-    (rows - rows / 8).max(1)
-}
-
-struct Part {
-    codes: Vec<i32>,
-    chosen: f64,
-    nearest: f64,
-    signal: f64,
+    Ok(solved.concat())
 }
 
 fn part(
     problem: &Problem,
     settings: &AdaRoundSettings,
-    patches: &[f32],
-    target: &[f32],
-    rows: usize,
+    seen: &Seen<'_>,
     piece: &Piece,
     cancel: &CancelToken,
-) -> Result<Part, CompressError> {
+) -> Result<Vec<i32>, CompressError> {
+    let rows = seen.rows;
     let depth = problem.depth;
     let first = piece.group * problem.outputs + piece.outputs.start;
     let count = piece.outputs.len();
     let span = first * depth..(first + count) * depth;
-    let x = &patches[piece.group * depth * rows..][..depth * rows];
-    let wanted = &target[first * rows..(first + count) * rows];
+    let x = seen.of_group(piece.group, depth);
+    let wanted = &seen.target[first * rows..(first + count) * rows];
     let bias = &problem.bias[first..first + count];
-    let scales = &problem.scales[span.clone()];
-    let fitted = seen(rows);
+    let scales: Vec<f32> = span.clone().map(|i| problem.scale(i)).collect();
+    let fitted = seen.fitted();
     let batch = settings.batch.min(fitted);
     let windows = fitted / batch;
 
-    let mut soft = Soft::new(problem, span.clone());
+    let mut soft = Soft::new(problem, span);
     // What one weight's own rounding costs, on average over an output: errors are counted in units of it, so that the
     // penalty means the same for every layer.
     let power: Vec<f64> = (0..depth)
@@ -139,7 +97,7 @@ fn part(
                 return Err(ExecError::Cancelled.into());
             }
             let at = step % windows * batch;
-            soft.weights(scales, &mut weights);
+            soft.weights(&scales, &mut weights);
             let x = &x[at..];
             product(&weights, (count, depth), x, (batch, rows), &mut outputs);
             for (o, out) in outputs.chunks_exact_mut(batch).enumerate() {
@@ -148,7 +106,7 @@ fn part(
                 residual(out, wanted, bias[o], problem.limits, factor);
             }
             backward(&outputs, (count, batch), x, (depth, rows), &mut gradient);
-            for (g, s) in gradient.iter_mut().zip(scales) {
+            for (g, s) in gradient.iter_mut().zip(&scales) {
                 *g *= s;
             }
             let progress = step as f32 / settings.iterations as f32;
@@ -159,44 +117,7 @@ fn part(
             soft.step(&gradient, step, settings, penalty);
         }
     }
-    let codes = soft.codes();
-    let nearest: Vec<i32> = span.map(|i| problem.nearest(i)).collect();
-    let unseen = fitted..rows;
-    let errors = |codes: &[i32]| {
-        let weights: Vec<f32> = codes
-            .iter()
-            .zip(scales)
-            .map(|(c, s)| *c as f32 * s)
-            .collect();
-        let n = unseen.len();
-        let mut outputs = vec![0.0; count * n];
-        if n == 0 {
-            return 0.0;
-        }
-        let shape = (count, depth);
-        product(&weights, shape, &x[unseen.start..], (n, rows), &mut outputs);
-        let (lo, hi) = problem.limits;
-        let mut sum = 0.0;
-        for (o, out) in outputs.chunks_exact(n).enumerate() {
-            let wanted = &wanted[o * rows + unseen.start..][..n];
-            for (y, t) in out.iter().zip(wanted) {
-                let error = (y + bias[o]).clamp(lo, hi) - t;
-                sum += f64::from(error * error);
-            }
-        }
-        sum
-    };
-    let mut signal = 0.0;
-    for row in wanted.chunks_exact(rows) {
-        let row = &row[unseen.clone()];
-        signal += row.iter().map(|t| f64::from(t * t)).sum::<f64>();
-    }
-    Ok(Part {
-        chosen: errors(&codes),
-        nearest: errors(&nearest),
-        signal,
-        codes,
-    })
+    Ok(soft.codes())
 }
 
 /// Roundings under choice.
@@ -225,7 +146,7 @@ impl Soft {
             square: vec![0.0; n],
         };
         for i in span {
-            let steps = problem.weights[i] / problem.scales[i];
+            let steps = problem.weights[i] / problem.scale(i);
             let range = problem.ranges[i];
             let (lo, hi) = (range.lo as f32, range.hi as f32);
             let floor = steps.floor();
@@ -320,65 +241,6 @@ fn residual(out: &mut [f32], wanted: &[f32], bias: f32, (lo, hi): (f32, f32), fa
     }
 }
 
-/// Fewer outputs than this are multiplied one by one: a packed product would spend its time packing.
-const FEW: usize = 4;
-
-/// `out = weights · x`; x has rows `stride` apart, of which `n` columns count.
-fn product(
-    weights: &[f32],
-    (count, depth): (usize, usize),
-    x: &[f32],
-    (n, stride): (usize, usize),
-    out: &mut [f32],
-) {
-    if count >= FEW {
-        let weights = Matrix::new(weights, count, depth, depth);
-        return matmul(weights, Matrix::new(x, depth, n, stride), out);
-    }
-    out.fill(0.0);
-    for (out, weights) in out.chunks_exact_mut(n).zip(weights.chunks_exact(depth)) {
-        for (k, w) in weights.iter().enumerate() {
-            for (out, x) in out.iter_mut().zip(&x[k * stride..][..n]) {
-                *out += w * x;
-            }
-        }
-    }
-}
-
-/// `gradient = errors · xᵀ`.
-fn backward(
-    errors: &[f32],
-    (count, n): (usize, usize),
-    x: &[f32],
-    (depth, stride): (usize, usize),
-    gradient: &mut [f32],
-) {
-    if count >= FEW {
-        let x = Matrix::new(x, depth, n, stride).transposed();
-        return matmul(Matrix::new(errors, count, n, n), x, gradient);
-    }
-    for (gradient, errors) in gradient.chunks_exact_mut(depth).zip(errors.chunks_exact(n)) {
-        for (k, g) in gradient.iter_mut().enumerate() {
-            *g = dot(errors, &x[k * stride..][..n]);
-        }
-    }
-}
-
-/// Summed in lanes, so that it vectorises.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0_f32; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
 /// x to a whole power below 32, without branches on x.
 #[inline(always)]
 fn power(x: f32, exponent: u32) -> f32 {
@@ -451,16 +313,14 @@ mod tests {
             batch: 128,
             ..AdaRoundSettings::default()
         };
-        let solved = solve(
-            &problem,
-            &settings,
-            &x,
-            &target,
+        let seen = Seen {
+            patches: &x,
+            target: &target,
             rows,
-            &CancelToken::default(),
-        )
-        .expect("nothing is cancelled");
-        let fitted = seen(rows);
+        };
+        let codes = solve(&problem, &settings, &seen, &CancelToken::default())
+            .expect("nothing is cancelled");
+        let fitted = seen.fitted();
         let error = |output: usize, codes: &dyn Fn(usize) -> f32| -> f64 {
             (0..fitted)
                 .map(|p| {
@@ -474,14 +334,23 @@ mod tests {
             let best = (0..1_u32 << depth)
                 .map(|up| error(output, &|k| floor(k) + (up >> k & 1) as f32))
                 .fold(f64::INFINITY, f64::min);
-            let codes = &solved.codes[output * depth..][..depth];
+            let codes = &codes[output * depth..][..depth];
             let chosen = error(output, &|k| codes[k] as f32);
-            let nearest = error(output, &|k| problem.nearest(output * depth + k) as f32);
+            let nearest = error(output, &|k| {
+                problem.nearest(output * depth + k, scale) as f32
+            });
             assert!(
                 chosen <= 1.5 * best && best < 0.5 * nearest,
                 "output {output}: {chosen} chosen, {best} at best, {nearest} to nearest"
             );
         }
-        assert!(solved.chosen < solved.nearest && solved.unseen == rows / 8);
+        let error = |codes: &[i32]| {
+            let weights = problem.values(codes, &problem.scales);
+            problem.error(&weights, &seen, fitted..rows)
+        };
+        let nearest: Vec<i32> = (0..codes.len())
+            .map(|i| problem.nearest(i, scale))
+            .collect();
+        assert!(error(&codes) < error(&nearest) && rows - fitted == rows / 8);
     }
 }

@@ -20,7 +20,7 @@ fn on(layers: &[&str]) -> AdaRound {
 }
 
 /// The classifier folded and at `precision`, its float form, and its data.
-fn start(
+pub(super) fn start(
     seed: u64,
     precision: Precision,
     weight_symmetry: Symmetry,
@@ -49,7 +49,7 @@ fn start(
     (folder, data, model, quantised)
 }
 
-fn rounded(data: &Dataset, model: Model, pass: &AdaRound) -> (Model, Account) {
+pub(super) fn rounded(data: &Dataset, model: Model, pass: &dyn Pass) -> (Model, Account) {
     let cancel = CancelToken::default();
     let context = PassContext {
         data: Some(data),

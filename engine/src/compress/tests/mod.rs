@@ -1,10 +1,12 @@
 mod adaround;
 mod bias;
 mod calibrate;
+mod chosen;
 mod equalise;
 mod fold;
 mod prune;
 mod quantize;
+mod smooth;
 
 use super::{testkit::*, *};
 use crate::graph::{Graph, LayerId};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::graph::{ElementType, Op, TensorData};
+use crate::graph::{Op, TensorData};
 use proptest::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -44,7 +44,12 @@ fn schemes() -> impl Strategy<Value = QuantScheme> {
         (2_usize..5).prop_map(Granularity::Group),
     ];
     let symmetry = prop_oneof![Just(Symmetry::Asymmetric), Just(Symmetry::Symmetric)];
-    let activations = prop_oneof![Just(Activations::Int8), Just(Activations::Float)];
+    let activations = prop::sample::select(vec![
+        Activations::Int8,
+        Activations::Int16,
+        Activations::Dynamic,
+        Activations::Float,
+    ]);
     let weights = prop_oneof![Just(Symmetry::Asymmetric), Just(Symmetry::Symmetric)];
     (granularity, symmetry, activations, weights).prop_map(|(g, s, a, weight_symmetry)| {
         QuantScheme {
@@ -69,17 +74,18 @@ proptest! {
         packed.validate().unwrap();
         prop_assert_eq!(run(&model.graph, 2), run(&packed, 2));
         // Nothing float is left of the weights, and both forms say what they are.
-        let stored = precision.storage().unwrap_or(ElementType::F16);
+        let stored = precision.storage().or(precision.half()).unwrap();
         for layer in packed.layers() {
             prop_assert_eq!(packed.value(layer.weight).element, Some(stored));
         }
         for graph in [&model.graph, &packed] {
             for layer in quantized_layers(graph) {
                 prop_assert_eq!(layer.precision, precision);
-                let integers = precision != Precision::Fp16;
+                let integers = precision.is_integer();
                 prop_assert_eq!(layer.weight.is_some(), integers);
-                let inputs = integers && scheme.activations == Activations::Int8;
-                prop_assert_eq!(layer.input.is_some(), inputs);
+                let bits = scheme.activations.calibrated_bits().filter(|_| integers);
+                let inputs = bits.is_some();
+                prop_assert_eq!(layer.input.as_ref().map(|p| p.element.bits() as u32), bits);
                 if inputs {
                     prop_assert_eq!(layer.input_symmetry(), Some(scheme.symmetry));
                 }
@@ -342,4 +348,57 @@ fn inspection_agrees_with_the_passes() {
     let kept = inspect_layer(&plain.graph, &id("stem"), LayerSetting::KEEP, &scheme).unwrap();
     assert_eq!((kept.sqnr_db, kept.levels, kept.clipped), (None, 0, 0.0));
     assert_eq!(kept.before, kept.after);
+}
+
+#[test]
+fn dynamic_ranges_are_for_products_and_for_one_sample_at_a_time() {
+    let scheme = QuantScheme {
+        activations: Activations::Dynamic,
+        ..QuantScheme::default()
+    };
+    let (model, account) = quantised(5, Precision::Int8, &scheme);
+    let said = |layer: &str| match outcome(&account, layer) {
+        Outcome::Done(words) => words.clone(),
+        Outcome::NotDone(reason) => panic!("{layer}: {reason}"),
+    };
+    for layer in ["gemm", "head"] {
+        assert!(
+            said(layer).contains("range of each inference"),
+            "{}",
+            said(layer)
+        );
+    }
+    assert!(said("stem").contains("float input"), "{}", said("stem"));
+    let packed = pack(&model).unwrap();
+    let dynamic = |n: &&crate::graph::Node| n.op == Op::DynamicQuantizeLinear;
+    assert_eq!(packed.nodes.iter().filter(dynamic).count(), 2);
+    assert_eq!(
+        (packed.fixed_batch(), zoo(5).graph.fixed_batch()),
+        (Some(1), None)
+    );
+    // Read back from the file, it is the same graph and gives the same answers.
+    let bytes = crate::formats::onnx::to_bytes(&packed).unwrap();
+    let read = crate::formats::onnx::read_bytes(bytes.into()).unwrap();
+    assert_eq!(run(&packed, 1), run(&read, 1));
+}
+
+#[test]
+fn sixteen_bits_lose_next_to_nothing() {
+    let error = |activations: Activations| -> f32 {
+        let scheme = scheme(Granularity::PerChannel, Symmetry::Asymmetric, activations);
+        let (model, _) = quantised(6, Precision::Int8, &scheme);
+        let found = run(&model.graph, 2);
+        let weights = QuantScheme {
+            activations: Activations::Float,
+            ..scheme
+        };
+        let wanted = run(&quantised(6, Precision::Int8, &weights).0.graph, 2);
+        wanted
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| (a - b).powi(2))
+            .sum()
+    };
+    let (narrow, wide) = (error(Activations::Int8), error(Activations::Int16));
+    assert!(wide < narrow / 100.0, "{narrow} against {wide}");
 }

@@ -183,6 +183,7 @@ pub fn eval(step: &Step, x: &[Option<Val>], outputs: usize) -> R<Vec<Val>> {
                 vec![v]
             });
         }
+        Op::DynamicQuantizeLinear => return quant::quantize_dynamic(x),
         Op::QuantizeLinear { axis, block, to } => quant::quantize(x, *axis, *block, *to),
         Op::DequantizeLinear { axis, block } => quant::dequantize(x, *axis, *block),
         Op::Unsupported { reason, .. } => Err(Fail(reason.clone())),

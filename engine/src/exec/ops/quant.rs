@@ -135,6 +135,32 @@ pub fn quantize(inputs: &[Option<Val>], axis: i64, block: usize, to: ElementType
     Ok(Array::ints(to, x.shape().to_vec(), q))
 }
 
+/// Codes, scale and zero point by the range of the whole tensor, zero in it.
+pub fn quantize_dynamic(inputs: &[Option<Val>]) -> R<Vec<Val>> {
+    let x = need(inputs, 0)?;
+    if x.element() != ElementType::F32 {
+        return Err(Fail(format!(
+            "quantising {} by its range is not supported",
+            x.element()
+        )));
+    }
+    let v = x.to_f32s()?;
+    let (lo, hi) = v
+        .iter()
+        .fold((0.0_f32, 0.0_f32), |(lo, hi), v| (lo.min(*v), hi.max(*v)));
+    let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
+    let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0);
+    let codes = v
+        .iter()
+        .map(|v| ((v / scale).round_ties_even() + zero).clamp(0.0, 255.0) as i64)
+        .collect();
+    Ok(vec![
+        Array::ints(ElementType::U8, x.shape().to_vec(), codes),
+        Val::Float(tensor_f32(vec![scale], &[])?, ElementType::F32),
+        Array::ints(ElementType::U8, Vec::new(), vec![zero as i64]),
+    ])
+}
+
 pub fn dequantize(inputs: &[Option<Val>], axis: i64, block: usize) -> R<Val> {
     let (x, scale) = (need(inputs, 0)?, need(inputs, 1)?);
     let to = scale.element();

@@ -262,3 +262,48 @@ fn packed_weights_fold_to_floats_once() {
             .is_empty()
     );
 }
+
+/// The example of the operator's specification, and tensors of one value.
+#[test]
+fn dynamic_quantisation_takes_the_range_of_the_tensor() {
+    let of = |x: &[f32]| {
+        let program = {
+            let mut graph = Graph {
+                values: vec![],
+                ..Graph::default()
+            };
+            let value = |name: &str| crate::graph::Value {
+                name: name.into(),
+                element: None,
+                shape: None,
+                data: None,
+            };
+            graph.values = ["x", "codes", "scale", "zero"].map(value).into();
+            graph.values[0].element = Some(ElementType::F32);
+            graph.inputs = vec![ValueId(0)];
+            graph.outputs = vec![ValueId(1), ValueId(2), ValueId(3)];
+            graph.nodes = vec![crate::graph::Node {
+                name: "q".into(),
+                op: Op::DynamicQuantizeLinear,
+                inputs: vec![Some(ValueId(0))],
+                outputs: graph.outputs.iter().map(|v| Some(*v)).collect(),
+            }];
+            Program::compile(&graph, Mode::Inference).unwrap()
+        };
+        let x = Tensor::new(x, &candle_core::Device::Cpu).unwrap();
+        let out = program
+            .run(&[x], &mut NoTaps, &CancelToken::default())
+            .unwrap();
+        let float = |t: &Tensor| -> Vec<f32> {
+            let t = t.to_dtype(candle_core::DType::F32).unwrap();
+            t.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        (float(&out[0]), float(&out[1])[0], float(&out[2])[0])
+    };
+    let (codes, scale, zero) = of(&[0.0, 2.0, -3.0, -2.5, 1.34, 0.5]);
+    assert_eq!(codes, [153.0, 255.0, 0.0, 26.0, 221.0, 179.0]);
+    assert!((scale - 5.0 / 255.0).abs() < 1e-8 && zero == 153.0);
+    assert_eq!(of(&[0.0, 0.0]), (vec![0.0, 0.0], 1.0, 0.0));
+    // Zero is always in the range.
+    assert_eq!(of(&[2.0, 1.0]).0, [255.0, 128.0]);
+}

@@ -390,7 +390,8 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
         | Op::Where
         | Op::Range
         | Op::Identity
-        | Op::Dropout => {}
+        | Op::Dropout
+        | Op::DynamicQuantizeLinear => {}
     }
     Ok(())
 }

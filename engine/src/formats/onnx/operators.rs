@@ -31,6 +31,7 @@ fn arity(op_type: &str) -> Option<(usize, usize, usize)> {
         "Where" | "Range" => (3, 3, 1),
         "Dropout" => (1, 3, 2),
         "QuantizeLinear" | "DequantizeLinear" => (2, 3, 1),
+        "DynamicQuantizeLinear" => (1, 1, 3),
         _ if reduce(op_type).is_some() => (1, 2, 1),
         _ if unary(op_type).is_some() => (1, 1, 1),
         _ if binary(op_type).is_some() => (2, 2, 1),
@@ -269,6 +270,7 @@ fn read(cx: &mut Cx<'_, '_, '_>, name: &str) -> Result<Op, String> {
         },
         "Range" => Op::Range,
         "Identity" => Op::Identity,
+        "DynamicQuantizeLinear" => Op::DynamicQuantizeLinear,
         "Dropout" => return dropout(cx),
         "QuantizeLinear" => return quantize(cx),
         "DequantizeLinear" => {

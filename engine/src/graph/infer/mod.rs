@@ -312,6 +312,11 @@ fn outputs(node: &Node, inputs: Vec<&Info>) -> Vec<Info> {
             let mask = Info::new(Some(ElementType::Bool), cx.input(0).shape.clone());
             vec![cx.input(0).clone(), mask]
         }
+        Op::DynamicQuantizeLinear => vec![
+            Info::new(Some(ElementType::U8), cx.input(0).shape.clone()),
+            Info::new(Some(ElementType::F32), Some(Vec::new())),
+            Info::new(Some(ElementType::U8), Some(Vec::new())),
+        ],
         _ => vec![first(&cx)],
     };
     all.resize_with(count, Info::default);
@@ -392,7 +397,7 @@ fn first(cx: &Cx<'_>) -> Info {
         Op::Identity | Op::Dropout => cx.input(0).clone(),
         Op::QuantizeLinear { to, .. } => Info::new(Some(*to), cx.input(0).shape.clone()),
         Op::DequantizeLinear { .. } => Info::new(cx.input(1).element, cx.input(0).shape.clone()),
-        Op::Split { .. } | Op::Unsupported { .. } => Info::default(),
+        Op::Split { .. } | Op::DynamicQuantizeLinear | Op::Unsupported { .. } => Info::default(),
     }
 }
 

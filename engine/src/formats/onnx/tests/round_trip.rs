@@ -146,6 +146,7 @@ fn simple() -> impl Strategy<Value = Case> {
             Op::Size,
             Op::Identity,
             Op::Dropout,
+            Op::DynamicQuantizeLinear,
             Op::Clip,
             Op::Transpose { perm: None },
             Op::Transpose {

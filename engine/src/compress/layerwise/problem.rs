@@ -1,6 +1,6 @@
 //! One layer as a matrix product: rows are the outputs of a group, columns the patches of the input at sampled output positions.
 
-use super::{AdaRoundSettings, choosable};
+use super::{Seen, product};
 use crate::{
     compress::{
         CompressError, Model, Precision, QuantParameters,
@@ -17,6 +17,7 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Floats that the patches of a layer may take.
 const MOST_FLOATS: usize = 1 << 25;
@@ -32,8 +33,8 @@ enum Shape {
     Rows,
 }
 
-/// A layer whose rounding is to be chosen. Weights lie group by group, output by output, in the order of a patch.
-pub(super) struct Problem {
+/// A layer that something is to be chosen for. Weights lie group by group, output by output, in the order of a patch.
+pub(in crate::compress) struct Problem {
     pub node: usize,
     shape: Shape,
     pub groups: usize,
@@ -42,7 +43,11 @@ pub(super) struct Problem {
     /// Weights of an output.
     pub depth: usize,
     pub weights: Vec<f32>,
+    /// Masked weights stay zero.
+    pub fixed: Vec<bool>,
     pub scales: Vec<f32>,
+    /// The scale of each weight.
+    pub scale_of: Vec<usize>,
     /// Lowest and highest code of each weight, counted from its zero point.
     pub ranges: Vec<CodeRange>,
     /// Of all groups' outputs.
@@ -58,10 +63,9 @@ pub(super) struct Problem {
 impl Problem {
     /// The problem of a quantised layer, or why its rounding cannot be chosen.
     pub fn of(
-        model: &Model,
-        wiring: &Wiring,
-        layer: &Layer,
-        slot: usize,
+        (model, wiring): (&Model, &Wiring),
+        method: &str,
+        (layer, slot): (&Layer, usize),
         precision: Precision,
         quant: &QuantParameters,
     ) -> Result<Self, String> {
@@ -71,7 +75,7 @@ impl Problem {
         if slot != 1 {
             return Err("its weight is the left factor of the product".to_owned());
         }
-        let Some(range) = CodeRange::of(precision).filter(|_| choosable(precision)) else {
+        let Some(range) = CodeRange::of(precision) else {
             return Err(format!(
                 "its weight is kept in {}, whose codes are not chosen",
                 quant.element
@@ -80,7 +84,10 @@ impl Problem {
         let stored = float_weight(graph, layer)?;
         // Chosen once before: from the weights as they were.
         let name = &graph.value(layer.weight).name;
-        let stored = model.originals.get(name).cloned().unwrap_or(stored);
+        let stored = model
+            .originals
+            .get(name)
+            .map_or(stored, |o| o.weights.clone());
         let dims = &layer.weight_shape;
         let (shape, groups, alpha, beta, turned) = match op {
             Op::Conv { window, group } => {
@@ -102,7 +109,7 @@ impl Problem {
                 trans_b,
             } => (Shape::Rows, 1, *alpha, *beta, !*trans_b),
             Op::MatMul if dims.len() == 2 => (Shape::Rows, 1, 1.0, 1.0, true),
-            _ => return Err(format!("AdaRound does not know this form of {}", layer.op)),
+            _ => return Err(format!("{method} does not know this form of {}", layer.op)),
         };
         let all = if turned { dims[1] } else { dims[0] };
         let (outputs, depth) = (all / groups, stored.len() / all.max(1));
@@ -128,7 +135,14 @@ impl Problem {
             outputs,
             depth,
             weights: order.iter().map(|e| stored[*e]).collect(),
-            scales: order.iter().map(|e| quant.scale[scale_of[*e]]).collect(),
+            fixed: match model.masks.get(name) {
+                Some(mask) if mask.len() == stored.len() => {
+                    order.iter().map(|e| !mask[*e]).collect()
+                }
+                _ => vec![false; stored.len()],
+            },
+            scales: quant.scale.clone(),
+            scale_of: order.iter().map(|e| scale_of[*e]).collect(),
             ranges: order.iter().map(|e| range.counted_from(zero(*e))).collect(),
             bias,
             limits: activation(graph, wiring, layer.output),
@@ -153,7 +167,9 @@ impl Problem {
             outputs,
             depth,
             weights: weights.to_vec(),
-            scales: vec![scale; weights.len()],
+            fixed: vec![false; weights.len()],
+            scales: vec![scale],
+            scale_of: vec![0; weights.len()],
             ranges: vec![CodeRange { lo: -8, hi: 7 }; weights.len()],
             bias: vec![bias; outputs],
             limits,
@@ -172,7 +188,7 @@ impl Problem {
         &self,
         dims: &[usize],
         samples: usize,
-        settings: &AdaRoundSettings,
+        positions: usize,
         seed: u64,
     ) -> Result<Places, CompressError> {
         let each = match &self.shape {
@@ -191,10 +207,7 @@ impl Problem {
             },
         };
         let most = (MOST_FLOATS / self.patch().max(1)).max(256);
-        let rows = settings
-            .positions
-            .min(most)
-            .min(each.saturating_mul(samples));
+        let rows = positions.min(most).min(each.saturating_mul(samples));
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut order: Vec<u32> = (0..rows as u32).collect();
         rand::seq::SliceRandom::shuffle(order.as_mut_slice(), &mut rng);
@@ -391,29 +404,101 @@ impl Problem {
         target
     }
 
-    /// The weight as the model has it, on the points that `codes` (counted from the zero points) stand for; and the share of codes that
-    /// are not the nearest.
-    pub fn weights(&self, codes: &[i32]) -> (Vec<f32>, f64) {
-        let mut out = vec![0.0; codes.len()];
-        let all = self.groups * self.outputs;
-        let mut moved = 0_usize;
-        for (i, &code) in codes.iter().enumerate() {
-            let to = if self.turned {
-                i % self.depth * all + i / self.depth
-            } else {
-                i
-            };
-            out[to] = code as f32 * self.scales[i];
-            moved += usize::from(code != self.nearest(i));
-        }
-        (out, moved as f64 / codes.len() as f64)
+    /// The scale of one weight.
+    pub fn scale(&self, i: usize) -> f32 {
+        self.scales[self.scale_of[i]]
     }
 
-    /// The code that `QuantizeLinear` gives, counted from the zero point.
-    pub fn nearest(&self, i: usize) -> i32 {
+    /// The code that `QuantizeLinear` gives on `scale`, counted from the zero point.
+    pub fn nearest(&self, i: usize, scale: f32) -> i32 {
+        self.held(i, self.weights[i] / scale)
+    }
+
+    /// The code nearest to so many steps.
+    pub fn held(&self, i: usize, steps: f32) -> i32 {
         let range = self.ranges[i];
-        let steps = (self.weights[i] / self.scales[i]).round_ties_even();
-        (steps as i32).clamp(range.lo, range.hi)
+        (steps.round_ties_even() as i32).clamp(range.lo, range.hi)
+    }
+
+    /// What codes (counted from the zero points) stand for, in the problem's order.
+    pub fn values(&self, codes: &[i32], scales: &[f32]) -> Vec<f32> {
+        codes
+            .iter()
+            .zip(&self.scale_of)
+            .map(|(code, scale)| *code as f32 * scales[*scale])
+            .collect()
+    }
+
+    /// From the problem's order to the model's.
+    pub fn in_place(&self, weights: &[f32]) -> Vec<f32> {
+        if !self.turned {
+            return weights.to_vec();
+        }
+        let all = self.groups * self.outputs;
+        let mut out = vec![0.0; weights.len()];
+        for (i, w) in weights.iter().enumerate() {
+            out[i % self.depth * all + i / self.depth] = *w;
+        }
+        out
+    }
+
+    /// Squared error of the outputs behind the activation function with these weights (in the problem's order), over some of the positions.
+    pub fn error(&self, weights: &[f32], seen: &Seen<'_>, positions: Range<usize>) -> f64 {
+        let n = positions.len();
+        if n == 0 {
+            return 0.0;
+        }
+        let together = self.outputs.clamp(1, 32);
+        let pieces: Vec<(usize, usize)> = (0..self.groups)
+            .flat_map(|group| {
+                (0..self.outputs)
+                    .step_by(together)
+                    .map(move |first| (group, first))
+            })
+            .collect();
+        let errors: Vec<f64> = pieces
+            .par_iter()
+            .map(|&(group, first)| {
+                let count = together.min(self.outputs - first);
+                let first = group * self.outputs + first;
+                let weights = &weights[first * self.depth..][..count * self.depth];
+                let x = &seen.of_group(group, self.depth)[positions.start..];
+                let mut outputs = vec![0.0; count * n];
+                product(
+                    weights,
+                    (count, self.depth),
+                    x,
+                    (n, seen.rows),
+                    &mut outputs,
+                );
+                let mut sum = 0.0;
+                for (o, out) in outputs.chunks_exact(n).enumerate() {
+                    let wanted = &seen.target[(first + o) * seen.rows + positions.start..][..n];
+                    sum += self.distance(first + o, out, wanted);
+                }
+                sum
+            })
+            .collect();
+        // Added up in order.
+        errors.iter().sum()
+    }
+
+    /// Squared error of one output before its bias against what is wanted.
+    pub fn distance(&self, output: usize, out: &[f32], wanted: &[f32]) -> f64 {
+        let (bias, (lo, hi)) = (self.bias[output], self.limits);
+        out.iter()
+            .zip(wanted)
+            .map(|(y, t)| f64::from(((y + bias).clamp(lo, hi) - t).powi(2)))
+            .sum()
+    }
+
+    /// Squared wanted outputs over some of the positions.
+    pub fn signal(&self, seen: &Seen<'_>, positions: Range<usize>) -> f64 {
+        seen.target
+            .chunks_exact(seen.rows)
+            .flat_map(|row| &row[positions.clone()])
+            .map(|t| f64::from(t * t))
+            .sum()
     }
 }
 
@@ -428,7 +513,7 @@ struct Plane {
 }
 
 /// Output positions drawn: of each sample, the position and the column of the patches that it goes to.
-pub(super) struct Places {
+pub(in crate::compress) struct Places {
     of_sample: Vec<Vec<(usize, usize)>>,
     rows: usize,
 }
