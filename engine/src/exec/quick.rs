@@ -54,6 +54,9 @@ impl Source for View<'_> {
     fn training(&self) -> bool {
         self.program.mode == Mode::Training
     }
+    fn by_batch(&self, mean: usize) -> bool {
+        self.program.by_batch && self.program.statistics.contains_key(&mean)
+    }
 }
 
 fn parts(program: &Program) -> Vec<Planned<'_>> {
@@ -214,7 +217,10 @@ impl Program {
                     form.gradients(x, images, &slot, loss, &self.quick.spaces, cancel)
                 })?;
             }
+            let seen = || std::mem::take(&mut *self.seen.lock().unwrap_or_else(|e| e.into_inner()));
+            seen();
             let outputs = self.run(feeds, &mut super::NoTaps, cancel)?;
+            let statistics = seen();
             let value = loss(0..images, &outputs)?;
             if cancel.is_cancelled() {
                 return Err(ExecError::Cancelled);
@@ -222,6 +228,7 @@ impl Program {
             Ok(Gradients {
                 loss: f64::from(value.to_scalar::<f32>()?),
                 store: value.backward()?,
+                statistics,
             })
         })
     }

@@ -3,6 +3,7 @@
 use super::{
     Id, Kind, Lowered, Output, Step,
     backward::gradient_planes,
+    batch_norm::Norm,
     weights::{Form, Spec, Weights},
 };
 use crate::{
@@ -32,6 +33,8 @@ pub(in crate::exec) trait Source {
     /// Shape of a constant, of a parameter or of what is computed from them alone.
     fn weight_shape(&self, slot: usize) -> Option<Vec<usize>>;
     fn training(&self) -> bool;
+    /// Whether a batch norm with its mean in this slot takes the mini-batch's statistics instead.
+    fn by_batch(&self, mean: usize) -> bool;
 }
 
 /// Floats that one image may take in one value: beyond this the general way says what is wrong.
@@ -76,6 +79,7 @@ pub(super) struct Builder<'a> {
     pub makers: Vec<Option<(usize, usize)>>,
     pub steps: Vec<Step>,
     pub specs: Vec<Spec>,
+    pub norms: Vec<Norm>,
     pub untrainable: Option<Refusal>,
 }
 
@@ -124,6 +128,7 @@ impl Lowered {
             makers: vec![None],
             steps: Vec::new(),
             specs: Vec::new(),
+            norms: Vec::new(),
             untrainable: None,
         };
         let place = match (sample.len(), input_last) {
@@ -198,6 +203,7 @@ impl Builder<'_> {
             outputs,
             steps: self.steps,
             specs: self.specs,
+            norms: self.norms,
             weights: None,
             last_use,
             untrainable: self.untrainable,

@@ -1,7 +1,7 @@
 //! Running a lowered network.
 
 use super::{
-    Id, Kind, Limits, Lowered,
+    Id, Kind, Limits, Lowered, Step,
     weights::{Ready, Weights},
 };
 use crate::exec::{
@@ -161,6 +161,38 @@ impl Lowered {
         }
     }
 
+    /// Lays the input down in an empty workspace.
+    pub(super) fn begin(&self, input: &[f32], images: usize, space: &mut Workspace) {
+        space.clear(self.planes.len());
+        let mut buffer = self.fresh(space, self.input, images);
+        self.import(input, images, &mut buffer);
+        space.values[self.input] = buffer;
+    }
+
+    /// Takes one step.
+    pub(super) fn take(
+        &self,
+        weights: &Weights,
+        step: &Step,
+        images: usize,
+        space: &mut Workspace,
+        hands: Hands<'_>,
+    ) {
+        let mut out = self.fresh(space, step.output, images);
+        let values = &space.values;
+        let value = |id: Id| (values[id].as_slice(), &self.planes[id]);
+        self.compute(
+            weights,
+            &step.kind,
+            step.output,
+            images,
+            &value,
+            &mut out,
+            hands,
+        );
+        space.values[step.output] = out;
+    }
+
     /// Computes all values; with `keep` none is given up on the way.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
@@ -173,27 +205,12 @@ impl Lowered {
         hands: Hands<'_>,
         cancel: &CancelToken,
     ) -> Result<(), ExecError> {
-        space.clear(self.planes.len());
-        let mut buffer = self.fresh(space, self.input, images);
-        self.import(input, images, &mut buffer);
-        space.values[self.input] = buffer;
+        self.begin(input, images, space);
         for (at, step) in self.steps.iter().enumerate() {
             if cancel.is_cancelled() {
                 return Err(ExecError::Cancelled);
             }
-            let mut out = self.fresh(space, step.output, images);
-            let values = &space.values;
-            let value = |id: Id| (values[id].as_slice(), &self.planes[id]);
-            self.compute(
-                weights,
-                &step.kind,
-                step.output,
-                images,
-                &value,
-                &mut out,
-                hands,
-            );
-            space.values[step.output] = out;
+            self.take(weights, step, images, space, hands);
             if keep {
                 continue;
             }
@@ -336,6 +353,7 @@ impl Lowered {
                 let bare = Plane::new(1, 1, plane.c);
                 planes::copy(images, (&flat, &bare), (out, plane));
             }
+            Kind::Norm { .. } => unreachable!("a batch's statistics are taken by `gradients`"),
             Kind::Softmax { input } => {
                 let (x, from) = of(*input);
                 for n in 0..images {

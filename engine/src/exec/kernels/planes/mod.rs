@@ -4,6 +4,9 @@
 //! Every convolution, its input gradient and a matrix product are one thing here: a [`Sweep`] over pixels that sums taps. All
 //! kernels work on the calling thread; who calls them shares out images or rows. A result's bits depend on nothing but sizes.
 
+mod batch_norm;
+#[cfg(test)]
+mod batch_norm_tests;
 mod conv;
 mod depthwise;
 mod pointwise;
@@ -14,6 +17,7 @@ mod tests;
 mod weight_gradient;
 
 pub use super::lanes::{Isa, isa};
+pub use batch_norm::{Moments, PerChannel, gradient_sums, norm_gradient, normalise};
 pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use pointwise::{

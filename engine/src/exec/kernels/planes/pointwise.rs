@@ -9,11 +9,16 @@ use super::{
 };
 
 /// Row `y` of image `n`.
-fn row<'a>(buffer: &'a [f32], plane: &Plane, n: usize, y: usize) -> &'a [f32] {
+pub(super) fn row<'a>(buffer: &'a [f32], plane: &Plane, n: usize, y: usize) -> &'a [f32] {
     let start = n * plane.size() + plane.origin() + y * plane.row();
     &buffer[start..start + plane.w * plane.c]
 }
-fn row_mut<'a>(buffer: &'a mut [f32], plane: &Plane, n: usize, y: usize) -> &'a mut [f32] {
+pub(super) fn row_mut<'a>(
+    buffer: &'a mut [f32],
+    plane: &Plane,
+    n: usize,
+    y: usize,
+) -> &'a mut [f32] {
     let start = n * plane.size() + plane.origin() + y * plane.row();
     &mut buffer[start..start + plane.w * plane.c]
 }
@@ -279,17 +284,37 @@ pub fn channel_sums(images: usize, x: (&[f32], &Plane)) -> Vec<f64> {
     let mut totals = vec![0.0f64; plane.c];
     let mut sums = vec![0.0f32; plane.c];
     rows(images, plane.h, |n, y| {
-        sums.fill(0.0);
-        for pixel in row(x.0, plane, n, y).chunks_exact(plane.c) {
-            for (sum, x) in sums.iter_mut().zip(pixel) {
-                *sum += x;
-            }
-        }
+        let line = row(x.0, plane, n, y);
+        // SAFETY: the row holds w × c floats, `sums` c.
+        unsafe { sums_row(isa(), line.as_ptr(), sums.as_mut_ptr(), plane.w, plane.c) };
         for (total, sum) in totals.iter_mut().zip(&sums) {
             *total += f64::from(*sum);
         }
     });
     totals
+}
+
+for_each_isa!(
+    /// # Safety
+    /// `x` holds pixels × channels floats, `out` channels.
+    fn sums_row => sums_body(x: *const f32, out: *mut f32, pixels: usize, channels: usize)
+);
+
+#[inline(always)]
+unsafe fn sums_body<L: Lanes>(x: *const f32, out: *mut f32, pixels: usize, channels: usize) {
+    let mut c = 0;
+    while c < channels {
+        let n = (channels - c).min(L::WIDTH);
+        // SAFETY: c + n ≤ channels.
+        unsafe {
+            let mut sum = L::splat(0.0);
+            for p in 0..pixels {
+                sum = sum.add(L::load_part(x.add(p * channels + c), n));
+            }
+            sum.store_part(out.add(c), n);
+        }
+        c += n;
+    }
 }
 
 /// Adds the sum over all pixels of each channel to `sums`: the gradient of a bias.

@@ -3,12 +3,12 @@
 use super::*;
 use proptest::prelude::*;
 
-fn random(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn random(seed: u64, count: usize) -> Vec<f32> {
     super::super::tests::random(seed, count)
 }
 
 /// An image set in a plane with its margin, from plain N×H×W×C.
-fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
+pub(super) fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     let mut buffer = vec![f32::NAN; images * plane.size()];
     plane.clear_margin(&mut buffer, images);
     let bare = Plane::new(plane.h, plane.w, plane.c);
@@ -16,7 +16,7 @@ fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     buffer
 }
 
-fn plain(buffer: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
+pub(super) fn plain(buffer: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     let bare = Plane::new(plane.h, plane.w, plane.c);
     let mut out = vec![0.0; images * bare.size()];
     copy(images, (buffer, plane), (&mut out, &bare));
