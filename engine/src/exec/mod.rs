@@ -3,6 +3,7 @@
 
 mod broadcast;
 mod claims;
+mod constants;
 mod elementwise;
 mod fuse;
 mod index;

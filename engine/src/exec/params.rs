@@ -1,6 +1,6 @@
 //! Which values of a graph are trained.
 
-use super::{fuse::Step, program::Scheduled, value::Val};
+use super::{constants::Constants, fuse::Step, program::Scheduled};
 use crate::graph::{BinaryOp, ElementType, Graph, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,7 +84,7 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
 pub(super) fn statistics(
     graph: &Graph,
     steps: &[Scheduled],
-    constants: &BTreeMap<usize, Val>,
+    constants: &Constants,
 ) -> BTreeMap<usize, String> {
     let weight = |slot: usize| -> Option<String> {
         let value = graph.values.get(slot)?;

@@ -2,6 +2,7 @@
 
 use super::{
     CancelToken, ExecError, Fail, Mode, Taps,
+    constants::Constants,
     elementwise::{Bin, binary},
     fuse::{Step, drafts},
     lowered::BatchStatistics,
@@ -24,7 +25,7 @@ pub struct Program {
     pub(super) mode: Mode,
     pub(super) steps: Vec<Scheduled>,
     /// Weights and folded values that a step or an output still reads, by value.
-    pub(super) constants: BTreeMap<usize, Val>,
+    pub(super) constants: Constants,
     /// The steps joined, for runs without taps.
     plan: Plan,
     pub(super) inputs: Vec<Input>,
@@ -72,6 +73,10 @@ pub(super) fn node_error(e: Fail, name: &str, op: &str) -> ExecError {
     }
 }
 
+fn unreadable(name: &str, e: Fail) -> ExecError {
+    ExecError::Input(format!("constant {name} cannot be read: {}", e.0))
+}
+
 impl Program {
     /// Checks that every node can run and prepares weights. Constant sub-graphs are folded once (not in `Training`
     /// where they depend on a parameter). Nodes that no output depends on are left out.
@@ -96,9 +101,7 @@ impl Program {
         let decode = |id: ValueId| -> Option<Result<Val, ExecError>> {
             let value = graph.values.get(id.0 as usize)?;
             let data = value.data.as_ref()?;
-            Some(Val::from_data(data).map_err(|e| {
-                ExecError::Input(format!("constant {} cannot be read: {}", value.name, e.0))
-            }))
+            Some(Val::from_data(data).map_err(|e| unreadable(&value.name, e)))
         };
         for &id in &trained {
             let Some(v) = decode(id).transpose()? else {
@@ -186,7 +189,7 @@ impl Program {
         }
         steps.reverse();
         // Constants that are still read.
-        let mut constants = BTreeMap::new();
+        let mut constants = Constants::default();
         for &slot in &live {
             if let Some(v) = known.remove(&slot) {
                 constants.insert(slot, v);
@@ -194,9 +197,12 @@ impl Program {
             }
             let id = ValueId(slot as u32);
             if has_data(id)
-                && let Some(v) = decode(id).transpose()?
+                && let Some(value) = graph.values.get(slot)
+                && let Some(data) = &value.data
             {
-                constants.insert(slot, v);
+                constants
+                    .store(slot, data)
+                    .map_err(|e| unreadable(&value.name, e))?;
             }
         }
         let name = |id: ValueId| {
@@ -351,9 +357,11 @@ impl Program {
             let t = self.masked(name)?;
             slots[slot] = Some(tap(taps, slot, Val::f32(t))?);
         }
-        for (&slot, v) in &self.constants {
-            if taps.wants(ValueId(slot as u32)) {
-                slots[slot] = Some(tap(taps, slot, v.clone())?);
+        for &slot in self.constants.keys() {
+            if taps.wants(ValueId(slot as u32))
+                && let Some(v) = self.constants.once(&slot)
+            {
+                slots[slot] = Some(tap(taps, slot, v)?);
             }
         }
         if taps.any() {

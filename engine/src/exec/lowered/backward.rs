@@ -133,7 +133,8 @@ impl Lowered {
             .iter()
             .map(|spec| spec.effective(slot))
             .collect::<CandleResult<Vec<Effective>>>()?;
-        let weights = Weights::pack(&self.specs, &effective, true, None)?;
+        let each = |at: usize| Ok(effective[at].clone());
+        let weights = Weights::pack(&self.specs, &each, true, None)?;
         Ok((effective, weights))
     }
 
@@ -142,7 +143,8 @@ impl Lowered {
         &self,
         slot: &dyn Fn(usize) -> CandleResult<Tensor>,
     ) -> CandleResult<TwoWay> {
-        Ok(TwoWay(self.effective_both_ways(slot)?.1))
+        let each = |at: usize| self.specs[at].effective(slot);
+        Ok(TwoWay(Weights::pack(&self.specs, &each, true, None)?))
     }
 
     /// One forward and backward pass over a batch. `slot` gives the model's weights as tensors that gradients flow through.

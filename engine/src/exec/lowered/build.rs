@@ -30,6 +30,9 @@ pub(in crate::exec) trait Source {
     fn outputs(&self) -> Vec<usize>;
     /// A weight or folded value.
     fn constant(&self, slot: usize) -> Option<&Val>;
+    fn is_constant(&self, slot: usize) -> bool;
+    /// A constant that is not kept as a tensor on account of this.
+    fn passing(&self, slot: usize) -> Option<Val>;
     /// Shape of a constant, of a parameter or of what is computed from them alone.
     fn weight_shape(&self, slot: usize) -> Option<Vec<usize>>;
     fn training(&self) -> bool;
@@ -209,20 +212,15 @@ impl Builder<'_> {
             untrainable: self.untrainable,
         };
         if !self.source.training() {
-            let slot = |slot: usize| match self.source.constant(slot) {
-                Some(Val::Float(tensor, ElementType::F32)) => Ok(tensor.clone()),
+            let slot = |slot: usize| match self.source.passing(slot) {
+                Some(Val::Float(tensor, ElementType::F32)) => Ok(tensor),
                 _ => candle_core::bail!("a weight is not constant"),
             };
-            let pack = || {
-                let effective = lowered
-                    .specs
-                    .iter()
-                    .map(|spec| spec.effective(&slot))
-                    .collect::<candle_core::Result<Vec<_>>>()?;
-                let known = like.and_then(|like| like.weights.as_ref());
-                Weights::pack(&lowered.specs, &effective, false, known)
-            };
-            lowered.weights = Some(pack().map_err(|_| "weights of another kind")?);
+            let known = like.and_then(|like| like.weights.as_ref());
+            // One after the other: no more than one layer's weights are there twice.
+            let effective = |at: usize| lowered.specs[at].effective(&slot);
+            let packed = Weights::pack(&lowered.specs, &effective, false, known);
+            lowered.weights = Some(packed.map_err(|_| "weights of another kind")?);
         }
         Ok(lowered)
     }
@@ -537,8 +535,7 @@ impl Builder<'_> {
             .flatten()
             .any(|slot| matches!(self.places.get(slot), Some(Place::Shape(_))));
         let all = inputs.iter().flatten().all(|slot| {
-            matches!(self.places.get(slot), Some(Place::Shape(_)))
-                || self.source.constant(*slot).is_some()
+            matches!(self.places.get(slot), Some(Place::Shape(_))) || self.source.is_constant(*slot)
         });
         if !(any && all) {
             return Ok(false);
