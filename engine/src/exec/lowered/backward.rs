@@ -9,7 +9,7 @@ use super::{
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Hands, Plane, Tail, WeightGradient, isa},
+    kernels::planes::{self, Buffer, Hands, Plane, Tail, WeightGradient, isa},
 };
 use candle_core::{Device, Result as CandleResult, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
@@ -339,7 +339,7 @@ impl Lowered {
         n: usize,
         places: &[Plane],
         gradients: &mut Workspace,
-    ) -> (Vec<f32>, bool) {
+    ) -> (Buffer, bool) {
         let buffer = std::mem::take(&mut gradients.values[value]);
         if !buffer.is_empty() {
             return (buffer, true);
@@ -384,9 +384,9 @@ impl Lowered {
         n: usize,
         space: &Workspace,
         gradients: &mut Workspace,
-        mut gradient: Vec<f32>,
+        mut gradient: Buffer,
         sums: Option<&mut Sums>,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         let place = &places[output];
         let result = (space.values[output].as_slice(), &self.planes[output]);
         let open = |low: f32, high: f32| low == f32::NEG_INFINITY && high == f32::INFINITY;

@@ -8,7 +8,7 @@ use crate::exec::{
     CancelToken, ExecError,
     kernels::{
         functions,
-        planes::{self, Hands, Plane, Team, Window2d},
+        planes::{self, Buffer, Hands, Plane, Team, Window2d},
         rows,
     },
 };
@@ -20,25 +20,22 @@ use std::sync::{Mutex, MutexGuard};
 #[derive(Default)]
 pub(super) struct Workspace {
     /// By value; empty where it holds nothing.
-    pub values: Vec<Vec<f32>>,
+    pub values: Vec<Buffer>,
     /// Not in use.
-    spare: Vec<Vec<f32>>,
+    spare: Vec<Buffer>,
 }
 
 impl Workspace {
     /// A buffer of `len` floats that hold anything.
-    pub fn take(&mut self, len: usize) -> Vec<f32> {
+    pub fn take(&mut self, len: usize) -> Buffer {
         // The smallest that is large enough, else the largest, which then grows.
-        let fits = |v: &Vec<f32>| (v.capacity() < len, v.capacity().abs_diff(len));
+        let fits = |v: &Buffer| (v.capacity() < len, v.capacity().abs_diff(len));
         let best = (0..self.spare.len()).min_by_key(|i| fits(&self.spare[*i]));
-        let mut buffer = best.map_or_else(Vec::new, |i| self.spare.swap_remove(i));
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        buffer.truncate(len);
+        let mut buffer = best.map_or_else(Buffer::default, |i| self.spare.swap_remove(i));
+        buffer.hold(len);
         buffer
     }
-    pub fn give(&mut self, buffer: Vec<f32>) {
+    pub fn give(&mut self, buffer: Buffer) {
         if buffer.capacity() > 0 {
             self.spare.push(buffer);
         }
@@ -47,7 +44,7 @@ impl Workspace {
         for value in std::mem::take(&mut self.values) {
             self.give(value);
         }
-        self.values.resize_with(values, Vec::new);
+        self.values.resize_with(values, Buffer::default);
     }
 }
 
@@ -225,7 +222,7 @@ impl Lowered {
     }
 
     /// A buffer for a value, its margin zero.
-    pub(super) fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Vec<f32> {
+    pub(super) fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Buffer {
         let plane = &self.planes[value];
         let mut buffer = space.take(images * plane.size());
         plane.clear_margin(&mut buffer, images);

@@ -1,7 +1,7 @@
 //! From the model's weights to what the kernels read: batch norms folded in, laid out in panels.
 
 use crate::exec::{
-    kernels::planes::{Packed, isa, pack_depthwise},
+    kernels::planes::{Buffer, Packed, isa, pack_depthwise},
     value::with_f32,
 };
 use candle_core::{DType, Device, Result, Tensor};
@@ -77,7 +77,7 @@ impl Spec {
 /// One convolution's weights as the kernels read them.
 pub(super) enum Ready {
     Dense(Packed),
-    Depthwise { weight: Vec<f32>, bias: Vec<f32> },
+    Depthwise { weight: Buffer, bias: Vec<f32> },
 }
 
 /// All weights of a network.

@@ -6,6 +6,7 @@
 
 use super::{
     super::lanes::{Isa, Lanes, for_each_isa},
+    Buffer,
     sweep::{Sweep, Tap},
     team::Hands,
 };
@@ -21,7 +22,7 @@ pub struct Packed {
     channels: usize,
     taps: usize,
     /// Group by group, block of output channels by block: taps × depth × block.
-    panels: Vec<f32>,
+    panels: Buffer,
     /// Group by group, each group's filled up with zeros to whole vectors.
     bias: Vec<f32>,
 }
@@ -37,18 +38,18 @@ impl Packed {
     ) -> Self {
         let width = isa.width();
         let padded = channels.div_ceil(width) * width;
-        let mut panels = Vec::with_capacity(groups * padded * depth * taps);
+        let mut panels = Buffer::zeros(groups * padded * depth * taps);
+        let mut rest = panels.iter_mut();
         let mut biases = vec![0.0; groups * padded];
         for group in 0..groups {
             for (first, count) in blocks(channels, isa) {
                 for tap in 0..taps {
                     for input in 0..depth {
-                        for output in first..first + count * width {
-                            panels.push(if output < channels {
-                                weight(group, output, input, tap)
-                            } else {
-                                0.0
-                            });
+                        let outputs = first..first + count * width;
+                        for (output, panel) in outputs.zip(rest.by_ref()) {
+                            if output < channels {
+                                *panel = weight(group, output, input, tap);
+                            }
                         }
                     }
                 }

@@ -4,16 +4,17 @@
 
 use super::{
     super::lanes::{Lanes, for_each_isa, isa},
+    Buffer,
     conv::{Tail, quantise},
     sweep::{Sweep, Tap},
 };
 
 /// From ONNX's channels × taps to taps × channels.
-pub fn pack_depthwise(weight: &[f32], channels: usize) -> Vec<f32> {
+pub fn pack_depthwise(weight: &[f32], channels: usize) -> Buffer {
     let taps = weight.len() / channels.max(1);
-    let mut packed = Vec::with_capacity(weight.len());
-    for tap in 0..taps {
-        packed.extend((0..channels).map(|c| weight[c * taps + tap]));
+    let mut packed = Buffer::zeros(taps * channels);
+    for (at, packed) in packed.iter_mut().enumerate() {
+        *packed = weight[at % channels * taps + at / channels];
     }
     packed
 }

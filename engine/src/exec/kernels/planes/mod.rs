@@ -7,6 +7,7 @@
 mod batch_norm;
 #[cfg(test)]
 mod batch_norm_tests;
+mod buffer;
 mod conv;
 mod depthwise;
 mod pointwise;
@@ -18,6 +19,7 @@ mod weight_gradient;
 
 pub use super::lanes::{Isa, isa};
 pub use batch_norm::{Moments, PerChannel, gradient_sums, norm_gradient, normalise};
+pub use buffer::Buffer;
 pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use pointwise::{
