@@ -171,6 +171,9 @@ impl Builder<'_> {
                 _ => return Err("an output of another kind"),
             });
         }
+        if self.specs.is_empty() && self.planes.iter().all(|p| p.h * p.w == 1) {
+            return Err("vectors without a product: one pass over them is all there is to do");
+        }
         // Margins as wide as the widest reader.
         for step in &self.steps {
             let (Kind::Conv { input, window, .. }

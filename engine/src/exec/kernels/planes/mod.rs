@@ -16,6 +16,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+mod windows;
 
 pub use super::lanes::{Isa, isa};
 pub use batch_norm::{Moments, PerChannel, gradient_sums, norm_gradient, normalise};
@@ -24,8 +25,9 @@ pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use pointwise::{
     add, bias_gradient, channel_sums, copy, fake_quant, fake_quant_gradient, from_nchw, gate,
-    max_pool, sum_windows, to_nchw,
+    to_nchw,
 };
 pub use sweep::{Grid, Plane, Sweep, Tap, Window2d, by_rows};
 pub use team::{Hands, Team};
 pub use weight_gradient::{WeightGradient, weight_gradient};
+pub use windows::{max_pool, sum_windows};
