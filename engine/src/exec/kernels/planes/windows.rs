@@ -193,3 +193,76 @@ unsafe fn write(lanes: &[f32; LANES], count: usize, to: *mut f32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Plane, Window2d, tests::random},
+        *,
+    };
+
+    #[test]
+    fn windows_over_many_channels_and_beside_the_image() {
+        for c in [1, 31, 32, 33, 70] {
+            let plane = Plane::new(5, 4, c);
+            let mut x = random(c as u64, plane.elements());
+            x[7 * c] = f32::NAN;
+            // Reaches one row and column out on every side, without memory there.
+            let window = Window2d {
+                kernel: (3, 3),
+                stride: (2, 2),
+                dilation: (1, 1),
+                before: (1, 1),
+                h: 3,
+                w: 2,
+            };
+            let out = Plane::new(3, 2, c);
+            let sweep = window.forward(1, &plane, &out);
+            let place = |y: usize, at: usize, tap: usize| {
+                let (row, column) = (
+                    (2 * y + tap / 3).wrapping_sub(1),
+                    (2 * at + tap % 3).wrapping_sub(1),
+                );
+                (row < 5 && column < 4).then(|| (row * 4 + column) * c)
+            };
+            let mut most = vec![0.0; 6 * c];
+            max_pool(&sweep, c, &x, &mut most, |y, at, tap| {
+                place(y, at, tap).is_some()
+            });
+            for (i, most) in most.iter().enumerate() {
+                let (y, at, k) = (i / c / 2, i / c % 2, i % c);
+                let found: Vec<f32> = (0..9)
+                    .filter_map(|tap| Some(x[place(y, at, tap)? + k]))
+                    .collect();
+                if found.iter().any(|v| v.is_nan()) {
+                    assert!(most.is_nan());
+                } else {
+                    assert_eq!(
+                        *most,
+                        found.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+                    );
+                }
+            }
+            // A window inside, added to what stands there.
+            let window = Window2d {
+                kernel: (2, 3),
+                stride: (1, 1),
+                before: (0, 0),
+                h: 4,
+                w: 2,
+                ..window
+            };
+            let out = Plane::new(4, 2, c);
+            let sweep = window.forward(1, &plane, &out);
+            let mut sums = vec![0.5; 8 * c];
+            sum_windows(&sweep, c, &x, &mut sums, |y, _| y as f32, false);
+            for (i, sum) in sums.iter().enumerate() {
+                let (y, at, k) = (i / c / 2, i / c % 2, i % c);
+                let expected = (0..6).fold(0.5f32, |sum, tap| {
+                    sum + y as f32 * x[((y + tap / 3) * 4 + at + tap % 3) * c + k]
+                });
+                assert!(*sum == expected || sum.is_nan() && expected.is_nan());
+            }
+        }
+    }
+}
