@@ -1,7 +1,7 @@
 //! Limbeck's side of the comparisons in `benches/peers/`: commands on standard input, one line each, answers in JSON lines.
 //!
 //! `load NAME MODEL C H W`, `forward NAME BATCH` (seconds of one run), `output NAME BATCH` (the first outputs), `train NAME BATCH`
-//! (seconds of one step: forward, backward, SGD with momentum), `gemm SIZE` (GFLOP/s of the best matrix product).
+//! (seconds of one step: forward, backward, SGD with momentum; with a word behind it batch norms take the mini-batch's statistics), `gemm SIZE` (GFLOP/s of the best matrix product).
 //! Inputs are a fixed pattern that the other side computes too.
 
 use candle_core::{Device, Tensor};
@@ -86,12 +86,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                     out[0].flatten_all()?.to_vec1::<f32>()?
                 )
             }
-            ["train", name, batch] => {
-                let m = &models[*name];
+            ["train", name, batch, own @ ..] => {
+                let m = models.get_mut(*name).ok_or("not loaded")?;
                 let batch: usize = batch.parse()?;
                 let x = input(batch, &m.sample)?;
                 let classes = m.classes;
-                let program = m.training.as_ref().ok_or("not trainable")?;
+                let program = m.training.as_mut().ok_or("not trainable")?;
+                program.set_batch_statistics(!own.is_empty());
                 let began = Instant::now();
                 let loss = |rows: std::ops::Range<usize>, out: &[Tensor]| {
                     let labels: Vec<u32> = rows.map(|i| (i % classes) as u32).collect();
@@ -100,6 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     candle_nn::loss::cross_entropy(&out[0], &labels)? * (n / batch as f64)
                 };
                 let gradients = program.gradients(&x, &loss, &CancelToken::default())?;
+                program.follow(&gradients.statistics, 0.9)?;
                 let state = velocity.entry((*name).to_owned()).or_default();
                 pool().install(|| -> candle_core::Result<()> {
                     for (i, var) in program.parameters().values().enumerate() {

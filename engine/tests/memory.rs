@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use limbeck_engine::{
     exec::{CancelToken, ExecError, Mode, NoTaps, Program, Taps},
     formats::onnx,
-    graph::{BinaryOp, Dim, ElementType, Graph, Op, TensorData, ValueId},
+    graph::{BinaryOp, Dim, ElementType, Graph, Op, Padding, TensorData, ValueId, Window},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -142,6 +142,74 @@ fn a_convolutional_network_takes_memory_for_pieces_not_for_the_batch() {
     }
 }
 
+/// A stack of convolutions over small planes and a product: 9 MB of weights, of which little else is worth a word.
+fn heavy() -> (Graph, usize) {
+    let mut graph = Graph::default();
+    let shape = [Dim::Unknown, Dim::Known(256), Dim::Known(4), Dim::Known(4)];
+    let x = graph.add_value("x", Some(ElementType::F32), Some(shape.into()));
+    graph.inputs.push(x);
+    let mut bytes = 0;
+    let mut y = x;
+    let mut node = |graph: &mut Graph, op: Op, y: ValueId, shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        bytes += count * 4;
+        let v: Vec<f32> = (0..count).map(|i| (i * 31 % 97) as f32 / 9700.0).collect();
+        let w = graph.add_constant("w", TensorData::from_f32(shape, &v));
+        let out = graph.add_value("y", None, None);
+        graph.add_node("n", op, vec![Some(y), Some(w)], vec![Some(out)]);
+        out
+    };
+    for _ in 0..3 {
+        let window = Window {
+            kernel: vec![3, 3],
+            strides: vec![1, 1],
+            dilations: vec![1, 1],
+            padding: Padding::Explicit(vec![1; 4]),
+        };
+        y = node(
+            &mut graph,
+            Op::Conv { window, group: 1 },
+            y,
+            &[256, 256, 3, 3],
+        );
+    }
+    let flat = graph.add_value("f", None, None);
+    let op = Op::Flatten { axis: 1 };
+    graph.add_node("flatten", op, vec![Some(y)], vec![Some(flat)]);
+    y = node(&mut graph, Op::MatMul, flat, &[4096, 128]);
+    graph.outputs = vec![y];
+    (graph, bytes)
+}
+
+#[test]
+fn a_fused_network_has_its_weights_once_beside_the_graph() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (graph, weights) = heavy();
+    let x = Tensor::ones((2, 256, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let program = Program::compile(&graph, Mode::Inference).unwrap();
+    let [a, b] = two_largest(&graph, &program, &x);
+    drop(program);
+    let before = LIVE.load(Ordering::SeqCst);
+    let mut kept = 0;
+    let used = peak(|| {
+        let program = Program::compile(&graph, Mode::Inference).unwrap();
+        run(&program, &x, &mut NoTaps);
+        kept = LIVE.load(Ordering::SeqCst) - before;
+    });
+    // Packed, and no tensors beside them.
+    assert!(
+        kept <= weights + a + b + BOOKKEEPING,
+        "{kept} bytes stay, for weights of {weights}"
+    );
+    // While a layer is packed its own weights are there a second time.
+    let layer = 256 * 256 * 9 * 4;
+    assert!(
+        used <= weights + layer + a + b + BOOKKEEPING,
+        "{used} bytes at most, for weights of {weights}"
+    );
+    assert!(kept >= weights, "the count sees packed weights");
+}
+
 /// Products, norms, activations and a residual over rows of 256.
 fn rows() -> (Graph, Tensor) {
     let mut graph = Graph::default();
@@ -198,6 +266,11 @@ fn rows() -> (Graph, Tensor) {
 fn operators_one_by_one_keep_to_their_live_sets_and_write_in_place() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let (graph, x) = rows();
+    let compiled = peak(|| drop(Program::compile(&graph, Mode::Inference).unwrap()));
+    assert!(
+        compiled <= BOOKKEEPING / 4,
+        "{compiled} bytes before a weight is wanted"
+    );
     let program = Program::compile(&graph, Mode::Inference).unwrap();
     let [a, b] = two_largest(&graph, &program, &x);
     // The matrix product's own panels stay with their threads after the first run.

@@ -66,10 +66,10 @@ class Separable(nn.Module):
 
 
 class TorchStep:
-    """Forward, cross-entropy, backward, SGD with momentum; batch norms on their stored statistics, as Limbeck trains."""
+    """Forward, cross-entropy, backward, SGD with momentum; batch norms on their stored statistics, or the mini-batch's (`own`)."""
 
-    def __init__(self, model, batch, channels_last):
-        self.model = model.eval()
+    def __init__(self, model, batch, channels_last, own):
+        self.model = model.train(own)
         self.x = torch.from_numpy(pattern((batch, 1, 28, 28)))
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -160,7 +160,7 @@ def main():
 
     import train as sample_training
 
-    for name, make in (("fashion-resnet", None), ("separable", Separable)):
+    for name, make, own in (("fashion-resnet", None, False), ("fashion-resnet", None, True), ("separable", Separable, False)):
         if args.only not in name + " training":
             continue
         path = models[1][1]
@@ -169,20 +169,21 @@ def main():
             model = make().eval()
             path = pathlib.Path("/tmp") / f"limbeck-peer-{name}.onnx"
             write_onnx(model, path)
-        key = name + "-train"
+        key = name + "-train" + "-own" * own
+        words = ("train", key, 64) + ("own",) * own
         ours.ask("load", key, path, 1, 28, 28)
         steps = {}
         for last in (False, True):
             model = make() if make else sample_training.ResNet20()
             load_weights(model, path)
-            steps[last] = TorchStep(model, 64, last)
-        first = ours.ask("train", key, 64)["loss"], steps[False].run()
+            steps[last] = TorchStep(model, 64, last, own)
+        first = ours.ask(*words)["loss"], steps[False].run()
         difference = abs(first[0] - steps[False].loss)
         assert difference < 1e-3, (name, first[0], steps[False].loss)
         mine, nchw, nhwc = alternated(
-            args.rounds, lambda: ours.ask("train", key, 64)["seconds"], steps[False].run, steps[True].run)
+            args.rounds, lambda: ours.ask(*words)["seconds"], steps[False].run, steps[True].run)
         best = min(nchw, nhwc)
-        row(f"{name} training step, batch 64", mine, best,
+        row(f"{name} training step, {'batch statistics, ' * own}batch 64", mine, best,
             f"torch {torch.__version__} {'nhwc' if nhwc < nchw else 'nchw'}", difference, 6 * 31e6 * 64 if not make else None)
     peak = max(ours.ask("gemm", 1024)["gflops"] for _ in range(5))
     print(f"best matrix product of this machine: {peak:.0f} GFLOP/s")

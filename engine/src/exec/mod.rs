@@ -3,6 +3,7 @@
 
 mod broadcast;
 mod claims;
+mod constants;
 mod elementwise;
 mod fuse;
 mod index;
@@ -22,7 +23,7 @@ mod tests;
 mod value;
 
 pub use claims::{CLAIMS, Claim};
-pub use lowered::{Family, Gradients, LocalError, Loss, Seed};
+pub use lowered::{BatchStatistics, Family, Gradients, LocalError, Loss, Seed};
 pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
 
@@ -118,6 +119,6 @@ pub enum Mode {
     Inference,
     /// Float weights (Conv/Gemm/MatMul weights and biases, batch-norm and layer-norm scale and shift, PRelu slopes)
     /// become candle `Var`s; QuantizeLinear and DequantizeLinear pass gradients straight through inside their range;
-    /// batch norms use their stored statistics.
+    /// batch norms use their stored statistics, or each mini-batch's ([`Program::set_batch_statistics`]).
     Training,
 }

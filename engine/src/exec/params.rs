@@ -1,7 +1,8 @@
 //! Which values of a graph are trained.
 
+use super::{constants::Constants, fuse::Step, program::Scheduled};
 use crate::graph::{BinaryOp, ElementType, Graph, Op, ValueId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Float weights of the graph: Conv, ConvTranspose, Gemm and MatMul weights and biases, scale and shift of the
 /// normalisations, PRelu slopes; found through quantise–dequantise pairs, casts and re-arrangements.
@@ -75,6 +76,32 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
             _ => &[],
         };
         found.extend(slots.iter().filter_map(|&i| root(input(i))));
+    }
+    found
+}
+
+/// Means and variances of batch norms, by value with their names: where both are float32 weights of the graph that are not themselves trained.
+pub(super) fn statistics(
+    graph: &Graph,
+    steps: &[Scheduled],
+    constants: &Constants,
+) -> BTreeMap<usize, String> {
+    let weight = |slot: usize| -> Option<String> {
+        let value = graph.values.get(slot)?;
+        let stored = value
+            .data
+            .as_ref()
+            .is_some_and(|d| d.element == ElementType::F32);
+        (stored && constants.contains_key(&slot)).then(|| value.name.clone())
+    };
+    let mut found = BTreeMap::new();
+    for step in steps {
+        if let (Step::Op(Op::BatchNormalization { .. }), &[.., Some(mean), Some(variance)]) =
+            (&step.step, step.inputs.as_slice())
+            && let (Some(a), Some(b)) = (weight(mean), weight(variance))
+        {
+            found.extend([(mean, a), (variance, b)]);
+        }
     }
     found
 }

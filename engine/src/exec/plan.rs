@@ -4,7 +4,7 @@
 mod join;
 mod run;
 
-use super::{Mode, fuse::Step, kernels::chain::Link, program::Scheduled, value::Val};
+use super::{Mode, constants::Constants, fuse::Step, kernels::chain::Link, program::Scheduled};
 use crate::graph::Op;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +41,7 @@ pub(super) enum Work {
 /// The steps under construction.
 struct Joiner<'a> {
     steps: &'a [Scheduled],
-    constants: &'a BTreeMap<usize, Val>,
+    constants: &'a Constants,
     /// The step that makes a value.
     makers: BTreeMap<usize, usize>,
     /// How often a value is read, as an output too.
@@ -52,12 +52,7 @@ struct Joiner<'a> {
 
 impl Plan {
     /// Joins a program's steps; `outputs`: the values that it gives.
-    pub fn new(
-        mode: Mode,
-        steps: &[Scheduled],
-        constants: &BTreeMap<usize, Val>,
-        outputs: &[usize],
-    ) -> Self {
+    pub fn new(mode: Mode, steps: &[Scheduled], constants: &Constants, outputs: &[usize]) -> Self {
         let (mut makers, mut reads) = (BTreeMap::new(), BTreeMap::new());
         for (i, step) in steps.iter().enumerate() {
             for slot in step.outputs.iter().flatten() {

@@ -2,8 +2,10 @@
 
 use super::{
     CancelToken, ExecError, Fail, Mode, Taps,
+    constants::Constants,
     elementwise::{Bin, binary},
     fuse::{Step, drafts},
+    lowered::BatchStatistics,
     ops, params,
     plan::Plan,
     pool::on_pool,
@@ -11,16 +13,19 @@ use super::{
     support::unsupported,
     value::{Val, dtype},
 };
-use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId, fixed_batch};
+use crate::graph::{Dim, ElementType, Graph, Op, TensorData, ValueId, fixed_batch};
 use candle_core::{Tensor, Var};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
 
 /// A graph made ready to run.
 pub struct Program {
     pub(super) mode: Mode,
     pub(super) steps: Vec<Scheduled>,
     /// Weights and folded values that a step or an output still reads, by value.
-    pub(super) constants: BTreeMap<usize, Val>,
+    pub(super) constants: Constants,
     /// The steps joined, for runs without taps.
     plan: Plan,
     pub(super) inputs: Vec<Input>,
@@ -29,6 +34,14 @@ pub struct Program {
     /// Value of each parameter.
     pub(super) places: BTreeMap<String, usize>,
     pub(super) masks: BTreeMap<String, Tensor>,
+    /// Running means and variances of batch norms that training may move, by value: their names.
+    pub(super) statistics: BTreeMap<usize, String>,
+    /// Whether those batch norms take the statistics of each mini-batch.
+    pub(super) by_batch: bool,
+    /// Whether a running mean or variance has moved.
+    moved: bool,
+    /// What batch norms saw on the general way.
+    pub(super) seen: Mutex<Vec<BatchStatistics>>,
     /// Number of values in the graph.
     slots: usize,
     /// The same, fused and on channels-last planes, where that can be done.
@@ -62,6 +75,10 @@ pub(super) fn node_error(e: Fail, name: &str, op: &str) -> ExecError {
     }
 }
 
+fn unreadable(name: &str, e: Fail) -> ExecError {
+    ExecError::Input(format!("constant {name} cannot be read: {}", e.0))
+}
+
 impl Program {
     /// Checks that every node can run and prepares weights. Constant sub-graphs are folded once (not in `Training`
     /// where they depend on a parameter). Nodes that no output depends on are left out.
@@ -86,9 +103,7 @@ impl Program {
         let decode = |id: ValueId| -> Option<Result<Val, ExecError>> {
             let value = graph.values.get(id.0 as usize)?;
             let data = value.data.as_ref()?;
-            Some(Val::from_data(data).map_err(|e| {
-                ExecError::Input(format!("constant {} cannot be read: {}", value.name, e.0))
-            }))
+            Some(Val::from_data(data).map_err(|e| unreadable(&value.name, e)))
         };
         for &id in &trained {
             let Some(v) = decode(id).transpose()? else {
@@ -176,7 +191,7 @@ impl Program {
         }
         steps.reverse();
         // Constants that are still read.
-        let mut constants = BTreeMap::new();
+        let mut constants = Constants::default();
         for &slot in &live {
             if let Some(v) = known.remove(&slot) {
                 constants.insert(slot, v);
@@ -184,9 +199,12 @@ impl Program {
             }
             let id = ValueId(slot as u32);
             if has_data(id)
-                && let Some(v) = decode(id).transpose()?
+                && let Some(value) = graph.values.get(slot)
+                && let Some(data) = &value.data
             {
-                constants.insert(slot, v);
+                constants
+                    .store(slot, data)
+                    .map_err(|e| unreadable(&value.name, e))?;
             }
         }
         let name = |id: ValueId| {
@@ -197,6 +215,10 @@ impl Program {
                 .unwrap_or_default()
         };
         let outputs: Vec<usize> = graph.outputs.iter().map(|o| o.0 as usize).collect();
+        let statistics = match mode {
+            Mode::Training => params::statistics(graph, &steps, &constants),
+            Mode::Inference => BTreeMap::new(),
+        };
         Ok(Self {
             mode,
             plan: Plan::new(mode, &steps, &constants, &outputs),
@@ -223,6 +245,10 @@ impl Program {
             parameters,
             places,
             masks: BTreeMap::new(),
+            statistics,
+            by_batch: false,
+            moved: false,
+            seen: Mutex::default(),
             slots: graph.values.len(),
             quick: Quick::default(),
             ranges_at_run: graph.ranges_at_run(),
@@ -337,9 +363,11 @@ impl Program {
             let t = self.masked(name)?;
             slots[slot] = Some(tap(taps, slot, Val::f32(t))?);
         }
-        for (&slot, v) in &self.constants {
-            if taps.wants(ValueId(slot as u32)) {
-                slots[slot] = Some(tap(taps, slot, v.clone())?);
+        for &slot in self.constants.keys() {
+            if taps.wants(ValueId(slot as u32))
+                && let Some(v) = self.constants.once(&slot)
+            {
+                slots[slot] = Some(tap(taps, slot, v)?);
             }
         }
         if taps.any() {
@@ -371,8 +399,22 @@ impl Program {
         taps: &mut dyn Taps,
     ) -> Result<(), ExecError> {
         let inputs = self.gather(&s.inputs, slots, s)?;
-        let results = ops::eval(&s.step, &inputs, s.outputs.len())
-            .map_err(|e| node_error(e, &s.name, &s.op))?;
+        let results = match self.norm_of_batch(s) {
+            Some((statistics, epsilon)) => {
+                ops::batch_norm_of_batch(&inputs, epsilon).map(|found| {
+                    let seen = BatchStatistics {
+                        slots: statistics,
+                        mean: found.mean,
+                        variance: found.variance,
+                    };
+                    let mut all = self.seen.lock().unwrap_or_else(|e| e.into_inner());
+                    all.push(seen);
+                    vec![found.y]
+                })
+            }
+            None => ops::eval(&s.step, &inputs, s.outputs.len()),
+        }
+        .map_err(|e| node_error(e, &s.name, &s.op))?;
         for (slot, v) in s.outputs.iter().zip(results) {
             if let Some(slot) = *slot {
                 slots[slot] = Some(tap(taps, slot, v)?);
@@ -391,9 +433,13 @@ impl Program {
                 continue;
             };
             let inputs = self.gather(&item.inputs, slots, last)?;
-            let results = item
-                .run(&inputs)
-                .map_err(|e| node_error(e, &last.name, &last.op))?;
+            let results = match self.norm_of_batch(last) {
+                // Joined with nothing.
+                Some(_) => None,
+                None => item
+                    .run(&inputs)
+                    .map_err(|e| node_error(e, &last.name, &last.op))?,
+            };
             drop(inputs);
             match results {
                 Some(results) => {
@@ -493,11 +539,77 @@ impl Program {
         Ok(())
     }
 
-    /// Writes the parameters' present values (masked where a mask is set) into the graph they came from.
+    /// Where a step is a batch norm that takes the mini-batch's statistics: the slots of its running mean and variance, and its epsilon.
+    fn norm_of_batch(&self, s: &Scheduled) -> Option<([usize; 2], f32)> {
+        let Step::Op(Op::BatchNormalization { epsilon }) = &s.step else {
+            return None;
+        };
+        let &[.., Some(mean), Some(variance)] = s.inputs.as_slice() else {
+            return None;
+        };
+        (self.by_batch && self.statistics.contains_key(&mean))
+            .then_some(([mean, variance], *epsilon))
+    }
+
+    /// Batch norms that can take the mini-batch's statistics: of a program in training, those whose running mean and variance are float32
+    /// weights of the model. None is left where they were folded into the convolutions before them.
+    pub fn batch_norms(&self) -> usize {
+        let is = |s: &&Scheduled| match (&s.step, s.inputs.as_slice()) {
+            (Step::Op(Op::BatchNormalization { .. }), &[.., Some(mean), _]) => {
+                self.statistics.contains_key(&mean)
+            }
+            _ => false,
+        };
+        self.steps.iter().filter(is).count()
+    }
+
+    /// Lets the batch norms take the statistics of each mini-batch ([`Program::gradients`] reports them), or their stored ones again.
+    pub fn set_batch_statistics(&mut self, on: bool) {
+        if self.by_batch != on {
+            self.by_batch = on;
+            self.quick = Quick::default();
+        }
+    }
+
+    /// Moves running means and variances towards what a mini-batch showed, by ONNX's rule:
+    /// `running = running·momentum + seen·(1 − momentum)`, the variance that of the population.
+    pub fn follow(&mut self, seen: &[BatchStatistics], momentum: f64) -> Result<(), ExecError> {
+        for seen in seen {
+            for (slot, values) in seen.slots.into_iter().zip([&seen.mean, &seen.variance]) {
+                let Some(Val::Float(old, _)) = self.constants.get(&slot) else {
+                    continue;
+                };
+                let next: Vec<f32> = old
+                    .flatten_all()?
+                    .to_vec1::<f32>()?
+                    .iter()
+                    .zip(values)
+                    .map(|(old, new)| {
+                        (f64::from(*old) * momentum + f64::from(*new) * (1.0 - momentum)) as f32
+                    })
+                    .collect();
+                let next = Tensor::from_vec(next, old.shape(), old.device())?;
+                self.constants.insert(slot, Val::f32(next));
+                self.moved = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the parameters' present values (masked where a mask is set) into the graph they came from, and running means and variances
+    /// that have moved.
     pub fn store(&self, graph: &mut Graph) -> Result<(), ExecError> {
+        let mut values = Vec::with_capacity(self.places.len());
         for (name, &slot) in &self.places {
-            let t = self.masked(name)?.detach();
-            let data = Val::f32(t).to_data().map_err(|e| ExecError::Input(e.0))?;
+            values.push((name, slot, Val::f32(self.masked(name)?.detach())));
+        }
+        if self.moved {
+            for (&slot, name) in &self.statistics {
+                values.extend(self.constants.get(&slot).map(|v| (name, slot, v.clone())));
+            }
+        }
+        for (name, slot, value) in values {
+            let data = value.to_data().map_err(|e| ExecError::Input(e.0))?;
             // Edits may have moved values since: the name is what counts.
             let value = match graph.values.get_mut(slot) {
                 Some(v) if v.name == *name => Some(v),

@@ -48,11 +48,22 @@ impl Source for View<'_> {
         self.program.constants.get(&slot)
     }
     fn weight_shape(&self, slot: usize) -> Option<Vec<usize>> {
-        let value = self.weights.get(&slot).or_else(|| self.constant(slot))?;
-        Some(value.shape().to_vec())
+        match self.weights.get(&slot) {
+            Some(value) => Some(value.shape().to_vec()),
+            None => self.program.constants.shape(&slot).map(<[_]>::to_vec),
+        }
+    }
+    fn is_constant(&self, slot: usize) -> bool {
+        self.program.constants.contains_key(&slot)
+    }
+    fn passing(&self, slot: usize) -> Option<Val> {
+        self.program.constants.once(&slot)
     }
     fn training(&self) -> bool {
         self.program.mode == Mode::Training
+    }
+    fn by_batch(&self, mean: usize) -> bool {
+        self.program.by_batch && self.program.statistics.contains_key(&mean)
     }
 }
 
@@ -121,8 +132,8 @@ impl Program {
     /// The weights of a form of this program, packed for both directions.
     pub(super) fn two_way(&self, form: &Lowered) -> Result<TwoWay, ExecError> {
         let slot = |slot: usize| -> CandleResult<Tensor> {
-            match self.constants.get(&slot) {
-                Some(Val::Float(tensor, _)) => Ok(tensor.clone()),
+            match self.constants.once(&slot) {
+                Some(Val::Float(tensor, _)) => Ok(tensor),
                 _ => candle_core::bail!("a weight is not a float tensor"),
             }
         };
@@ -214,7 +225,10 @@ impl Program {
                     form.gradients(x, images, &slot, loss, &self.quick.spaces, cancel)
                 })?;
             }
+            let seen = || std::mem::take(&mut *self.seen.lock().unwrap_or_else(|e| e.into_inner()));
+            seen();
             let outputs = self.run(feeds, &mut super::NoTaps, cancel)?;
+            let statistics = seen();
             let value = loss(0..images, &outputs)?;
             if cancel.is_cancelled() {
                 return Err(ExecError::Cancelled);
@@ -222,6 +236,7 @@ impl Program {
             Ok(Gradients {
                 loss: f64::from(value.to_scalar::<f32>()?),
                 store: value.backward()?,
+                statistics,
             })
         })
     }

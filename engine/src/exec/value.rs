@@ -235,6 +235,11 @@ impl Val {
         }
     }
 
+    /// Whether a weight has no more elements than a value may.
+    pub fn fits(data: &TensorData) -> bool {
+        count(&data.shape).is_ok()
+    }
+
     /// Decodes a weight or constant.
     pub fn from_data(data: &TensorData) -> Result<Self, Fail> {
         let n = count(&data.shape)?;

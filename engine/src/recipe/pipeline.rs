@@ -18,7 +18,7 @@ use crate::{
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
-    train::{self, DistilSettings, Distilled, TrainPoint},
+    train::{self, BatchNorm, DistilSettings, Distilled, TrainPoint},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -607,8 +607,18 @@ fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
             format!("{:.2} % (n = {})", e.value * 100.0, e.n)
         })
     };
+    let norms = match (settings.batch_norm, distilled.batch_norms) {
+        (BatchNorm::Frozen, _) => String::new(),
+        (BatchNorm::Batch { .. }, 0) => {
+            "; batch_norm asked for the mini-batch's statistics, but no batch norm is left (they were folded into the layers before them): trained as if frozen".to_owned()
+        }
+        (BatchNorm::Batch { freeze_at, .. }, n) => format!(
+            "; {n} batch norms on the mini-batch's statistics for the first {:.0} % of the steps",
+            freeze_at * 100.0
+        ),
+    };
     format!(
-        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after",
+        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}",
         distilled.best_epoch,
         settings.epochs,
         top1(distilled.start),

@@ -27,6 +27,45 @@ pub enum Schedule {
     Cosine,
 }
 
+/// What batch norms normalise by while the network trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BatchNorm {
+    /// Their stored statistics, which stay as they are.
+    #[default]
+    Frozen,
+    /// Mean and variance of each mini-batch (Ioffe & Szegedy 2015), the stored ones following by ONNX's rule; from `freeze_at` of the schedule
+    /// on the stored ones, so that the end of training sees the network that is exported.
+    Batch {
+        /// Share of the schedule's steps, above 0 and up to 1; 1: to the end.
+        #[serde(default = "BatchNorm::freeze_at")]
+        freeze_at: f64,
+        /// `stored = stored·momentum + seen·(1 − momentum)`.
+        #[serde(default = "BatchNorm::momentum")]
+        momentum: f64,
+    },
+}
+
+impl BatchNorm {
+    fn freeze_at() -> f64 {
+        0.6
+    }
+    fn momentum() -> f64 {
+        0.9
+    }
+    fn is_frozen(&self) -> bool {
+        *self == Self::Frozen
+    }
+
+    /// Step (from 0) of `scheduled` from which stored statistics are used; 0: always.
+    pub(crate) fn frozen_from(&self, scheduled: u64) -> u64 {
+        match self {
+            Self::Frozen => 0,
+            Self::Batch { freeze_at, .. } => (freeze_at * scheduled as f64).ceil() as u64,
+        }
+    }
+}
+
 /// Settings of one distillation (Hinton et al. 2015: soft loss × T²).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +83,8 @@ pub struct DistilSettings {
     pub weight_decay: f64,
     /// Training samples used in an epoch, other ones each time until all were seen; `None`: all of the training split.
     pub samples: Option<usize>,
+    #[serde(skip_serializing_if = "BatchNorm::is_frozen")]
+    pub batch_norm: BatchNorm,
     /// Ends after this many of the `epochs` (the schedule stays that of all): how a cancelled distillation is repeated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_after: Option<usize>,
@@ -62,6 +103,7 @@ impl Default for DistilSettings {
             hard_weight: 0.1,
             weight_decay: 1e-4,
             samples: None,
+            batch_norm: BatchNorm::Frozen,
             stop_after: None,
         }
     }
@@ -78,7 +120,23 @@ impl DistilSettings {
         let positive = |v: f64| v.is_finite() && v > 0.0;
         let not_negative = |v: f64| v.is_finite() && v >= 0.0;
         let (soft, hard) = (f64::from(self.soft_weight), f64::from(self.hard_weight));
-        let wrong = if self.epochs == 0 {
+        let statistics = match self.batch_norm {
+            BatchNorm::Batch { freeze_at, .. } if !(positive(freeze_at) && freeze_at <= 1.0) => {
+                Some(format!(
+                    "freeze_at is {freeze_at}: it is the share of the steps that batch norms take the mini-batch's statistics in, above 0 and at most 1"
+                ))
+            }
+            BatchNorm::Batch { momentum, .. } if !(0.0..1.0).contains(&momentum) => Some(format!(
+                "momentum of the batch norms is {momentum}: it is at least 0 and below 1"
+            )),
+            BatchNorm::Batch { .. } if self.batch < 2 => Some(
+                "batch is 1: the statistics of a mini-batch need at least 2 samples, or use `batch_norm: frozen`".to_owned(),
+            ),
+            _ => None,
+        };
+        let wrong = if let Some(wrong) = statistics {
+            wrong
+        } else if self.epochs == 0 {
             "epochs is 0: train for at least 1".to_owned()
         } else if self.batch == 0 {
             "batch is 0: a mini-batch has at least 1 sample".to_owned()
@@ -146,6 +204,8 @@ pub struct Distilled {
     pub best: Option<Estimate>,
     /// One point a mini-batch.
     pub points: Vec<TrainPoint>,
+    /// Batch norms that took the mini-batch's statistics: none where they were to stay frozen, or had been folded before.
+    pub batch_norms: usize,
     /// Training was cancelled: `model` is the best of the epochs that were finished, a partial result.
     pub cancelled: bool,
 }

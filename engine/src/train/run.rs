@@ -1,7 +1,7 @@
 //! The training loop.
 
 use super::{
-    DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint,
+    BatchNorm, DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint,
     loss::DistilLoss,
     optimise::{Stepper, rate},
     teacher::{Teacher, logits},
@@ -21,7 +21,8 @@ use std::{ops::Range, sync::Mutex, time::Instant};
 /// Trains `student` against `teacher` with masks and fake quantisation held in place; leaves the best checkpoint by top-1
 /// on the search split (the start counts as one). The same seed gives the same bits whatever the number of threads.
 ///
-/// Batch norms keep their stored statistics (frozen) while their scale and shift train. The teacher runs in inference mode
+/// Batch norms keep their stored statistics while their scale and shift train, or take those of each mini-batch for the first part of the
+/// schedule ([`super::BatchNorm`]; a mini-batch of a single sample has none and is trained on the stored ones). The teacher runs in inference mode
 /// and its outputs are computed once a sample. A model that ends in a softmax is trained on the logarithms of its
 /// probabilities. The last, incomplete mini-batch of an epoch is used.
 ///
@@ -153,6 +154,10 @@ impl<'a> Training<'a> {
         } else {
             None
         };
+        let batch_norms = match settings.batch_norm {
+            BatchNorm::Frozen => 0,
+            BatchNorm::Batch { .. } => program.batch_norms(),
+        };
         let stepper = Stepper::new(settings, program.parameters().values().cloned().collect())?;
         let samples = settings.samples.unwrap_or(available).min(available);
         let steps = |epochs: usize| (samples.div_ceil(settings.batch) * epochs) as u64;
@@ -177,6 +182,7 @@ impl<'a> Training<'a> {
                 start: None,
                 best: None,
                 points: Vec::new(),
+                batch_norms,
                 cancelled: false,
             },
         })
@@ -195,6 +201,8 @@ impl<'a> Training<'a> {
                 }
                 let began = Instant::now();
                 let rate = rate(self.settings, step, self.scheduled);
+                let own = step < self.settings.batch_norm.frozen_from(self.scheduled);
+                self.program.set_batch_statistics(own && batch.len() > 1);
                 // One visit to the pool a mini-batch: waking it for every operator costs more than small ones take.
                 let loss = on_pool(|| self.train(batch, rate))?;
                 let seconds = began.elapsed().as_secs_f64();
@@ -272,6 +280,9 @@ impl<'a> Training<'a> {
         }
         let mut gradients = gradients?;
         if gradients.loss.is_finite() {
+            if let BatchNorm::Batch { momentum, .. } = settings.batch_norm {
+                self.program.follow(&gradients.statistics, momentum)?;
+            }
             self.stepper.step(rate, &mut gradients.store)?;
         }
         Ok(gradients.loss)

@@ -4,8 +4,8 @@
 use super::{
     host::{on_pool, sized, with_scratch},
     planes::{
-        self, Hands, Packed, Plane, Sweep, Tail, WeightGradient, Window2d, by_rows, from_nchw, isa,
-        pack_depthwise, to_nchw,
+        self, Buffer, Hands, Packed, Plane, Sweep, Tail, WeightGradient, Window2d, by_rows,
+        from_nchw, isa, pack_depthwise, to_nchw,
     },
     simd,
     window::ConvShape,
@@ -21,7 +21,7 @@ const PARTIAL_FLOATS: usize = 1 << 24;
 /// Weights as the kernels read them.
 enum Weights {
     Dense(Packed),
-    Depthwise(Vec<f32>),
+    Depthwise(Buffer),
 }
 
 /// Whether every channel is convolved by itself.

@@ -1,6 +1,7 @@
 //! What every kernel needs around its arithmetic: the pool, f32 views of tensors, scratch memory kept by thread.
 
 pub(super) use super::super::pool::on_pool;
+use super::planes::Buffer;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use std::{borrow::Cow, cell::RefCell};
 
@@ -102,8 +103,8 @@ pub(super) fn checked_count(op: &str, dims: &[usize]) -> Result<usize> {
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Channels-last planes, in and out.
-    pub planes: Vec<f32>,
-    pub wide: Vec<f32>,
+    pub planes: Buffer,
+    pub wide: Buffer,
 }
 
 thread_local! {
@@ -119,7 +120,7 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     let result = work(&mut scratch);
     for buffer in [&mut scratch.planes, &mut scratch.wide] {
         if buffer.capacity() > KEEP {
-            *buffer = Vec::new();
+            *buffer = Buffer::default();
         }
     }
     SCRATCH.set(scratch);
@@ -127,9 +128,7 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
 }
 
 /// The first `len` elements of a scratch buffer, grown when needed. What they hold is left over from earlier use.
-pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
+pub(super) fn sized(buffer: &mut Buffer, len: usize) -> &mut [f32] {
+    buffer.hold(len);
+    buffer
 }

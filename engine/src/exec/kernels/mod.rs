@@ -24,7 +24,7 @@ mod tests;
 pub use conv_ops::{conv_transpose2d, conv2d};
 pub use fake_quant::{FakeQuant, fake_quant};
 pub use matmul::{Matrix, matmul};
-pub use norm::batch_norm;
+pub use norm::{batch_norm, batch_norm_of_batch};
 pub use permute::permute;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use product::product;

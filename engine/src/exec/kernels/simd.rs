@@ -26,22 +26,44 @@ macro_rules! dispatched {
 }
 
 dispatched!(
-    /// Scalar product, summed in lanes.
-    dot => dot_body, dot_wide, (a: &[f32], b: &[f32]) -> f32
+    /// `Σ a·(b − centre)`, in lanes.
+    centred_dot => centred_dot_body, centred_dot_wide, (a: &[f32], b: &[f32], centre: f32) -> f32
 );
 
 #[inline(always)]
-fn dot_body(a: &[f32], b: &[f32]) -> f32 {
+fn centred_dot_body(a: &[f32], b: &[f32], centre: f32) -> f32 {
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let (b_blocks, b_rest) = b.as_chunks::<LANES>();
     let mut sums = [0f32; LANES];
     for (a, b) in a_blocks.iter().zip(b_blocks) {
         for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+            sums[lane] += a[lane] * (b[lane] - centre);
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    let rest: f32 = a_rest
+        .iter()
+        .zip(b_rest)
+        .map(|(a, b)| a * (b - centre))
+        .sum();
     fold(sums) + rest
+}
+
+dispatched!(
+    /// `Σ (a − centre)²`, in lanes.
+    centred_squares => centred_squares_body, centred_squares_wide, (a: &[f32], centre: f32) -> f32
+);
+
+#[inline(always)]
+fn centred_squares_body(a: &[f32], centre: f32) -> f32 {
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    let square = |a: f32| (a - centre) * (a - centre);
+    let mut sums = [0f32; LANES];
+    for block in blocks {
+        for lane in 0..LANES {
+            sums[lane] += square(block[lane]);
+        }
+    }
+    fold(sums) + rest.iter().map(|a| square(*a)).sum::<f32>()
 }
 
 dispatched!(

@@ -3,12 +3,13 @@
 
 use super::{
     Id, Kind, Lowered, Step, TwoWay,
+    batch_norm::BatchStatistics,
     forward::{Spaces, Workspace, inside},
     weights::{Effective, Ready, Spec, Weights},
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::planes::{self, Hands, Plane, Tail, WeightGradient, isa},
+    kernels::planes::{self, Buffer, Hands, Plane, Tail, WeightGradient, isa},
 };
 use candle_core::{Device, Result as CandleResult, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
@@ -27,15 +28,41 @@ pub type Loss<'a> = dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sy
 pub struct Gradients {
     pub loss: f64,
     pub store: GradStore,
+    /// What the batch norms saw, where they take the mini-batch's statistics (`Program::set_batch_statistics`).
+    pub statistics: Vec<BatchStatistics>,
 }
 
 /// Gradients of the effective weights, of one piece.
 pub(super) struct Sums {
-    loss: f64,
-    weights: Vec<Sum>,
+    pub loss: f64,
+    pub weights: Vec<Sum>,
 }
 
-enum Sum {
+impl Sums {
+    pub fn new(specs: &[Spec]) -> Self {
+        Self {
+            loss: 0.0,
+            weights: specs.iter().map(Sum::new).collect(),
+        }
+    }
+
+    /// All of them, added up in their order.
+    pub fn total(all: Vec<Self>) -> Result<Self, ExecError> {
+        let mut sums = all.into_iter();
+        let Some(mut total) = sums.next() else {
+            return Err(ExecError::Input("an empty batch has no gradients".into()));
+        };
+        for piece in sums {
+            total.loss += piece.loss;
+            for (own, other) in total.weights.iter_mut().zip(&piece.weights) {
+                own.add(other);
+            }
+        }
+        Ok(total)
+    }
+}
+
+pub(super) enum Sum {
     Dense(WeightGradient, Vec<f32>),
     Depthwise(Vec<f32>, Vec<f32>),
 }
@@ -106,7 +133,8 @@ impl Lowered {
             .iter()
             .map(|spec| spec.effective(slot))
             .collect::<CandleResult<Vec<Effective>>>()?;
-        let weights = Weights::pack(&self.specs, &effective, true, None)?;
+        let each = |at: usize| Ok(effective[at].clone());
+        let weights = Weights::pack(&self.specs, &each, true, None)?;
         Ok((effective, weights))
     }
 
@@ -115,7 +143,8 @@ impl Lowered {
         &self,
         slot: &dyn Fn(usize) -> CandleResult<Tensor>,
     ) -> CandleResult<TwoWay> {
-        Ok(TwoWay(self.effective_both_ways(slot)?.1))
+        let each = |at: usize| self.specs[at].effective(slot);
+        Ok(TwoWay(Weights::pack(&self.specs, &each, true, None)?))
     }
 
     /// One forward and backward pass over a batch. `slot` gives the model's weights as tensors that gradients flow through.
@@ -135,6 +164,12 @@ impl Lowered {
         let pieces = (PIECE_FLOATS / floats.max(1)).clamp(1, PIECES);
         let piece = images.div_ceil(pieces).max(1);
         let places = gradient_planes(&self.planes, &self.steps);
+        if !self.norms.is_empty() {
+            let pieces = (piece, places.as_slice());
+            let (total, norms, statistics) =
+                self.by_batch(&weights, pieces, input, slot, loss, spaces, cancel)?;
+            return self.finish(&effective, total, norms, statistics);
+        }
         let sums = input
             .par_chunks(piece * sample)
             .enumerate()
@@ -150,30 +185,34 @@ impl Lowered {
                 })
             })
             .collect::<Result<Vec<Sums>, ExecError>>()?;
-        let mut sums = sums.into_iter();
-        let Some(mut total) = sums.next() else {
-            return Err(ExecError::Input("an empty batch has no gradients".into()));
-        };
-        for piece in sums {
-            total.loss += piece.loss;
-            for (own, other) in total.weights.iter_mut().zip(&piece.weights) {
-                own.add(other);
-            }
-        }
+        self.finish(&effective, Sums::total(sums)?, Vec::new(), Vec::new())
+    }
+
+    /// From the effective weights' gradients, and those of the `norms`' scales and shifts, to the parameters'.
+    fn finish(
+        &self,
+        effective: &[Effective],
+        total: Sums,
+        norms: Vec<(Tensor, Tensor)>,
+        statistics: Vec<BatchStatistics>,
+    ) -> Result<Gradients, ExecError> {
         // From the effective weights to the parameters: through folding, masks and fake quantisation, which candle knows.
         let mut surrogate: Option<Tensor> = None;
-        for ((spec, effective), sum) in self.specs.iter().zip(&effective).zip(&total.weights) {
+        let mut pairs = norms;
+        for ((spec, effective), sum) in self.specs.iter().zip(effective).zip(&total.weights) {
             let (weight, bias) = sum.tensors(spec)?;
-            for (value, gradient) in [(&effective.weight, weight), (&effective.bias, bias)] {
-                if !value.track_op() {
-                    continue;
-                }
-                let term = (value * gradient)?.sum_all()?;
-                surrogate = Some(match surrogate {
-                    Some(sum) => (sum + term)?,
-                    None => term,
-                });
+            pairs.push((effective.weight.clone(), weight));
+            pairs.push((effective.bias.clone(), bias));
+        }
+        for (value, gradient) in pairs {
+            if !value.track_op() {
+                continue;
             }
+            let term = (value * gradient)?.sum_all()?;
+            surrogate = Some(match surrogate {
+                Some(sum) => (sum + term)?,
+                None => term,
+            });
         }
         let Some(surrogate) = surrogate else {
             return Err(ExecError::Input("nothing in the model is trained".into()));
@@ -181,6 +220,7 @@ impl Lowered {
         Ok(Gradients {
             loss: total.loss,
             store: surrogate.backward()?,
+            statistics,
         })
     }
 
@@ -198,6 +238,29 @@ impl Lowered {
     ) -> Result<Sums, ExecError> {
         let n = rows.len();
         self.forward(weights, input, n, space, true, Hands::Alone, cancel)?;
+        let mut sums = Sums::new(&self.specs);
+        sums.loss = self.judge(places, rows, loss, space, gradients)?;
+        if !sums.loss.is_finite() {
+            return Ok(sums);
+        }
+        for step in self.steps.iter().rev() {
+            self.step_back(
+                weights, places, step, n, space, gradients, &mut sums, cancel,
+            )?;
+        }
+        Ok(sums)
+    }
+
+    /// The loss of the samples `rows`; where it is finite, its gradient by the outputs stands in `gradients`.
+    pub(super) fn judge(
+        &self,
+        places: &[Plane],
+        rows: Range<usize>,
+        loss: &Loss<'_>,
+        space: &Workspace,
+        gradients: &mut Workspace,
+    ) -> Result<f64, ExecError> {
+        let n = rows.len();
         let outputs = self
             .outputs
             .iter()
@@ -214,15 +277,12 @@ impl Lowered {
             .collect::<CandleResult<Vec<Var>>>()?;
         let tensors: Vec<Tensor> = outputs.iter().map(|v| v.as_tensor().clone()).collect();
         let value = loss(rows, &tensors)?;
-        let mut sums = Sums {
-            loss: f64::from(value.to_scalar::<f32>()?),
-            weights: self.specs.iter().map(Sum::new).collect(),
-        };
-        if !sums.loss.is_finite() {
-            return Ok(sums);
+        let number = f64::from(value.to_scalar::<f32>()?);
+        gradients.clear(self.planes.len());
+        if !number.is_finite() {
+            return Ok(number);
         }
         let store = value.backward()?;
-        gradients.clear(self.planes.len());
         for (output, var) in self.outputs.iter().zip(&outputs) {
             let Some(gradient) = store.get(var) else {
                 continue;
@@ -234,38 +294,52 @@ impl Lowered {
             planes::from_nchw(n, &flat, (&mut buffer, &plane));
             self.pass(output.value, n, places, gradients, (&buffer, &plane));
         }
-        for step in self.steps.iter().rev() {
-            if cancel.is_cancelled() {
-                return Err(ExecError::Cancelled);
-            }
-            let gradient = std::mem::take(&mut gradients.values[step.output]);
-            if gradient.is_empty() {
-                continue;
-            }
-            let gradient = self.back(
-                weights,
-                places,
-                &step.kind,
-                step.output,
-                n,
-                space,
-                gradients,
-                gradient,
-                Some(&mut sums),
-            );
-            gradients.give(gradient);
+        Ok(number)
+    }
+
+    /// One step back, from the gradient of its output as it stands in `gradients`.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn step_back(
+        &self,
+        weights: &Weights,
+        places: &[Plane],
+        step: &Step,
+        n: usize,
+        space: &Workspace,
+        gradients: &mut Workspace,
+        sums: &mut Sums,
+        cancel: &CancelToken,
+    ) -> Result<(), ExecError> {
+        if cancel.is_cancelled() {
+            return Err(ExecError::Cancelled);
         }
-        Ok(sums)
+        let gradient = std::mem::take(&mut gradients.values[step.output]);
+        if gradient.is_empty() {
+            return Ok(());
+        }
+        let gradient = self.back(
+            weights,
+            places,
+            &step.kind,
+            step.output,
+            n,
+            space,
+            gradients,
+            gradient,
+            Some(sums),
+        );
+        gradients.give(gradient);
+        Ok(())
     }
 
     /// The gradient buffer of a value, and whether something stands in it already.
-    fn target(
+    pub(super) fn target(
         &self,
         value: Id,
         n: usize,
         places: &[Plane],
         gradients: &mut Workspace,
-    ) -> (Vec<f32>, bool) {
+    ) -> (Buffer, bool) {
         let buffer = std::mem::take(&mut gradients.values[value]);
         if !buffer.is_empty() {
             return (buffer, true);
@@ -310,9 +384,9 @@ impl Lowered {
         n: usize,
         space: &Workspace,
         gradients: &mut Workspace,
-        mut gradient: Vec<f32>,
+        mut gradient: Buffer,
         sums: Option<&mut Sums>,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         let place = &places[output];
         let result = (space.values[output].as_slice(), &self.planes[output]);
         let open = |low: f32, high: f32| low == f32::NEG_INFINITY && high == f32::INFINITY;
@@ -462,6 +536,9 @@ impl Lowered {
                 let mut buffer = vec![0.0; flat.len()];
                 planes::from_nchw(n, &flat, (&mut buffer, &plane));
                 self.pass(*input, n, places, gradients, (&buffer, &plane));
+            }
+            Kind::Norm { .. } => {
+                unreachable!("batch norms of a batch's statistics go back in `by_batch`")
             }
             Kind::Scale { .. } | Kind::Map { .. } | Kind::Concat { .. } | Kind::Softmax { .. } => {
                 unreachable!("networks with these are trained the general way")

@@ -3,6 +3,7 @@
 use super::{
     Id, Kind, Lowered, Output, Step,
     backward::gradient_planes,
+    batch_norm::Norm,
     weights::{Form, Spec, Weights},
 };
 use crate::{
@@ -29,9 +30,14 @@ pub(in crate::exec) trait Source {
     fn outputs(&self) -> Vec<usize>;
     /// A weight or folded value.
     fn constant(&self, slot: usize) -> Option<&Val>;
+    fn is_constant(&self, slot: usize) -> bool;
+    /// A constant that is not kept as a tensor on account of this.
+    fn passing(&self, slot: usize) -> Option<Val>;
     /// Shape of a constant, of a parameter or of what is computed from them alone.
     fn weight_shape(&self, slot: usize) -> Option<Vec<usize>>;
     fn training(&self) -> bool;
+    /// Whether a batch norm with its mean in this slot takes the mini-batch's statistics instead.
+    fn by_batch(&self, mean: usize) -> bool;
 }
 
 /// Floats that one image may take in one value: beyond this the general way says what is wrong.
@@ -76,6 +82,7 @@ pub(super) struct Builder<'a> {
     pub makers: Vec<Option<(usize, usize)>>,
     pub steps: Vec<Step>,
     pub specs: Vec<Spec>,
+    pub norms: Vec<Norm>,
     pub untrainable: Option<Refusal>,
 }
 
@@ -124,6 +131,7 @@ impl Lowered {
             makers: vec![None],
             steps: Vec::new(),
             specs: Vec::new(),
+            norms: Vec::new(),
             untrainable: None,
         };
         let place = match (sample.len(), input_last) {
@@ -163,6 +171,9 @@ impl Builder<'_> {
                 _ => return Err("an output of another kind"),
             });
         }
+        if self.specs.is_empty() && self.planes.iter().all(|p| p.h * p.w == 1) {
+            return Err("vectors without a product: one pass over them is all there is to do");
+        }
         // Margins as wide as the widest reader.
         for step in &self.steps {
             let (Kind::Conv { input, window, .. }
@@ -198,25 +209,21 @@ impl Builder<'_> {
             outputs,
             steps: self.steps,
             specs: self.specs,
+            norms: self.norms,
             weights: None,
             last_use,
             untrainable: self.untrainable,
         };
         if !self.source.training() {
-            let slot = |slot: usize| match self.source.constant(slot) {
-                Some(Val::Float(tensor, ElementType::F32)) => Ok(tensor.clone()),
+            let slot = |slot: usize| match self.source.passing(slot) {
+                Some(Val::Float(tensor, ElementType::F32)) => Ok(tensor),
                 _ => candle_core::bail!("a weight is not constant"),
             };
-            let pack = || {
-                let effective = lowered
-                    .specs
-                    .iter()
-                    .map(|spec| spec.effective(&slot))
-                    .collect::<candle_core::Result<Vec<_>>>()?;
-                let known = like.and_then(|like| like.weights.as_ref());
-                Weights::pack(&lowered.specs, &effective, false, known)
-            };
-            lowered.weights = Some(pack().map_err(|_| "weights of another kind")?);
+            let known = like.and_then(|like| like.weights.as_ref());
+            // One after the other: no more than one layer's weights are there twice.
+            let effective = |at: usize| lowered.specs[at].effective(&slot);
+            let packed = Weights::pack(&lowered.specs, &effective, false, known);
+            lowered.weights = Some(packed.map_err(|_| "weights of another kind")?);
         }
         Ok(lowered)
     }
@@ -531,8 +538,7 @@ impl Builder<'_> {
             .flatten()
             .any(|slot| matches!(self.places.get(slot), Some(Place::Shape(_))));
         let all = inputs.iter().flatten().all(|slot| {
-            matches!(self.places.get(slot), Some(Place::Shape(_)))
-                || self.source.constant(*slot).is_some()
+            matches!(self.places.get(slot), Some(Place::Shape(_))) || self.source.is_constant(*slot)
         });
         if !(any && all) {
             return Ok(false);

@@ -373,6 +373,7 @@ fn digests(form: &Lowered) -> Vec<Digest> {
             Kind::Concat { .. } => 9.hash(&mut hasher),
             Kind::Flatten { .. } => 10.hash(&mut hasher),
             Kind::Softmax { .. } => 11.hash(&mut hasher),
+            Kind::Norm { norm, .. } => (12, norm).hash(&mut hasher),
         }
         let bare = hasher.finish();
         all[step.output] = Digest {

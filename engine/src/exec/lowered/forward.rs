@@ -1,14 +1,14 @@
 //! Running a lowered network.
 
 use super::{
-    Id, Kind, Limits, Lowered,
+    Id, Kind, Limits, Lowered, Step,
     weights::{Ready, Weights},
 };
 use crate::exec::{
     CancelToken, ExecError,
     kernels::{
         functions,
-        planes::{self, Hands, Plane, Team, Window2d},
+        planes::{self, Buffer, Hands, Plane, Team, Window2d},
         rows,
     },
 };
@@ -20,25 +20,22 @@ use std::sync::{Mutex, MutexGuard};
 #[derive(Default)]
 pub(super) struct Workspace {
     /// By value; empty where it holds nothing.
-    pub values: Vec<Vec<f32>>,
+    pub values: Vec<Buffer>,
     /// Not in use.
-    spare: Vec<Vec<f32>>,
+    spare: Vec<Buffer>,
 }
 
 impl Workspace {
     /// A buffer of `len` floats that hold anything.
-    pub fn take(&mut self, len: usize) -> Vec<f32> {
+    pub fn take(&mut self, len: usize) -> Buffer {
         // The smallest that is large enough, else the largest, which then grows.
-        let fits = |v: &Vec<f32>| (v.capacity() < len, v.capacity().abs_diff(len));
+        let fits = |v: &Buffer| (v.capacity() < len, v.capacity().abs_diff(len));
         let best = (0..self.spare.len()).min_by_key(|i| fits(&self.spare[*i]));
-        let mut buffer = best.map_or_else(Vec::new, |i| self.spare.swap_remove(i));
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        buffer.truncate(len);
+        let mut buffer = best.map_or_else(Buffer::default, |i| self.spare.swap_remove(i));
+        buffer.hold(len);
         buffer
     }
-    pub fn give(&mut self, buffer: Vec<f32>) {
+    pub fn give(&mut self, buffer: Buffer) {
         if buffer.capacity() > 0 {
             self.spare.push(buffer);
         }
@@ -47,7 +44,7 @@ impl Workspace {
         for value in std::mem::take(&mut self.values) {
             self.give(value);
         }
-        self.values.resize_with(values, Vec::new);
+        self.values.resize_with(values, Buffer::default);
     }
 }
 
@@ -161,6 +158,38 @@ impl Lowered {
         }
     }
 
+    /// Lays the input down in an empty workspace.
+    pub(super) fn begin(&self, input: &[f32], images: usize, space: &mut Workspace) {
+        space.clear(self.planes.len());
+        let mut buffer = self.fresh(space, self.input, images);
+        self.import(input, images, &mut buffer);
+        space.values[self.input] = buffer;
+    }
+
+    /// Takes one step.
+    pub(super) fn take(
+        &self,
+        weights: &Weights,
+        step: &Step,
+        images: usize,
+        space: &mut Workspace,
+        hands: Hands<'_>,
+    ) {
+        let mut out = self.fresh(space, step.output, images);
+        let values = &space.values;
+        let value = |id: Id| (values[id].as_slice(), &self.planes[id]);
+        self.compute(
+            weights,
+            &step.kind,
+            step.output,
+            images,
+            &value,
+            &mut out,
+            hands,
+        );
+        space.values[step.output] = out;
+    }
+
     /// Computes all values; with `keep` none is given up on the way.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
@@ -173,27 +202,12 @@ impl Lowered {
         hands: Hands<'_>,
         cancel: &CancelToken,
     ) -> Result<(), ExecError> {
-        space.clear(self.planes.len());
-        let mut buffer = self.fresh(space, self.input, images);
-        self.import(input, images, &mut buffer);
-        space.values[self.input] = buffer;
+        self.begin(input, images, space);
         for (at, step) in self.steps.iter().enumerate() {
             if cancel.is_cancelled() {
                 return Err(ExecError::Cancelled);
             }
-            let mut out = self.fresh(space, step.output, images);
-            let values = &space.values;
-            let value = |id: Id| (values[id].as_slice(), &self.planes[id]);
-            self.compute(
-                weights,
-                &step.kind,
-                step.output,
-                images,
-                &value,
-                &mut out,
-                hands,
-            );
-            space.values[step.output] = out;
+            self.take(weights, step, images, space, hands);
             if keep {
                 continue;
             }
@@ -208,7 +222,7 @@ impl Lowered {
     }
 
     /// A buffer for a value, its margin zero.
-    pub(super) fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Vec<f32> {
+    pub(super) fn fresh(&self, space: &mut Workspace, value: Id, images: usize) -> Buffer {
         let plane = &self.planes[value];
         let mut buffer = space.take(images * plane.size());
         plane.clear_margin(&mut buffer, images);
@@ -336,6 +350,7 @@ impl Lowered {
                 let bare = Plane::new(1, 1, plane.c);
                 planes::copy(images, (&flat, &bare), (out, plane));
             }
+            Kind::Norm { .. } => unreachable!("a batch's statistics are taken by `gradients`"),
             Kind::Softmax { input } => {
                 let (x, from) = of(*input);
                 for n in 0..images {

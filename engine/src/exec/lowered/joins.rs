@@ -2,6 +2,7 @@
 
 use super::{
     Id, Kind,
+    batch_norm::Norm,
     build::{Builder, MOST_FLOATS, Place, R},
     weights::{Form, Spec},
 };
@@ -198,6 +199,18 @@ impl Builder<'_> {
                 return Err("statistics of another shape");
             }
         }
+        if self.source.by_batch(slots[2]) {
+            let kind = Kind::Norm {
+                input: id,
+                norm: self.norms.len(),
+                added: None,
+                limits: (f32::NEG_INFINITY, f32::INFINITY),
+            };
+            self.norms.push(Norm { slots, epsilon });
+            let made = self.push(kind, self.bare(id), output);
+            self.places.insert(output, Place::Nchw(made));
+            return Ok(());
+        }
         let norm = Some((slots, epsilon));
         let from = inputs.first().copied().flatten();
         if let Some(step) = self.sole_maker(from)
@@ -255,7 +268,7 @@ impl Builder<'_> {
                     self.rename(step, from, output);
                     return Ok(());
                 }
-                Kind::Add { limits, .. } if *limits == unlimited => {
+                Kind::Add { limits, .. } | Kind::Norm { limits, .. } if *limits == unlimited => {
                     *limits = (low, high);
                     self.rename(step, from, output);
                     return Ok(());
@@ -322,19 +335,26 @@ impl Builder<'_> {
         } else {
             (ib, b, ia)
         };
+        let limits = (f32::NEG_INFINITY, f32::INFINITY);
         if ia != ib
             && let Some(step) = self.sole_maker(from)
             && self.steps[step].output == late
-            && let Kind::Conv { added, tail, .. } | Kind::Depthwise { added, tail, .. } =
-                &mut self.steps[step].kind
-            && added.is_none()
-            && *tail == Tail::NONE
         {
-            *added = Some(other);
-            self.rename(step, from, output);
-            return Ok(());
+            let free = match &mut self.steps[step].kind {
+                Kind::Conv { added, tail, .. } | Kind::Depthwise { added, tail, .. } => {
+                    (*tail == Tail::NONE).then_some(added)
+                }
+                Kind::Norm {
+                    added, limits: l, ..
+                } => (*l == limits).then_some(added),
+                _ => None,
+            };
+            if let Some(added) = free.filter(|added| added.is_none()) {
+                *added = Some(other);
+                self.rename(step, from, output);
+                return Ok(());
+            }
         }
-        let limits = (f32::NEG_INFINITY, f32::INFINITY);
         let plane = self.bare(ia);
         let made = self.push(
             Kind::Add {

@@ -300,9 +300,11 @@ impl Lowered {
         };
         let vector = (self.planes[head].h, self.planes[head].w) == (1, 1);
         let back = |step: &Step| match &step.kind {
-            Kind::Scale { .. } | Kind::Map { .. } | Kind::Concat { .. } | Kind::Softmax { .. } => {
-                false
-            }
+            Kind::Scale { .. }
+            | Kind::Map { .. }
+            | Kind::Concat { .. }
+            | Kind::Softmax { .. }
+            | Kind::Norm { .. } => false,
             Kind::Average {
                 input,
                 window,

@@ -5,6 +5,7 @@
 //! What does not fit (other operators, values that taps want) runs the general way, operator by operator.
 
 mod backward;
+mod batch_norm;
 mod build;
 mod family;
 mod forward;
@@ -13,6 +14,7 @@ mod local;
 mod weights;
 
 pub use backward::{Gradients, Loss};
+pub use batch_norm::BatchStatistics;
 pub(super) use build::{Planned, Source, weight_slots};
 pub use family::Family;
 pub(super) use forward::Spaces;
@@ -20,6 +22,7 @@ pub use local::{LocalError, Seed};
 
 use super::kernels::planes::{Plane, Quant, Tail, Window2d};
 use super::scalar::Fun;
+use batch_norm::Norm;
 use weights::{Spec, Weights};
 
 /// Weights packed for both directions.
@@ -38,6 +41,8 @@ pub(super) struct Lowered {
     outputs: Vec<Output>,
     steps: Vec<Step>,
     specs: Vec<Spec>,
+    /// Batch norms that take the statistics of the mini-batch: in training alone.
+    norms: Vec<Norm>,
     /// Packed once where nothing trains.
     weights: Option<Weights>,
     /// The last step that reads each value; those of outputs are never given up.
@@ -75,6 +80,13 @@ enum Kind {
         weight: usize,
         added: Option<Id>,
         tail: Tail,
+    },
+    /// By the mini-batch's own statistics, which all of its pieces have a part in.
+    Norm {
+        input: Id,
+        norm: usize,
+        added: Option<Id>,
+        limits: Limits,
     },
     Add {
         a: Id,
@@ -128,7 +140,9 @@ enum Kind {
 impl Kind {
     fn inputs(&self) -> Vec<Id> {
         match self {
-            Self::Conv { input, added, .. } | Self::Depthwise { input, added, .. } => {
+            Self::Conv { input, added, .. }
+            | Self::Depthwise { input, added, .. }
+            | Self::Norm { input, added, .. } => {
                 [Some(*input), *added].into_iter().flatten().collect()
             }
             Self::Add { a, b, .. } => vec![*a, *b],

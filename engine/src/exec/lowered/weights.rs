@@ -1,7 +1,7 @@
 //! From the model's weights to what the kernels read: batch norms folded in, laid out in panels.
 
 use crate::exec::{
-    kernels::planes::{Packed, isa, pack_depthwise},
+    kernels::planes::{Buffer, Packed, isa, pack_depthwise},
     value::with_f32,
 };
 use candle_core::{DType, Device, Result, Tensor};
@@ -39,6 +39,7 @@ pub(super) struct Spec {
 }
 
 /// A weight (outputs × depth·taps) and a bias (outputs) as they take effect, as tensors that gradients flow through.
+#[derive(Clone)]
 pub(super) struct Effective {
     pub weight: Tensor,
     pub bias: Tensor,
@@ -76,7 +77,7 @@ impl Spec {
 /// One convolution's weights as the kernels read them.
 pub(super) enum Ready {
     Dense(Packed),
-    Depthwise { weight: Vec<f32>, bias: Vec<f32> },
+    Depthwise { weight: Buffer, bias: Vec<f32> },
 }
 
 /// All weights of a network.
@@ -90,10 +91,10 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// `known` may have some of them packed already.
+    /// `effective` gives the weights of each spec in turn; `known` may have some of them packed already.
     pub fn pack(
         specs: &[Spec],
-        effective: &[Effective],
+        effective: &dyn Fn(usize) -> Result<Effective>,
         backward: bool,
         known: Option<&Self>,
     ) -> Result<Self> {
@@ -103,7 +104,8 @@ impl Weights {
             digests: Vec::with_capacity(specs.len()),
             backward: Vec::new(),
         };
-        for (spec, effective) in specs.iter().zip(effective) {
+        for (at, spec) in specs.iter().enumerate() {
+            let effective = effective(at)?;
             let bias = effective.bias.to_vec1::<f32>()?;
             let digest = with_f32(&effective.weight, |weight| digest(spec, weight, &bias))?;
             all.digests.push(digest);
@@ -112,31 +114,32 @@ impl Weights {
                 all.ready.push(ready);
                 continue;
             }
-            let weight = effective.weight.flatten_all()?.to_vec1::<f32>()?;
-            if spec.depthwise {
-                all.ready.push(Arc::new(Ready::Depthwise {
-                    weight: pack_depthwise(&weight, spec.groups),
-                    bias,
-                }));
-                if backward {
-                    all.backward.push(None);
+            with_f32(&effective.weight, |weight| {
+                if spec.depthwise {
+                    all.ready.push(Arc::new(Ready::Depthwise {
+                        weight: pack_depthwise(weight, spec.groups),
+                        bias,
+                    }));
+                    if backward {
+                        all.backward.push(None);
+                    }
+                    return;
                 }
-                continue;
-            }
-            let (groups, channels, depth, taps) = spec.sizes();
-            let at = |g: usize, o: usize, i: usize, t: usize| {
-                weight[((g * channels + o) * depth + i) * taps + t]
-            };
-            let packed = Packed::new(isa(), spec.sizes(), at, Some(&bias));
-            all.ready.push(Arc::new(Ready::Dense(packed)));
-            if backward {
-                all.backward.push(Some(Packed::new(
-                    isa(),
-                    (groups, depth, channels, taps),
-                    |g, o, i, t| at(g, i, o, t),
-                    None,
-                )));
-            }
+                let (groups, channels, depth, taps) = spec.sizes();
+                let at = |g: usize, o: usize, i: usize, t: usize| {
+                    weight[((g * channels + o) * depth + i) * taps + t]
+                };
+                let packed = Packed::new(isa(), spec.sizes(), at, Some(&bias));
+                all.ready.push(Arc::new(Ready::Dense(packed)));
+                if backward {
+                    all.backward.push(Some(Packed::new(
+                        isa(),
+                        (groups, depth, channels, taps),
+                        |g, o, i, t| at(g, i, o, t),
+                        None,
+                    )));
+                }
+            })?;
         }
         Ok(all)
     }

@@ -369,7 +369,10 @@ pub fn pooling(x: &Val, window: &Window, ceil: bool, kind: Pooling) -> R<Val> {
     float_out(from_2d(y, one_d)?, x.element())
 }
 
-pub fn batch_norm(inputs: &[Option<Val>], epsilon: f32) -> R<Val> {
+/// N×C×1×(rest), the element type, and scale, shift, mean, variance, each of C.
+type NormInputs<'a> = (Tensor, ElementType, Vec<&'a Tensor>);
+
+fn norm_inputs(inputs: &[Option<Val>]) -> R<NormInputs<'_>> {
     let x = need(inputs, 0)?;
     let t = x.tensor()?;
     let Some(&c) = t.dims().get(1) else {
@@ -392,9 +395,30 @@ pub fn batch_norm(inputs: &[Option<Val>], epsilon: f32) -> R<Val> {
     // Any rank is N×C×(rest) to the kernel.
     let n = t.dims()[0];
     let rest: usize = t.dims()[2..].iter().product();
-    let x4 = t.reshape((n, c, 1, rest))?;
+    Ok((t.reshape((n, c, 1, rest))?, x.element(), p))
+}
+
+pub fn batch_norm(inputs: &[Option<Val>], epsilon: f32) -> R<Val> {
+    let (x4, element, p) = norm_inputs(inputs)?;
     let y = kernels::batch_norm(&x4, p[0], p[1], p[2], p[3], epsilon)?;
-    float_out(y.reshape(t.dims())?, x.element())
+    float_out(y.reshape(need(inputs, 0)?.shape())?, element)
+}
+
+/// A batch norm by the statistics of the batch itself, and those.
+pub struct OfBatch {
+    pub y: Val,
+    pub mean: Vec<f32>,
+    pub variance: Vec<f32>,
+}
+
+pub fn batch_norm_of_batch(inputs: &[Option<Val>], epsilon: f32) -> R<OfBatch> {
+    let (x4, element, p) = norm_inputs(inputs)?;
+    let (y, mean, variance) = kernels::batch_norm_of_batch(&x4, p[0], p[1], epsilon)?;
+    Ok(OfBatch {
+        y: float_out(y.reshape(need(inputs, 0)?.shape())?, element)?,
+        mean,
+        variance,
+    })
 }
 
 /// The product of two matrices, or of as many pairs of them; empty operands answered here.

@@ -8,7 +8,7 @@ mod reduce;
 mod resize;
 mod shape;
 
-pub use linear::{matmul_plus, window_over};
+pub use linear::{batch_norm_of_batch, matmul_plus, window_over};
 
 use super::{
     Fail,

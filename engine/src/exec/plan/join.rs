@@ -54,7 +54,11 @@ impl Joiner<'_> {
     }
 
     fn scalar(&self, slot: Option<usize>) -> Option<f64> {
-        match self.constants.get(&slot?)? {
+        let slot = slot?;
+        if self.constants.shape(&slot)?.iter().any(|d| *d != 1) {
+            return None;
+        }
+        match self.constants.get(&slot)? {
             v @ Val::Float(_, ElementType::F32) if v.len() == 1 => v.scalar().ok(),
             _ => None,
         }
@@ -156,8 +160,8 @@ impl Joiner<'_> {
     /// Whether all are known vectors of one size, in memory or as parameters (which no step makes).
     fn vectors(&self, slots: &[Option<usize>]) -> bool {
         slots.iter().all(|slot| {
-            slot.is_some_and(|slot| match self.constants.get(&slot) {
-                Some(v) => v.rank() == 1,
+            slot.is_some_and(|slot| match self.constants.shape(&slot) {
+                Some(shape) => shape.len() == 1,
                 None => !self.makers.contains_key(&slot),
             })
         })
@@ -287,8 +291,7 @@ impl Joiner<'_> {
             return None;
         }
         let made = self.output(at)?;
-        let weight = self.constants.get(&self.input(at, 1)?)?;
-        let &[_, n] = weight.shape() else {
+        let &[_, n] = self.constants.shape(&self.input(at, 1)?)? else {
             return None;
         };
         let add = self.reader(made)?;
@@ -297,7 +300,7 @@ impl Joiner<'_> {
             .into_iter()
             .find(|(product, _)| *product == Some(made))?;
         let vector = vector?;
-        if self.constants.get(&vector)?.shape() != [n] || !self.only_read_within(&[at, add]) {
+        if self.constants.shape(&vector)? != [n] || !self.only_read_within(&[at, add]) {
             return None;
         }
         let inputs = vec![self.input(at, 0), self.input(at, 1), Some(vector)];

@@ -63,7 +63,7 @@ impl Net {
         self.graph.add_node(&name, op, inputs, vec![Some(y)]);
         y
     }
-    fn conv(
+    pub fn conv(
         &mut self,
         x: ValueId,
         (o, i): (usize, usize),
@@ -75,7 +75,7 @@ impl Net {
         let b = self.weight(&[o], 0.2, 0.0);
         self.op(Op::Conv { window, group }, &[x, w, b])
     }
-    fn norm(&mut self, x: ValueId, c: usize) -> ValueId {
+    pub fn norm(&mut self, x: ValueId, c: usize) -> ValueId {
         let p: Vec<ValueId> = [(0.3, 1.0), (0.3, 0.0), (0.3, 0.0), (0.3, 1.0)]
             .iter()
             .map(|(scale, add)| self.weight(&[c], *scale, *add))
@@ -85,7 +85,7 @@ impl Net {
             &[x, p[0], p[1], p[2], p[3]],
         )
     }
-    fn relu(&mut self, x: ValueId) -> ValueId {
+    pub fn relu(&mut self, x: ValueId) -> ValueId {
         self.op(Op::Unary(UnaryOp::Relu), &[x])
     }
     pub fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
@@ -93,7 +93,7 @@ impl Net {
     }
 }
 
-fn window(kernel: usize, stride: usize, padding: Padding) -> Window {
+pub(super) fn window(kernel: usize, stride: usize, padding: Padding) -> Window {
     Window {
         kernel: vec![kernel; 2],
         strides: vec![stride; 2],
@@ -102,7 +102,7 @@ fn window(kernel: usize, stride: usize, padding: Padding) -> Window {
     }
 }
 
-fn pads(all: usize) -> Padding {
+pub(super) fn pads(all: usize) -> Padding {
     Padding::Explicit(vec![all; 4])
 }
 

@@ -1,5 +1,6 @@
 //! Graphs built by hand, run through the public door; gradients against finite differences.
 
+mod batch_norm;
 mod fused;
 mod gradients;
 mod joined;

@@ -3,8 +3,8 @@
 mod net;
 
 use super::{
-    DistilSettings, Distilled, Optimizer, Schedule, TrainError, TrainObserver, TrainPoint, distil,
-    loss::DistilLoss, optimise::rate,
+    BatchNorm, DistilSettings, Distilled, Optimizer, Schedule, TrainError, TrainObserver,
+    TrainPoint, distil, loss::DistilLoss, optimise::rate,
 };
 use crate::{compress::Model, data::Dataset, exec::CancelToken, graph::Graph};
 use candle_core::{Device, Tensor, Var};
@@ -482,5 +482,132 @@ fn the_loss_and_its_gradient() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn batch_norms_take_the_mini_batches_statistics_and_freeze_late() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    let run = |batch_norm: BatchNorm, student: Graph| {
+        let settings = DistilSettings {
+            epochs: 6,
+            batch_norm,
+            ..settings()
+        };
+        let mut watch = Watch::default();
+        train(model(student), &teacher, &data, &settings, &mut watch).unwrap()
+    };
+    let batch = |freeze_at: f64| BatchNorm::Batch {
+        freeze_at,
+        momentum: 0.9,
+    };
+    let start = net(2, Variant::default());
+    let own = run(batch(0.5), start.clone());
+    assert_eq!(own.batch_norms, 2);
+    assert!(own.best.unwrap().value > 0.85, "{:?}", own.best);
+    // What is kept holds the running statistics, and they are the network's own: its last activations are near unit variance by them.
+    let moved = weight(&own.model.graph, "first.norm.variance");
+    assert_ne!(moved, [0.5; 6]);
+    assert_ne!(weight(&own.model.graph, "first.norm.mean"), [0.0; 6]);
+    // Again the same bits; frozen from another step on, others.
+    assert_eq!(
+        weights(&own.model.graph),
+        weights(&run(batch(0.5), start.clone()).model.graph)
+    );
+    let (late, frozen) = (
+        run(batch(1.0), start.clone()),
+        run(BatchNorm::Frozen, start),
+    );
+    assert_ne!(own.points[30].loss, late.points[30].loss);
+    assert_eq!(own.points[23].loss, late.points[23].loss);
+    assert_ne!(own.points[0].loss, frozen.points[0].loss);
+    assert_eq!(frozen.batch_norms, 0);
+    // Frozen half way: running statistics no longer move, so those after four epochs are those of the end.
+    let stopped = |epochs: usize| {
+        let settings = DistilSettings {
+            epochs: 6,
+            stop_after: Some(epochs),
+            batch_norm: batch(0.5),
+            ..settings()
+        };
+        let student = model(net(2, Variant::default()));
+        let done = train(student, &teacher, &data, &settings, &mut Watch::default()).unwrap();
+        (
+            done.best_epoch,
+            weight(&done.model.graph, "second.norm.mean"),
+        )
+    };
+    let (a, b) = (stopped(3), stopped(6));
+    if a.0 == 3 && b.0 > 3 {
+        assert_eq!(a.1, b.1);
+    }
+}
+
+#[test]
+fn folded_batch_norms_are_told_rather_than_failing_and_settings_are_read_strictly() {
+    let (_folder, data) = task(SPLITS);
+    let mut student = net(2, Variant::default());
+    // As after folding: no batch norm is left.
+    for node in &mut student.nodes {
+        if matches!(node.op, crate::graph::Op::BatchNormalization { .. }) {
+            node.op = crate::graph::Op::Identity;
+            node.inputs.truncate(1);
+        }
+    }
+    let settings = DistilSettings {
+        epochs: 1,
+        soft_weight: 0.0,
+        hard_weight: 1.0,
+        batch_norm: BatchNorm::Batch {
+            freeze_at: 0.6,
+            momentum: 0.9,
+        },
+        ..settings()
+    };
+    let teacher = net(1, Variant::default());
+    let done = train(
+        model(student),
+        &teacher,
+        &data,
+        &settings,
+        &mut Watch::default(),
+    )
+    .unwrap();
+    assert_eq!((done.batch_norms, done.points.len()), (0, 8));
+    let read = |text: &str| ron::from_str::<DistilSettings>(text);
+    let read_batch = |text: &str| read(&format!("(batch_norm: {text})")).unwrap().batch_norm;
+    assert_eq!(read_batch("frozen"), BatchNorm::Frozen);
+    assert_eq!(read_batch("batch()"), settings.batch_norm);
+    assert_eq!(
+        read_batch("batch(freeze_at: 0.5, momentum: 0.8)"),
+        BatchNorm::Batch {
+            freeze_at: 0.5,
+            momentum: 0.8
+        }
+    );
+    assert!(read("(batch_norm: batch(freeze_ta: 0.5))").is_err());
+    assert!(read("(batch_norm: own)").is_err());
+    // What is as it always was is not written.
+    let text = |s: &DistilSettings| ron::to_string(s).unwrap();
+    assert!(!text(&DistilSettings::default()).contains("batch_norm"));
+    assert!(text(&settings).contains("batch_norm"));
+    for (freeze_at, momentum, batch, word) in [
+        (0.0, 0.9, 32, "freeze_at"),
+        (1.5, 0.9, 32, "freeze_at"),
+        (f64::NAN, 0.9, 32, "freeze_at"),
+        (0.6, 1.0, 32, "momentum"),
+        (0.6, 0.9, 1, "at least 2 samples"),
+    ] {
+        let wrong = DistilSettings {
+            batch,
+            batch_norm: BatchNorm::Batch {
+                freeze_at,
+                momentum,
+            },
+            ..settings.clone()
+        };
+        let told = wrong.check().unwrap_err().to_string();
+        assert!(told.contains(word), "{told}");
     }
 }

@@ -6,6 +6,7 @@
 
 use super::{
     super::lanes::{Isa, Lanes, for_each_isa},
+    Buffer,
     sweep::{Sweep, Tap},
     team::Hands,
 };
@@ -21,7 +22,7 @@ pub struct Packed {
     channels: usize,
     taps: usize,
     /// Group by group, block of output channels by block: taps × depth × block.
-    panels: Vec<f32>,
+    panels: Buffer,
     /// Group by group, each group's filled up with zeros to whole vectors.
     bias: Vec<f32>,
 }
@@ -37,18 +38,18 @@ impl Packed {
     ) -> Self {
         let width = isa.width();
         let padded = channels.div_ceil(width) * width;
-        let mut panels = Vec::with_capacity(groups * padded * depth * taps);
+        let mut panels = Buffer::zeros(groups * padded * depth * taps);
+        let mut rest = panels.iter_mut();
         let mut biases = vec![0.0; groups * padded];
         for group in 0..groups {
             for (first, count) in blocks(channels, isa) {
                 for tap in 0..taps {
                     for input in 0..depth {
-                        for output in first..first + count * width {
-                            panels.push(if output < channels {
-                                weight(group, output, input, tap)
-                            } else {
-                                0.0
-                            });
+                        let outputs = first..first + count * width;
+                        for (output, panel) in outputs.zip(rest.by_ref()) {
+                            if output < channels {
+                                *panel = weight(group, output, input, tap);
+                            }
                         }
                     }
                 }
@@ -126,7 +127,10 @@ pub fn conv(
     conv_by(Hands::Alone, sweep, packed, input, added, output, tail);
 }
 
-/// [`conv`] with its pixels shared out.
+/// Pixels that a part wants at least: weights are read anew for each part, and few pixels make little of them.
+const FEW_PIXELS: usize = 40;
+
+/// [`conv`] with its pixels shared out, or its output channels where there are few pixels.
 ///
 /// # Panics
 /// As [`conv`].
@@ -143,7 +147,17 @@ pub fn conv_by(
     if total == 0 {
         return;
     }
-    let parts = hands.count().min(total);
+    let hands_count = hands.count();
+    let blocks = blocks(packed.channels, packed.isa).count();
+    let by_channels = hands_count > 1
+        && packed.groups == 1
+        && total < FEW_PIXELS * hands_count
+        && blocks >= hands_count;
+    let parts = if by_channels {
+        hands_count
+    } else {
+        hands_count.min(total)
+    };
     let all = packed.groups * packed.channels;
     assert!(
         sweep.reads_within(input.len(), packed.groups * packed.depth)
@@ -173,19 +187,22 @@ pub fn conv_by(
     // its first and last pixel bound all, and each access reaches `depth` or `channels` floats from a pixel. The packed panels
     // were laid out by `Packed::new` for just these counts. `output` is borrowed mutably; where the added values come from
     // it too, each is read by the tile that overwrites it, before it does. Parts write different pixels, which
-    // do not overlap, and `output` is not touched otherwise until all are done.
+    // do not overlap, or different channels of the same pixels, and `output` is not touched otherwise until all are done.
     let shared = Shared {
         input: input.as_ptr(),
         added,
         output,
     };
-    let part = |range: Range<usize>| {
-        let shared = &shared;
-        // SAFETY: see above.
-        unsafe { run(packed.isa, sweep, packed, shared, tail, range) }
-    };
+    let cut = |all: usize, at: usize| all * at / parts..all * (at + 1) / parts;
     hands.each(parts, &|at| {
-        part(total * at / parts..total * (at + 1) / parts)
+        let shared = &shared;
+        let (pixels, blocks) = if by_channels {
+            (0..total, cut(blocks, at))
+        } else {
+            (cut(total, at), 0..blocks)
+        };
+        // SAFETY: see above.
+        unsafe { run(packed.isa, sweep, packed, shared, tail, pixels, blocks) }
     });
 }
 
@@ -208,6 +225,7 @@ for_each_isa!(
         shared: &Shared,
         tail: Tail,
         pixels: Range<usize>,
+        wanted: Range<usize>,
     )
 );
 
@@ -239,6 +257,7 @@ unsafe fn body<L: Lanes>(
     shared: &Shared,
     tail: Tail,
     pixels: Range<usize>,
+    wanted: Range<usize>,
 ) {
     let &Shared {
         input,
@@ -275,13 +294,18 @@ unsafe fn body<L: Lanes>(
         }
         for group in 0..packed.groups {
             let mut panel = group * padded * depth * packed.taps;
-            for (first, vectors) in blocks(channels, packed.isa) {
+            for (at, (first, vectors)) in blocks(channels, packed.isa).enumerate() {
+                let own = panel;
+                panel += vectors * L::WIDTH * depth * packed.taps;
+                if !wanted.contains(&at) {
+                    continue;
+                }
                 // SAFETY: within the panels and biases as `Packed::new` laid them out.
                 let job = unsafe {
                     Job {
                         taps: &sweep.taps,
                         depth,
-                        panel: packed.panels.as_ptr().add(panel),
+                        panel: packed.panels.as_ptr().add(own),
                         bias: packed.bias.as_ptr().add(group * padded + first),
                         channels: channels - first,
                         low,
@@ -289,7 +313,6 @@ unsafe fn body<L: Lanes>(
                         quant: tail.quant,
                     }
                 };
-                panel += vectors * L::WIDTH * depth * packed.taps;
                 let shift = (group * depth, group * channels + first);
                 // Tiles of about the same size: a last one of a single pixel would cost as much as four.
                 let tiles = places.len().div_ceil(L::ROWS);

@@ -4,16 +4,17 @@
 
 use super::{
     super::lanes::{Lanes, for_each_isa, isa},
+    Buffer,
     conv::{Tail, quantise},
     sweep::{Sweep, Tap},
 };
 
 /// From ONNX's channels × taps to taps × channels.
-pub fn pack_depthwise(weight: &[f32], channels: usize) -> Vec<f32> {
+pub fn pack_depthwise(weight: &[f32], channels: usize) -> Buffer {
     let taps = weight.len() / channels.max(1);
-    let mut packed = Vec::with_capacity(weight.len());
-    for tap in 0..taps {
-        packed.extend((0..channels).map(|c| weight[c * taps + tap]));
+    let mut packed = Buffer::zeros(taps * channels);
+    for (at, packed) in packed.iter_mut().enumerate() {
+        *packed = weight[at % channels * taps + at / channels];
     }
     packed
 }
@@ -89,33 +90,39 @@ for_each_isa!(
     fn run => body(job: &Job<'_>)
 );
 
-/// Pixels of a row taken together: a weight is loaded once for all of them.
+/// Pixels of a row taken together, at most: a weight is loaded once for all of them.
 const TILE: usize = 8;
 
 #[inline(always)]
 unsafe fn body<L: Lanes>(job: &Job<'_>) {
     let sweep = job.sweep;
+    // Tiles of about the same size: a pixel alone waits for each of its sums and costs as much as eight.
+    let tiles = sweep.w.div_ceil(TILE);
     for n in 0..sweep.images {
         for y in 0..sweep.h {
             let mut x = 0;
-            while x < sweep.w {
+            for at in 0..tiles {
+                let end = sweep.w * (at + 1) / tiles;
                 // SAFETY: as shown in `depthwise`.
-                unsafe {
-                    let left = sweep.w - x;
-                    if left >= TILE {
-                        tile::<L, TILE>(job, (n, y, x));
-                        x += TILE;
-                    } else if left >= 4 {
-                        tile::<L, 4>(job, (n, y, x));
-                        x += 4;
-                    } else {
-                        tile::<L, 1>(job, (n, y, x));
-                        x += 1;
-                    }
-                }
+                unsafe { any_tile::<L>(job, (n, y, x), end - x) };
+                x = end;
             }
         }
     }
+}
+
+#[inline(always)]
+unsafe fn any_tile<L: Lanes>(job: &Job<'_>, place: (usize, usize, usize), pixels: usize) {
+    macro_rules! by_pixels {
+        ($($count:literal)*) => {
+            match pixels {
+                // SAFETY: as shown in `depthwise`.
+                $($count => unsafe { tile::<L, $count>(job, place) },)*
+                _ => unreachable!("a tile has 1 to TILE pixels"),
+            }
+        };
+    }
+    by_pixels!(1 2 3 4 5 6 7 8);
 }
 
 #[inline(always)]

@@ -1,19 +1,24 @@
-//! What is done to each pixel by itself, and windows without weights. Rows of planes are contiguous, so these walk rows.
+//! What is done to each pixel by itself. Rows of planes are contiguous, so these walk rows.
 
 #![allow(unsafe_code)] // the vectorised rows take raw pointers into rows that are sliced, so checked, first
 
 use super::{
     super::lanes::{Lanes, for_each_isa, isa},
     conv::{Quant, quantise, rounded},
-    sweep::{Plane, Sweep},
+    sweep::Plane,
 };
 
 /// Row `y` of image `n`.
-fn row<'a>(buffer: &'a [f32], plane: &Plane, n: usize, y: usize) -> &'a [f32] {
+pub(super) fn row<'a>(buffer: &'a [f32], plane: &Plane, n: usize, y: usize) -> &'a [f32] {
     let start = n * plane.size() + plane.origin() + y * plane.row();
     &buffer[start..start + plane.w * plane.c]
 }
-fn row_mut<'a>(buffer: &'a mut [f32], plane: &Plane, n: usize, y: usize) -> &'a mut [f32] {
+pub(super) fn row_mut<'a>(
+    buffer: &'a mut [f32],
+    plane: &Plane,
+    n: usize,
+    y: usize,
+) -> &'a mut [f32] {
     let start = n * plane.size() + plane.origin() + y * plane.row();
     &mut buffer[start..start + plane.w * plane.c]
 }
@@ -279,12 +284,9 @@ pub fn channel_sums(images: usize, x: (&[f32], &Plane)) -> Vec<f64> {
     let mut totals = vec![0.0f64; plane.c];
     let mut sums = vec![0.0f32; plane.c];
     rows(images, plane.h, |n, y| {
-        sums.fill(0.0);
-        for pixel in row(x.0, plane, n, y).chunks_exact(plane.c) {
-            for (sum, x) in sums.iter_mut().zip(pixel) {
-                *sum += x;
-            }
-        }
+        let line = row(x.0, plane, n, y);
+        // SAFETY: the row holds w × c floats, `sums` c.
+        unsafe { sums_row(isa(), line.as_ptr(), sums.as_mut_ptr(), plane.w, plane.c) };
         for (total, sum) in totals.iter_mut().zip(&sums) {
             *total += f64::from(*sum);
         }
@@ -292,69 +294,32 @@ pub fn channel_sums(images: usize, x: (&[f32], &Plane)) -> Vec<f64> {
     totals
 }
 
+for_each_isa!(
+    /// # Safety
+    /// `x` holds pixels × channels floats, `out` channels.
+    fn sums_row => sums_body(x: *const f32, out: *mut f32, pixels: usize, channels: usize)
+);
+
+#[inline(always)]
+unsafe fn sums_body<L: Lanes>(x: *const f32, out: *mut f32, pixels: usize, channels: usize) {
+    let mut c = 0;
+    while c < channels {
+        let n = (channels - c).min(L::WIDTH);
+        // SAFETY: c + n ≤ channels.
+        unsafe {
+            let mut sum = L::splat(0.0);
+            for p in 0..pixels {
+                sum = sum.add(L::load_part(x.add(p * channels + c), n));
+            }
+            sum.store_part(out.add(c), n);
+        }
+        c += n;
+    }
+}
+
 /// Adds the sum over all pixels of each channel to `sums`: the gradient of a bias.
 pub fn bias_gradient(images: usize, gradient: (&[f32], &Plane), sums: &mut [f32]) {
     for (sum, total) in sums.iter_mut().zip(channel_sums(images, gradient)) {
         *sum += total as f32;
-    }
-}
-
-/// `output += factor · Σ taps input`, each output pixel's factor by its row and column: average pooling (and its gradient,
-/// with the sweeps of `Window2d::backward` and the factor on the side of the gradient). `output` is overwritten with `fresh`.
-pub fn sum_windows(
-    sweep: &Sweep,
-    channels: usize,
-    input: &[f32],
-    output: &mut [f32],
-    factor: impl Fn(usize, usize) -> f32,
-    fresh: bool,
-) {
-    for n in 0..sweep.images {
-        for y in 0..sweep.h {
-            for x in 0..sweep.w {
-                let at = sweep.output.at(n, y, x) as usize;
-                let to = &mut output[at..at + channels];
-                let from = sweep.input.at(n, y, x);
-                let factor = factor(y, x);
-                if fresh {
-                    to.fill(0.0);
-                }
-                for tap in &sweep.taps {
-                    let at = (from + tap.offset) as usize;
-                    for (to, x) in to.iter_mut().zip(&input[at..at + channels]) {
-                        *to += factor * x;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `output = max taps input`, over the taps of each pixel that lie in the image: `inside(y, x)` tells of a padded place.
-pub fn max_pool(
-    sweep: &Sweep,
-    channels: usize,
-    input: &[f32],
-    output: &mut [f32],
-    inside: impl Fn(usize, usize, usize) -> bool,
-) {
-    for n in 0..sweep.images {
-        for y in 0..sweep.h {
-            for x in 0..sweep.w {
-                let at = sweep.output.at(n, y, x) as usize;
-                let to = &mut output[at..at + channels];
-                to.fill(f32::NEG_INFINITY);
-                for (index, tap) in sweep.taps.iter().enumerate() {
-                    if !inside(y, x, index) {
-                        continue;
-                    }
-                    let at = (sweep.input.at(n, y, x) + tap.offset) as usize;
-                    for (to, x) in to.iter_mut().zip(&input[at..at + channels]) {
-                        // What is not a number stays.
-                        *to = if *x > *to || x.is_nan() { *x } else { *to };
-                    }
-                }
-            }
-        }
     }
 }

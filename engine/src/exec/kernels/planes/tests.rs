@@ -3,12 +3,12 @@
 use super::*;
 use proptest::prelude::*;
 
-fn random(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn random(seed: u64, count: usize) -> Vec<f32> {
     super::super::tests::random(seed, count)
 }
 
 /// An image set in a plane with its margin, from plain N×H×W×C.
-fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
+pub(super) fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     let mut buffer = vec![f32::NAN; images * plane.size()];
     plane.clear_margin(&mut buffer, images);
     let bare = Plane::new(plane.h, plane.w, plane.c);
@@ -16,7 +16,7 @@ fn placed(plain: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     buffer
 }
 
-fn plain(buffer: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
+pub(super) fn plain(buffer: &[f32], images: usize, plane: &Plane) -> Vec<f32> {
     let bare = Plane::new(plane.h, plane.w, plane.c);
     let mut out = vec![0.0; images * bare.size()];
     copy(images, (buffer, plane), (&mut out, &bare));
@@ -416,5 +416,61 @@ fn a_team_does_every_part_once_whoever_is_there() {
             });
         }));
         assert!(panicked.is_err());
+    }
+}
+
+#[test]
+fn work_shared_out_by_pixels_or_by_channels_gives_the_same_bits() {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
+    // Many pixels, few of many channels, a matrix product of one row, channels that fill no vector, groups.
+    for (side, groups, channels, depth) in [
+        (14, 1, 70, 9),
+        (3, 1, 200, 21),
+        (1, 1, 331, 50),
+        (2, 1, 193, 8),
+        (3, 4, 40, 5),
+    ] {
+        let window = Window2d {
+            kernel: (1, 1),
+            stride: (1, 1),
+            dilation: (1, 1),
+            before: (0, 0),
+            h: side,
+            w: side,
+        };
+        let (ip, op) = (
+            Plane::new(side, side, groups * depth),
+            Plane::new(side, side, groups * channels),
+        );
+        let x = random(1, ip.elements());
+        let weight = random(2, groups * channels * depth);
+        let bias = random(3, groups * channels);
+        let more = random(4, op.elements());
+        for isa in Isa::all() {
+            let packed = Packed::new(
+                isa,
+                (groups, channels, depth, 1),
+                |g, o, i, _| weight[(g * channels + o) * depth + i],
+                Some(&bias),
+            );
+            let mut sweep = window.forward(1, &ip, &op);
+            sweep.added = Some(op.grid());
+            let run = |hands: Hands<'_>| {
+                // Added to what stands there: a part that did another's work would add it twice.
+                let mut out = more.clone();
+                conv_by(hands, &sweep, &packed, &x, None, &mut out, Tail::NONE);
+                out
+            };
+            let alone = run(Hands::Alone);
+            assert!(
+                alone == pool.install(|| run(Hands::Pool)),
+                "{side} {channels}"
+            );
+            let team = pool.install(|| Team::lead(3, |team| run(Hands::Team(team))));
+            assert!(alone == team, "{side} {channels}");
+        }
     }
 }

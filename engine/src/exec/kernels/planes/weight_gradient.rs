@@ -5,6 +5,7 @@
 
 use super::{
     super::lanes::{Isa, Lanes, for_each_isa},
+    Buffer,
     sweep::Sweep,
 };
 
@@ -17,7 +18,7 @@ pub struct WeightGradient {
     depth: usize,
     taps: usize,
     /// Group by group: taps × depth × channels, the channels filled up to whole vectors.
-    sums: Vec<f32>,
+    sums: Buffer,
 }
 
 impl WeightGradient {
@@ -28,9 +29,9 @@ impl WeightGradient {
             channels,
             depth,
             taps,
-            sums: Vec::new(),
+            sums: Buffer::default(),
         };
-        new.sums = vec![0.0; groups * taps * depth * new.padded()];
+        new.sums = Buffer::zeros(groups * taps * depth * new.padded());
         new
     }
 
@@ -40,7 +41,7 @@ impl WeightGradient {
     }
 
     pub fn add(&mut self, other: &Self) {
-        for (own, other) in self.sums.iter_mut().zip(&other.sums) {
+        for (own, other) in self.sums.iter_mut().zip(other.sums.iter()) {
             *own += other;
         }
     }
