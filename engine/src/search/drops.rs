@@ -135,6 +135,7 @@ mod tests {
                 n: 100,
                 of: 100,
                 settled: true,
+                why: None,
                 kl: None,
             });
         }
@@ -196,6 +197,7 @@ mod tests {
             n,
             of: n,
             settled: true,
+            why: None,
             kl: None,
         };
         d.add(&cell(Tier::Proxy, 9.0, 0));
