@@ -132,6 +132,7 @@ fn cells(layers: &[LayerFacts]) -> impl Iterator<Item = Cell> + '_ {
                 n: if tier == Tier::Measured { 1_000 } else { 0 },
                 of: if tier == Tier::Measured { 1_000 } else { 0 },
                 settled: true,
+                why: None,
                 kl: None,
             })
         })

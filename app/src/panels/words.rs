@@ -10,7 +10,7 @@ use limbeck_engine::{
     data::SplitName,
     recipe::{Choice, Step},
     search::LayerFacts,
-    sensitivity::{Candidate, Cell, Tier},
+    sensitivity::{Candidate, Cell, Settled, Tier},
 };
 use std::time::Duration;
 
@@ -142,6 +142,16 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
                             " of {}: those nearest to flipping and some of the rest; the interval takes the others to move as these did",
                             number::grouped(cell.of)
                         );
+                        text += match cell.why {
+                            Some(Settled::TooMuch) => {
+                                "\nSettled: it surely costs more than a plan would pay, how much more is open"
+                            }
+                            Some(Settled::Narrow) => {
+                                "\nSettled: the others leave no more open than chance does"
+                            }
+                            _ if !cell.settled => "\nNot settled: measuring was stopped",
+                            _ => "",
+                        };
                     }
                     if let Some(kl) = cell.kl {
                         text += &format!("\nKL divergence of the outputs {} nats", nats(kl));

@@ -67,6 +67,7 @@ pub fn demo() -> State {
                 n: 1_000,
                 of: 1_000,
                 settled: true,
+                why: None,
                 kl: Some(weight * 0.05),
             });
         }
@@ -213,6 +214,7 @@ pub fn opened() -> State {
                 n: 0,
                 of: 0,
                 settled: true,
+                why: None,
                 kl: None,
             });
         }

@@ -178,6 +178,8 @@ def main():
         share = np.mean([of("default", "measured")[key]["n"] / len(batch) for key in keys])
         row["share of samples"] = float(share)
         inside = [c["ci"][0] <= exact[k]["value"] <= c["ci"][1] for k, c in of("default", "measured").items() if k in keys]
+        why = [of("default", "measured")[key]["why"] for key in keys]
+        row["settled"] = {reason: why.count(reason) for reason in ("all", "narrow", "too_much")}
         row["drops inside their interval"] = f"{sum(inside)}/{len(inside)}"
         table["spearman"][candidate] = row
         print(candidate, {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})

@@ -183,6 +183,9 @@ fn batch_for(elements_of_a_sample: usize) -> usize {
     }
 }
 
+/// Elements that are counted together.
+const AT_A_TIME: usize = 1 << 17;
+
 struct Observe {
     wanted: BTreeSet<ValueId>,
     histograms: BTreeMap<ValueId, Histogram>,
@@ -213,33 +216,36 @@ impl Observe {
             sample if sample * images == counted.len() => sample,
             _ => counted.len(),
         };
-        let extremes: Vec<(f32, f32)> = exec::pool().install(|| {
-            counted
-                .par_chunks(sample)
-                .map(|chunk| {
-                    let finite = chunk.iter().copied().filter(|v| v.is_finite());
-                    finite.fold((0.0, 0.0), |(lo, hi): (f32, f32), v| (lo.min(v), hi.max(v)))
-                })
+        // Whole samples together where they are small, parts of one where they are large.
+        let pieces: Vec<(usize, &[f32])> = if sample < AT_A_TIME {
+            let together = AT_A_TIME / sample;
+            let pieces = counted.chunks(together * sample).enumerate();
+            pieces.map(|(at, some)| (at * together, some)).collect()
+        } else {
+            let samples = counted.chunks(sample).enumerate();
+            samples
+                .flat_map(|(at, one)| one.chunks(AT_A_TIME).map(move |part| (at, part)))
                 .collect()
+        };
+        let found: Vec<(Histogram, Vec<Option<(f32, f32)>>)> = exec::pool().install(|| {
+            let count = |(_, some): &(usize, &[f32])| {
+                let mut histogram = Histogram::default();
+                let extremes = some.chunks(sample).map(|one| histogram.add(one)).collect();
+                (histogram, extremes)
+            };
+            pieces.par_iter().map(count).collect()
         });
+        let mut extremes = vec![(0.0_f32, 0.0_f32); counted.len().div_ceil(sample)];
+        let histogram = self.histograms.entry(value).or_default();
+        for ((first, _), (counted, found)) in pieces.iter().zip(found) {
+            for (slot, found) in extremes[*first..].iter_mut().zip(found) {
+                let (lo, hi) = found.unwrap_or((0.0, 0.0));
+                *slot = (slot.0.min(lo), slot.1.max(hi));
+            }
+            histogram.merge(counted);
+        }
         let average = self.averages.entry(value).or_default();
         extremes.into_iter().for_each(|e| average.add(e));
-        let counted = exec::pool().install(|| {
-            all[start..end]
-                .par_chunks(1 << 17)
-                .map(|chunk| {
-                    let mut histogram = Histogram::default();
-                    histogram.add(chunk);
-                    histogram
-                })
-                .reduce_with(|mut a, b| {
-                    a.merge(b);
-                    a
-                })
-        });
-        if let Some(counted) = counted {
-            self.histograms.entry(value).or_default().merge(counted);
-        }
         Ok(())
     }
 }

@@ -47,6 +47,68 @@ fn power_of_two(exponent: i32) -> f32 {
     2.0_f64.powi(exponent) as f32
 }
 
+/// Values counted in 32 bits before they are added up.
+const AT_A_TIME: usize = 1 << 24;
+/// Fewer than this are counted where they belong: adding up would cost more.
+const FEW: usize = 1 << 13;
+/// Where a value is counted: the positive bins, then the negative ones, then these.
+const ZERO: usize = 2 * BINS;
+const NONE: usize = ZERO + 1;
+/// Values side by side.
+const LANES: usize = 16;
+
+fn is_finite(v: f32) -> bool {
+    v.to_bits() & 0x7fff_ffff < f32::INFINITY.to_bits()
+}
+
+/// How many are finite, and the smallest and the largest of these.
+fn extremes(values: &[f32]) -> (usize, f32, f32) {
+    let mut lo = [f32::INFINITY; LANES];
+    let mut hi = [f32::NEG_INFINITY; LANES];
+    let mut finite = [0_u32; LANES];
+    let mut see = |lane: usize, v: f32| {
+        let good = is_finite(v);
+        let (a, b) = if good {
+            (v, v)
+        } else {
+            (f32::INFINITY, f32::NEG_INFINITY)
+        };
+        lo[lane] = if a < lo[lane] { a } else { lo[lane] };
+        hi[lane] = if b > hi[lane] { b } else { hi[lane] };
+        finite[lane] += u32::from(good);
+    };
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, v) in block.iter().enumerate() {
+            see(lane, *v);
+        }
+    }
+    rest.iter().enumerate().for_each(|(lane, v)| see(lane, *v));
+    (
+        finite.iter().sum::<u32>() as usize,
+        lo.into_iter().fold(f32::INFINITY, f32::min),
+        hi.into_iter().fold(f32::NEG_INFINITY, f32::max),
+    )
+}
+
+/// Tells where each value is counted, in bins up to 2^`exponent`, and its number.
+fn each_slot(values: &[f32], exponent: i32, mut tell: impl FnMut(usize, usize)) {
+    // Exact: a multiplication by a power of two.
+    let to_bin = power_of_two(12 - exponent);
+    for block in values.chunks(16 * LANES) {
+        let mut slots = [0_u32; 16 * LANES];
+        for (slot, &v) in slots.iter_mut().zip(block) {
+            let bin = ((v.abs() * to_bin) as i32 as u32).min(BINS as u32 - 1);
+            let side = (v.to_bits() >> 31) * BINS as u32;
+            let place = if v == 0.0 { ZERO as u32 } else { bin + side };
+            *slot = if is_finite(v) { place } else { NONE as u32 };
+        }
+        for (turn, slot) in slots[..block.len()].iter().enumerate() {
+            tell(*slot as usize, turn);
+        }
+    }
+}
+
 impl Histogram {
     /// Finite values seen.
     pub fn count(&self) -> u64 {
@@ -77,39 +139,43 @@ impl Histogram {
         }
     }
 
-    /// Counts `values`.
-    pub fn add(&mut self, values: &[f32]) {
-        let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-        let mut finite = 0_u64;
-        for &v in values {
-            if v.is_finite() {
-                min = min.min(v);
-                max = max.max(v);
-                finite += 1;
+    /// Counts `values` and returns their extremes; `None` where none is finite.
+    pub fn add(&mut self, values: &[f32]) -> Option<(f32, f32)> {
+        let mut all: Option<(f32, f32)> = None;
+        for values in values.chunks(AT_A_TIME) {
+            let (finite, min, max) = extremes(values);
+            self.non_finite += (values.len() - finite) as u64;
+            if finite == 0 {
+                continue;
             }
-        }
-        self.non_finite += values.len() as u64 - finite;
-        if finite == 0 {
-            return;
-        }
-        self.grow(exponent_above(max.abs().max(min.abs())));
-        self.count += finite;
-        self.min = self.min.min(min);
-        self.max = self.max.max(max);
-        // Exact: a multiplication by a power of two.
-        let to_bin = power_of_two(12 - self.exponent);
-        for &v in values {
-            if v == 0.0 {
-                self.zeros += 1;
-            } else if v.is_finite() {
-                let bin = ((v.abs() * to_bin) as usize).min(BINS - 1);
-                if v > 0.0 {
-                    self.positive[bin] += 1;
-                } else {
-                    self.negative[bin] += 1;
+            self.grow(exponent_above(max.abs().max(min.abs())));
+            self.count += finite as u64;
+            self.min = self.min.min(min);
+            self.max = self.max.max(max);
+            let (lo, hi) = all.unwrap_or((min, max));
+            all = Some((lo.min(min), hi.max(max)));
+            if values.len() < FEW {
+                each_slot(values, self.exponent, |slot, _| match slot {
+                    ZERO => self.zeros += 1,
+                    NONE => {}
+                    slot if slot < BINS => self.positive[slot] += 1,
+                    slot => self.negative[slot - BINS] += 1,
+                });
+            } else {
+                // Neighbours often fall into the same bin: by turns, so that one count need not wait for the other.
+                let mut counts = [[0_u32; NONE + 1]; 2];
+                each_slot(values, self.exponent, |slot, turn| {
+                    counts[turn % 2][slot] += 1;
+                });
+                let sum = |slot: usize| u64::from(counts[0][slot]) + u64::from(counts[1][slot]);
+                for bin in 0..BINS {
+                    self.positive[bin] += sum(bin);
+                    self.negative[bin] += sum(BINS + bin);
                 }
+                self.zeros += sum(ZERO);
             }
         }
+        all
     }
 
     /// Adds another histogram's counts: as if its values had been added here.

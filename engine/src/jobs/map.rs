@@ -35,7 +35,7 @@ impl Worker {
         sensitivity::measure(
             &session.model(),
             &QuantScheme::default(),
-            &baseline,
+            Some(&*baseline),
             data,
             &MapOptions {
                 limit,

@@ -176,6 +176,7 @@ mod tests {
                 n: 512,
                 of: 512,
                 settled: true,
+                why: None,
                 kl: Some(1e-300),
             },
             Cell {
@@ -188,6 +189,7 @@ mod tests {
                 n: 0,
                 of: 0,
                 settled: true,
+                why: None,
                 kl: None,
             },
         ];

@@ -142,6 +142,7 @@ mod tests {
                 n: 100,
                 of: 100,
                 settled: true,
+                why: None,
                 kl: None,
             });
         }
@@ -203,6 +204,7 @@ mod tests {
             n,
             of: n,
             settled: true,
+            why: None,
             kl: None,
         };
         d.add(&cell(Tier::Proxy, 9.0, 0));

@@ -41,6 +41,7 @@ fn cell(name: &str, candidate: Candidate, value: f64) -> Cell {
         n: 2000,
         of: 2000,
         settled: true,
+        why: None,
         kl: None,
     }
 }

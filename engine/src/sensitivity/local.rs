@@ -23,7 +23,8 @@ const SAMPLES: usize = 64;
 /// Images at a time.
 const BATCH: usize = 16;
 
-/// Local and Fisher cells of all layers and candidates, without measuring any. Labels are not looked at.
+/// Local and Fisher cells of all layers and candidates, without measuring any. Labels are not looked at. Proxy cells in `known` are
+/// not computed again.
 ///
 /// # Errors
 /// A model or data that cannot be run, cancellation.
@@ -32,6 +33,7 @@ pub fn estimate(
     scheme: &QuantScheme,
     data: &Dataset,
     options: &MapOptions,
+    known: &[Cell],
     observer: &mut dyn MapObserver,
     cancel: &CancelToken,
 ) -> Result<Vec<Cell>, SensitivityError> {
@@ -41,7 +43,7 @@ pub fn estimate(
         seed: 0,
     };
     let networks = Networks::new(model, scheme, options, &context)?;
-    let todo = networks.order(&BTreeSet::new(), observer)?;
+    let todo = networks.order(known, &BTreeSet::new(), observer)?;
     let networks = networks.calibrated(&todo)?;
     // The check that an evaluation begins with: nothing is evaluated here.
     rows_of(networks.base(), data, images_of(data), &[0], cancel)?;

@@ -21,12 +21,13 @@ use std::collections::{BTreeMap, BTreeSet};
 /// observer answering [`ExecError::Cancelled`]). The observer is told the cells of the tiers before this one first.
 ///
 /// A cell is the plan that changes this layer alone, or all layers but this one: batch norms folded, then pruned or quantised by
-/// `scheme`, exactly as [`crate::compress::compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split; cells compare on
-/// the samples that both have. Ranges are calibrated once for all cells.
+/// `scheme`, exactly as [`crate::compress::compress_layers`] does it. `baseline` holds the unchanged model's predictions on the search split where they are known; cells compare on
+/// the samples that both have. Without it they are taken from the evaluation that a map begins with anyway. Ranges are calibrated once for all
+/// cells. Proxy cells in `known` are not computed again.
 ///
-/// Unless [`MapOptions::exact`], a cell is shown the samples nearest to flipping first and is settled once what the others may add is within half a
-/// point of top-1 (or half of what chance leaves open with all of them run), or its whole interval lies beyond a drop of 2 points. When cancelled, cells in work are given as they are, and
-/// measured again the next time.
+/// Unless [`MapOptions::exact`], a cell is shown the samples nearest to flipping first and is settled once what the others leave open is within half a
+/// point of top-1 or what chance leaves open with all of them run, or its drop clearly lies beyond [`MapOptions::too_much`]. When cancelled, cells in
+/// work are given as they are, and measured again the next time.
 ///
 /// # Errors
 /// A model or data that cannot be run, no samples, a baseline of another split. Candidates that a layer refuses (weights
@@ -35,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn measure(
     model: &Model,
     scheme: &QuantScheme,
-    baseline: &Evaluation,
+    baseline: Option<&Evaluation>,
     data: &Dataset,
     options: &MapOptions,
     known: &[Cell],
@@ -76,7 +77,7 @@ fn cancelled(error: &SensitivityError) -> bool {
 /// What a map is asked for.
 struct Asked<'a> {
     scheme: &'a QuantScheme,
-    baseline: &'a Evaluation,
+    baseline: Option<&'a Evaluation>,
     data: &'a Dataset,
     options: &'a MapOptions,
     context: &'a PassContext<'a>,
@@ -90,7 +91,7 @@ fn walk(
     finished: &mut Vec<Cell>,
 ) -> Result<(), SensitivityError> {
     let (baseline, data) = (asked.baseline, asked.data);
-    if baseline.split != SplitName::Search {
+    if let Some(baseline) = baseline.filter(|b| b.split != SplitName::Search) {
         return Err(EvalError::Shape(format!(
             "the baseline of a sensitivity map is measured on the search split, this one on {:?}",
             baseline.split
@@ -100,7 +101,7 @@ fn walk(
     let count = data
         .len(SplitName::Search)
         .min(asked.options.limit.unwrap_or(usize::MAX))
-        .min(baseline.predictions.len());
+        .min(baseline.map_or(usize::MAX, |b| b.predictions.len()));
     if count == 0 {
         return Err(EvalError::Shape(
             "measuring sensitivity needs samples: the task's search split is empty".to_owned(),
@@ -109,7 +110,7 @@ fn walk(
     }
     let done = final_cells(known, count, asked.options);
     let networks = Networks::new(model, asked.scheme, asked.options, asked.context)?;
-    let todo = networks.order(&done, observer)?;
+    let todo = networks.order(known, &done, observer)?;
     if todo.is_empty() {
         return Ok(());
     }
@@ -135,6 +136,9 @@ struct Original {
     logits: Logits,
     /// Predicted class of each.
     classes: Vec<usize>,
+    labels: Vec<u32>,
+    /// Whether the model as it was given is right about each.
+    right: Vec<bool>,
     looks: Looks,
     /// Takes other networks' numbers for what the original's are.
     reader: RowReader,
@@ -164,10 +168,19 @@ impl Original {
             .zip(logits.values.chunks_exact(logits.classes))
             .map(|(class, row)| margin(row, *class))
             .collect();
+        let baseline = asked.baseline.unwrap_or(&evaluation);
+        let labels = baseline.labels[..count].to_vec();
+        let right: Vec<bool> = labels
+            .iter()
+            .zip(&baseline.predictions)
+            .map(|(label, predicted)| label == predicted)
+            .collect();
         Ok(Self {
             logits,
             classes,
-            looks: Looks::new(&margins),
+            labels,
+            looks: Looks::new(&margins, &right),
+            right,
             reader,
         })
     }
@@ -335,28 +348,31 @@ impl Map<'_> {
 
     fn seen(&self, sample: usize, row: &[f32], prediction: u32) -> Seen {
         let (original, class) = (self.original.row(sample), self.original.classes[sample]);
-        let baseline = self.asked.baseline;
-        let right = |predicted: u32| i8::from(predicted == baseline.labels[sample]);
+        let right = prediction == self.original.labels[sample];
         Seen {
             sample,
             divergence: mean_kl(original, row, row.len()).value,
             shift: f64::from(margin(original, class) - margin(row, class)),
-            lost: right(baseline.predictions[sample]) - right(prediction),
+            changed: prediction as usize != class,
+            lost: i8::from(self.original.right[sample]) - i8::from(right),
         }
     }
 
     fn cell(&self, cell: &Open, look: usize) -> Cell {
-        let known = self.original.looks.judge(look, &cell.seen);
+        let options = self.asked.options;
+        let looks = &self.original.looks;
+        let known = looks.judge(look, &cell.seen, options.too_much);
         Cell {
             layer: cell.layer.clone(),
             candidate: cell.candidate,
-            direction: self.asked.options.direction,
+            direction: options.direction,
             tier: Tier::Measured,
             value: known.drop,
             ci: Some(known.ci),
             n: cell.seen.len() as u64,
             of: self.original.classes.len() as u64,
-            settled: known.settled,
+            settled: known.settled.is_some(),
+            why: known.settled,
             kl: Some(known.divergence),
         }
     }

@@ -119,6 +119,18 @@ pub enum Direction {
     AllBut,
 }
 
+/// Why a measured cell needs no more samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settled {
+    /// All of them were run.
+    All,
+    /// Those not run leave no more open than half a point, or than chance with all of them run.
+    Narrow,
+    /// The drop clearly exceeds what any plan would pay ([`MapOptions::too_much`]).
+    TooMuch,
+}
+
 /// One cell of the map.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Cell {
@@ -141,6 +153,9 @@ pub struct Cell {
     /// Measured: more samples would change nothing that a plan is decided by. False where measuring was stopped.
     #[serde(default)]
     pub settled: bool,
+    /// Measured: why it is settled; `None` in cells of older versions and where it is not.
+    #[serde(default)]
+    pub why: Option<Settled>,
     /// Measured: mean KL divergence from the original's outputs, nats: ranks layers where the drop is noise.
     pub kl: Option<f64>,
 }
@@ -158,6 +173,7 @@ impl Cell {
             n,
             of: n,
             settled: true,
+            why: None,
             kl: None,
         }
     }
@@ -170,6 +186,8 @@ pub struct MapOptions {
     pub limit: Option<usize>,
     /// Every cell on every sample.
     pub exact: bool,
+    /// A cell is settled once its drop clearly exceeds this (fraction of top-1), unless `exact`.
+    pub too_much: f64,
     pub direction: Direction,
     /// Only these; `None`: all.
     pub candidates: Option<Vec<Candidate>>,
@@ -182,6 +200,7 @@ impl Default for MapOptions {
         Self {
             limit: None,
             exact: false,
+            too_much: 0.05,
             direction: Direction::Alone,
             candidates: None,
             memory: default_memory(),

@@ -1,6 +1,8 @@
 //! The networks of a map's cells, and which of them are run side by side.
 
-use super::{Candidate, Direction, MapObserver, MapOptions, SensitivityError, proxy_by_parts};
+use super::{
+    Candidate, Cell, Direction, MapObserver, MapOptions, SensitivityError, Tier, proxy_by_parts,
+};
 use crate::{
     compress::{
         CompressError, LayerSetting, Model, PassContext, QuantScheme, Ranges, calibrate_layers,
@@ -175,11 +177,12 @@ impl<'a> Networks<'a> {
     }
 
     /// Cells to measure. The candidates that tell layers apart come first for all layers, the harmless ones last; within a
-    /// candidate the layers with most noise times size come first, because there is most to win and to lose. The observer may
-    /// stop it between parts of the weights.
+    /// candidate the layers with most noise times size come first, because there is most to win and to lose. Noise is looked up in `known` where
+    /// all of it is there; else the observer may stop it between parts of the weights.
     pub fn order(
         &self,
-        known: &BTreeSet<(LayerId, Candidate)>,
+        known: &[Cell],
+        done: &BTreeSet<(LayerId, Candidate)>,
         observer: &mut dyn MapObserver,
     ) -> Result<Vec<(LayerId, Candidate)>, SensitivityError> {
         const TELLING: [Candidate; 6] = [
@@ -190,31 +193,37 @@ impl<'a> Networks<'a> {
             Candidate::P25,
             Candidate::Fp16,
         ];
-        let sizes: BTreeMap<LayerId, u64> = self
+        // Size of each layer and its place among them.
+        let sizes: BTreeMap<LayerId, (f64, usize)> = self
             .folded
             .graph
             .layers()
             .into_iter()
-            .map(|layer| (layer.id, layer.params))
+            .enumerate()
+            .map(|(place, layer)| (layer.id, (layer.params as f64, place)))
             .collect();
-        let mut noise = Vec::new();
-        proxy_by_parts(&self.folded.graph, self.scheme, &mut |cells| {
-            noise.extend(cells);
-            observer.batch()
-        })?;
+        let is_proxy = |c: &&Cell| c.tier == Tier::Proxy && sizes.contains_key(&c.layer);
+        let mut noise: Vec<Cell> = known.iter().filter(is_proxy).cloned().collect();
+        if noise.len() != sizes.len() * Candidate::ALL.len() {
+            noise.clear();
+            proxy_by_parts(&self.folded.graph, self.scheme, &mut |cells| {
+                noise.extend(cells);
+                observer.batch()
+            })?;
+        }
         let mut cells: Vec<(usize, f64, usize, LayerId, Candidate)> = noise
             .into_iter()
-            .enumerate()
-            .filter(|(_, cell)| {
+            .filter(|cell| {
                 let asked = &self.options.candidates;
                 asked
                     .as_ref()
                     .is_none_or(|asked| asked.contains(&cell.candidate))
-                    && !known.contains(&(cell.layer.clone(), cell.candidate))
+                    && !done.contains(&(cell.layer.clone(), cell.candidate))
             })
-            .map(|(place, cell)| {
+            .map(|cell| {
                 let rank = TELLING.iter().position(|c| *c == cell.candidate);
-                let size = sizes.get(&cell.layer).copied().unwrap_or(0) as f64;
+                let last = (0.0, usize::MAX);
+                let (size, place) = sizes.get(&cell.layer).copied().unwrap_or(last);
                 (
                     rank.unwrap_or(TELLING.len()),
                     cell.value * size,

@@ -127,7 +127,14 @@ fn measured_cells_are_plans_judged_on_the_search_split() {
             ..MapOptions::default()
         };
         measure(
-            &model, &scheme, &baseline, &data, &options, known, watch, &cancel,
+            &model,
+            &scheme,
+            Some(&baseline),
+            &data,
+            &options,
+            known,
+            watch,
+            &cancel,
         )
         .unwrap()
     };
@@ -171,6 +178,25 @@ fn measured_cells_are_plans_judged_on_the_search_split() {
     assert_eq!((few.len(), few[0].n), (1, 25));
 }
 
+#[test]
+fn the_baseline_and_the_proxy_may_be_left_to_the_map() {
+    let (_folder, data) = task(5);
+    let model = classifier(5);
+    let cancel = CancelToken::default();
+    let scheme = QuantScheme {
+        samples: 40,
+        ..QuantScheme::default()
+    };
+    let options = MapOptions::default();
+    let expected = map(&options, &[], &mut watch(usize::MAX));
+    let known = proxy(&model.graph, &scheme);
+    let mut seen = watch(usize::MAX);
+    let cells = measure(
+        &model, &scheme, None, &data, &options, &known, &mut seen, &cancel,
+    );
+    assert_eq!(cells.unwrap(), expected);
+}
+
 /// The map of a small classifier under some options.
 fn map(options: &MapOptions, known: &[Cell], watch: &mut Watch) -> Vec<Cell> {
     let (_folder, data) = task(5);
@@ -184,7 +210,14 @@ fn map(options: &MapOptions, known: &[Cell], watch: &mut Watch) -> Vec<Cell> {
         ..QuantScheme::default()
     };
     measure(
-        &model, &scheme, &baseline, &data, options, known, watch, &cancel,
+        &model,
+        &scheme,
+        Some(&baseline),
+        &data,
+        options,
+        known,
+        watch,
+        &cancel,
     )
     .unwrap()
 }
@@ -258,7 +291,7 @@ fn estimates_alone_are_the_same_cells() {
     let mut seen = watch(usize::MAX);
     let cancel = CancelToken::default();
     let options = MapOptions::default();
-    let cells = estimate(&model, &scheme, &data, &options, &mut seen, &cancel).unwrap();
+    let cells = estimate(&model, &scheme, &data, &options, &[], &mut seen, &cancel).unwrap();
     assert_eq!(cells, seen.early);
     let mut whole = watch(usize::MAX);
     map(&options, &[], &mut whole);
@@ -279,7 +312,7 @@ fn estimates_on_a_task_of_other_classes_are_refused() {
     let options = MapOptions::default();
     let mut seen = watch(usize::MAX);
     let scheme = float_activations();
-    let error = estimate(&model, &scheme, &data, &options, &mut seen, &cancel).unwrap_err();
+    let error = estimate(&model, &scheme, &data, &options, &[], &mut seen, &cancel).unwrap_err();
     assert!(error.to_string().contains("classes"), "{error}");
 }
 
@@ -348,6 +381,11 @@ fn a_cell_that_was_stopped_is_measured_again_and_a_settled_one_is_not() {
     let options = MapOptions::default();
     let cells = map(&options, &[], &mut watch(usize::MAX));
     assert!(cells.iter().all(|c| c.settled && c.of == 60));
+    assert!(
+        cells
+            .iter()
+            .all(|c| (c.why == Some(Settled::All)) == (c.n == 60) && c.why.is_some())
+    );
     let mut stopped = cells.clone();
     stopped[2].settled = false;
     stopped[2].n = 16;

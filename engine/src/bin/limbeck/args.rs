@@ -107,10 +107,13 @@ pub struct Sensitivity {
     /// Only the tiers before the measured one: from the weights, and from up to 64 images of the calibration split.
     #[arg(long, conflicts_with = "proxy")]
     pub estimate: bool,
-    /// Every cell on all samples. Without it a cell is shown the samples nearest to flipping first and is settled once the others may add no
-    /// more than half a point, or once its drop lies beyond 2 points with its whole interval; it says on how many samples.
+    /// Every cell on all samples. Without it a cell is shown the samples nearest to flipping first and is settled once the others leave
+    /// no more open than chance does with all of them run, or once its drop clearly lies beyond --too-much; it says on how many samples.
     #[arg(long, conflicts_with_all = ["proxy", "estimate"])]
     pub exact: bool,
+    /// A cell is settled once it surely loses more than so many points of top-1.
+    #[arg(long, value_name = "POINTS", default_value_t = 5.0, value_parser = points, conflicts_with_all = ["proxy", "estimate", "exact"])]
+    pub too_much: f64,
     /// Measure what is lost with all layers changed but the one, instead of the one alone.
     #[arg(long, conflicts_with_all = ["proxy", "estimate"])]
     pub all_but: bool,
@@ -204,6 +207,13 @@ impl From<Split> for SplitName {
             Split::Holdout => Self::Holdout,
         }
     }
+}
+
+fn points(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|points| (0.0..=100.0).contains(points))
+        .ok_or_else(|| "expected points of top-1, 0 to 100".to_owned())
 }
 
 fn candidate(text: &str) -> Result<Candidate, String> {

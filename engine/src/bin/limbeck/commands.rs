@@ -16,7 +16,7 @@ use limbeck_engine::{
         QuantizeStep, RECIPE_FILE, Recipe, RecipeFile, Session, Step, Verdict, predictions_text,
         write_atomic,
     },
-    sensitivity::{self, Candidate, Cell, Direction, MapOptions, Tier},
+    sensitivity::{self, Candidate, Cell, Direction, MapObserver, MapOptions, Tier},
 };
 use serde_json::{Value, json};
 use std::{
@@ -203,12 +203,18 @@ pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
 pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, Stop> {
     let session = open(&a.model, a.task.as_deref())?;
     let scheme = QuantScheme::default();
-    let mut cells = sensitivity::proxy(&session.graph, &scheme);
+    let mut cells = Vec::new();
+    sensitivity::proxy_by_parts(&session.graph, &scheme, &mut |some| {
+        cells.extend(some);
+        MapObserver::batch(&mut watch)
+    })
+    .map_err(PipelineError::from)?;
     if !a.proxy && session.data.is_some() {
         let cancel = CancelToken::default();
         let options = MapOptions {
             limit: a.limit,
             exact: a.exact,
+            too_much: a.too_much / 100.0,
             direction: if a.all_but {
                 Direction::AllBut
             } else {
@@ -221,21 +227,13 @@ pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, St
         };
         let (model, data) = (session.model(), session.runnable()?);
         if a.estimate {
-            sensitivity::estimate(&model, &scheme, data, &options, &mut watch, &cancel)
+            sensitivity::estimate(&model, &scheme, data, &options, &cells, &mut watch, &cancel)
                 .map_err(PipelineError::from)?;
             cells.append(&mut watch.early);
         } else {
             session.samples(SplitName::Search, a.limit)?;
-            let baseline = session.baseline(SplitName::Search, a.limit, &mut watch, &cancel)?;
             let measured = sensitivity::measure(
-                &model,
-                &scheme,
-                &baseline,
-                data,
-                &options,
-                &[],
-                &mut watch,
-                &cancel,
+                &model, &scheme, None, data, &options, &cells, &mut watch, &cancel,
             )
             .map_err(PipelineError::from)?;
             cells.append(&mut watch.early);

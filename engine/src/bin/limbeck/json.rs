@@ -106,6 +106,7 @@ pub fn cells<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Value {
                 "n": c.n,
                 "of": c.of,
                 "settled": c.settled,
+                "why": c.why,
                 "ci": c.ci,
                 "kl": c.kl,
             })
