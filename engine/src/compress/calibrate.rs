@@ -227,7 +227,7 @@ impl Observe {
                 .flat_map(|(at, one)| one.chunks(AT_A_TIME).map(move |part| (at, part)))
                 .collect()
         };
-        let found: Vec<(Histogram, Vec<Option<(f32, f32)>>)> = exec::pool().install(|| {
+        let found: Vec<(Histogram, Vec<Extremes>)> = exec::pool().install(|| {
             let count = |(_, some): &(usize, &[f32])| {
                 let mut histogram = Histogram::default();
                 let extremes = some.chunks(sample).map(|one| histogram.add(one)).collect();
@@ -249,6 +249,9 @@ impl Observe {
         Ok(())
     }
 }
+
+/// Smallest and largest value of a sample; `None` of nothing.
+type Extremes = Option<(f32, f32)>;
 
 impl Taps for Observe {
     fn wants(&self, value: ValueId) -> bool {
