@@ -107,27 +107,30 @@ impl Weights {
         for (at, spec) in specs.iter().enumerate() {
             let effective = effective(at)?;
             let bias = effective.bias.to_vec1::<f32>()?;
-            let digest = with_f32(&effective.weight, |weight| digest(spec, weight, &bias))?;
+            let digest = as_it_lies(&effective.weight, |weight, apart| {
+                digest(spec, weight, apart, &bias)
+            })?;
             all.digests.push(digest);
             let place = |known: &Self| known.digests.iter().position(|d| *d == digest);
             if let Some(ready) = known.and_then(|known| Some(known.ready[place(known)?].clone())) {
                 all.ready.push(ready);
                 continue;
             }
-            with_f32(&effective.weight, |weight| {
-                if spec.depthwise {
-                    all.ready.push(Arc::new(Ready::Depthwise {
-                        weight: pack_depthwise(weight, spec.groups),
-                        bias,
-                    }));
-                    if backward {
-                        all.backward.push(None);
-                    }
-                    return;
+            if spec.depthwise {
+                let pack = |weight: &[f32]| pack_depthwise(weight, spec.groups);
+                all.ready.push(Arc::new(Ready::Depthwise {
+                    weight: with_f32(&effective.weight, pack)?,
+                    bias,
+                }));
+                if backward {
+                    all.backward.push(None);
                 }
+                continue;
+            }
+            as_it_lies(&effective.weight, |weight, [output, input]| {
                 let (groups, channels, depth, taps) = spec.sizes();
                 let at = |g: usize, o: usize, i: usize, t: usize| {
-                    weight[((g * channels + o) * depth + i) * taps + t]
+                    weight[(g * channels + o) * output + (i * taps + t) * input]
                 };
                 let packed = Packed::new(isa(), spec.sizes(), at, Some(&bias));
                 all.ready.push(Arc::new(Ready::Dense(packed)));
@@ -145,10 +148,20 @@ impl Weights {
     }
 }
 
+/// The elements of a weight (outputs × depth·taps) without a copy where they lie input by input as well as where they lie output by output;
+/// how far apart two outputs are, and two elements of an output.
+fn as_it_lies<R>(weight: &Tensor, f: impl FnOnce(&[f32], [usize; 2]) -> R) -> Result<R> {
+    let (outputs, depth) = weight.dims2()?;
+    if weight.is_contiguous() {
+        return with_f32(weight, |all| f(all, [depth, 1]));
+    }
+    with_f32(&weight.t()?, |all| f(all, [1, outputs]))
+}
+
 /// A number that two different weights have in common by accident only. Good for this process.
-fn digest(spec: &Spec, weight: &[f32], bias: &[f32]) -> u64 {
+fn digest(spec: &Spec, weight: &[f32], apart: [usize; 2], bias: &[f32]) -> u64 {
     let mut hasher = foldhash::quality::FixedState::default().build_hasher();
-    (spec.sizes(), spec.depthwise, weight.len()).hash(&mut hasher);
+    (spec.sizes(), spec.depthwise, weight.len(), apart).hash(&mut hasher);
     hasher.write(bytemuck::cast_slice(weight));
     hasher.write(bytemuck::cast_slice(bias));
     hasher.finish()
