@@ -3,7 +3,7 @@
 //! corrected, the shift of each channel is measured against the float network and taken out of the bias.
 
 use super::{
-    Account, CompressError, Model, Outcome, Pass, PassContext,
+    Account, ByLayer, CompressError, Model, Outcome, PassContext,
     equalise::set_bias,
     layerwise::{Walks, layer_by_layer},
     pack::quantized_layers,
@@ -25,26 +25,12 @@ pub struct CorrectBias {
     pub samples: usize,
 }
 
-impl Pass for CorrectBias {
-    fn name(&self) -> &'static str {
+impl ByLayer for CorrectBias {
+    fn called(&self) -> &'static str {
         "correct bias"
     }
 
-    fn apply(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-    ) -> Result<(Model, Account), CompressError> {
-        self.run(model, context, &mut |_, _| {})
-    }
-}
-
-impl CorrectBias {
-    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
-    ///
-    /// # Errors
-    /// No data, a model with several inputs or one that cannot run, cancellation.
-    pub fn run(
+    fn run(
         &self,
         mut model: Model,
         context: &PassContext<'_>,
@@ -70,7 +56,7 @@ impl CorrectBias {
             .collect();
         let samples = self.samples;
         let account = layer_by_layer(
-            (self.name(), "bias correction"),
+            (self.called(), "bias correction"),
             &mut model,
             plans,
             samples,

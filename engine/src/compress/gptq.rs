@@ -4,18 +4,14 @@
 //! theorem 6) and needs no inverse. Scales stay as they are; inputs of most power go first.
 
 use super::{
-    Account, CompressError, Model, Pass, PassContext,
-    layerwise::{Choice, Method, Problem, Seen, choose, dot},
+    CompressError, OnLayers,
+    layerwise::{Choice, Method, Problem, Seen, dot},
 };
-use crate::{
-    exec::{
-        CancelToken, ExecError,
-        kernels::{Matrix, matmul},
-    },
-    graph::LayerId,
+use crate::exec::{
+    CancelToken, ExecError,
+    kernels::{Matrix, matmul},
 };
 use rayon::prelude::*;
-use std::collections::BTreeSet;
 
 /// How errors are made good.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -52,45 +48,14 @@ impl GptqSettings {
 }
 
 /// Chooses the codes of quantised weights, layer by layer; see the file's first lines.
-pub struct Gptq {
-    pub settings: GptqSettings,
-    /// Those it is to be done to; layers that are not quantised are left alone, with the reason.
-    pub layers: BTreeSet<LayerId>,
-}
-
-impl Pass for Gptq {
-    fn name(&self) -> &'static str {
-        self.settings.name().0
-    }
-
-    fn apply(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-    ) -> Result<(Model, Account), CompressError> {
-        self.run(model, context, &mut |_, _| {})
-    }
-}
-
-impl Gptq {
-    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
-    ///
-    /// # Errors
-    /// Settings without a meaning, no data, a model with several inputs or one that cannot run, cancellation.
-    pub fn run(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(Model, Account), CompressError> {
-        self.settings.check()?;
-        choose(&self.settings, &self.layers, model, context, progress)
-    }
-}
+pub type Gptq = OnLayers<GptqSettings>;
 
 impl Method for GptqSettings {
     fn name(&self) -> (&'static str, &'static str) {
         ("gptq", "GPTQ")
+    }
+    fn sound(&self) -> Result<(), CompressError> {
+        self.check()
     }
     fn samples(&self) -> usize {
         self.samples

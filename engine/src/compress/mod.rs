@@ -52,7 +52,7 @@ use crate::{
     exec::{CancelToken, ExecError},
     graph::{Graph, LayerId},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a layer's numbers are kept.
 #[derive(
@@ -331,6 +331,43 @@ pub trait Pass {
         model: Model,
         context: &PassContext<'_>,
     ) -> Result<(Model, Account), CompressError>;
+}
+
+/// A pass that goes layer by layer and says how far it is.
+pub trait ByLayer {
+    /// As accounts call it.
+    fn called(&self) -> &'static str;
+    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
+    ///
+    /// # Errors
+    /// Settings without a meaning, no data, a model with several inputs or one that cannot run, cancellation.
+    fn run(
+        &self,
+        model: Model,
+        context: &PassContext<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Model, Account), CompressError>;
+}
+
+impl<T: ByLayer> Pass for T {
+    fn name(&self) -> &'static str {
+        self.called()
+    }
+
+    fn apply(
+        &self,
+        model: Model,
+        context: &PassContext<'_>,
+    ) -> Result<(Model, Account), CompressError> {
+        self.run(model, context, &mut |_, _| {})
+    }
+}
+
+/// A method by its settings, and the layers it is to be done to; those it cannot be done to are left alone, with the reason.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct OnLayers<S> {
+    pub settings: S,
+    pub layers: BTreeSet<LayerId>,
 }
 
 /// Folds inference batch norms into the convolution or Gemm before them.

@@ -39,11 +39,11 @@ impl Pass for Quantize {
             .iter()
             .map(|layer| self.plan(&model.graph, &wiring, layer))
             .collect();
+        let calibrated = self.scheme.activations.calibrated_bits().is_some();
         let inputs: BTreeSet<ValueId> = plans
             .iter()
             .flatten()
-            .filter(|planned| !planned.dynamic)
-            .filter_map(|planned| planned.input)
+            .filter_map(|planned| planned.input.filter(|_| calibrated))
             .collect();
         let ranges = self.ranges(&model.graph, &inputs, context)?;
 
@@ -87,8 +87,6 @@ struct Planned {
     /// Slot and value of the input to quantise.
     input_slot: usize,
     input: Option<ValueId>,
-    /// Its range is taken at each inference.
-    dynamic: bool,
 }
 
 impl Quantize {
@@ -114,10 +112,12 @@ impl Quantize {
         }
         // Convolutions and Gemm take x first; a MatMul may have the constant on either side.
         let input_slot = usize::from(slot == 0);
-        let dynamic = self.scheme.activations == Activations::Dynamic
-            && matches!(layer.op, "MatMul" | "Gemm");
         let quantised = precision.is_integer()
-            && (dynamic || self.scheme.activations.calibrated_bits().is_some());
+            && match self.scheme.activations {
+                Activations::Int8 | Activations::Int16 => true,
+                Activations::Dynamic => matches!(layer.op, "MatMul" | "Gemm"),
+                Activations::Float => false,
+            };
         let input = graph.nodes[layer.node.0 as usize]
             .inputs
             .get(input_slot)
@@ -132,7 +132,6 @@ impl Quantize {
             slot,
             input_slot,
             input,
-            dynamic,
         })
     }
 
@@ -203,38 +202,51 @@ impl Quantize {
                 (weight.map_err(refuse)?, note)
             }
         };
-        let dynamic = planned.input.filter(|_| planned.dynamic);
-        if let Some(value) = dynamic {
-            let quantised = edit.dynamic_input(value);
-            edit.graph.nodes[node].inputs[planned.input_slot] = Some(quantised);
-            note.push_str(", 8-bit input by the range of each inference");
+        if let Some(value) = planned.input {
+            let (input, words) = match self.scheme.activations.calibrated_bits() {
+                Some(bits) => {
+                    let quant = self
+                        .parameters(edit.graph, value, bits, ranges)
+                        .map_err(refuse)?;
+                    let (scale, zero) = (quant.scale, quant.zero_point);
+                    let words = format!(", {bits}-bit input (scale {scale}, zero point {zero})");
+                    (edit.input(value, quant), words)
+                }
+                None => {
+                    let words = ", 8-bit input by the range of each inference";
+                    (edit.dynamic_input(value), words.to_owned())
+                }
+            };
+            edit.graph.nodes[node].inputs[planned.input_slot] = Some(input);
+            note.push_str(&words);
         } else if self.scheme.activations == Activations::Dynamic && planned.precision.is_integer()
         {
             note.push_str(", float input: dynamic ranges are for products");
         }
-        let bits = self.scheme.activations.calibrated_bits();
-        if let (Some(value), Some(bits), None) = (planned.input, bits, dynamic) {
-            let name = &edit.graph.values[value.0 as usize].name;
-            let Some(&[lo, hi]) = ranges.values.get(name) else {
-                return Err(refuse(format!(
-                    "calibration saw no values of its input {name}: calibrate the graph that is being quantised"
-                )));
-            };
-            if !lo.is_finite() || !hi.is_finite() || lo > hi {
-                return Err(refuse(format!(
-                    "the range {lo}..{hi} of its input {name} is not a range"
-                )));
-            }
-            let quant = ActivationQuant::of(lo, hi, self.scheme.symmetry, bits);
-            let quantised = edit.input(value, quant);
-            edit.graph.nodes[node].inputs[planned.input_slot] = Some(quantised);
-            note.push_str(&format!(
-                ", {bits}-bit input (scale {}, zero point {})",
-                quant.scale, quant.zero_point
-            ));
-        }
         edit.graph.nodes[node].inputs[planned.slot] = Some(weight);
         Ok(note)
+    }
+
+    /// Scale and zero point of an input by its calibrated range.
+    fn parameters(
+        &self,
+        graph: &Graph,
+        value: ValueId,
+        bits: u32,
+        ranges: &Ranges,
+    ) -> Result<ActivationQuant, String> {
+        let name = &graph.value(value).name;
+        let Some(&[lo, hi]) = ranges.values.get(name) else {
+            return Err(format!(
+                "calibration saw no values of its input {name}: calibrate the graph that is being quantised"
+            ));
+        };
+        if !lo.is_finite() || !hi.is_finite() || lo > hi {
+            return Err(format!(
+                "the range {lo}..{hi} of its input {name} is not a range"
+            ));
+        }
+        Ok(ActivationQuant::of(lo, hi, self.scheme.symmetry, bits))
     }
 }
 

@@ -3,15 +3,12 @@
 //! searched one after the other.
 
 use super::{
-    Account, CompressError, Model, Pass, PassContext,
-    layerwise::{Choice, Method, Problem, Seen, choose, product},
+    CompressError, OnLayers,
+    layerwise::{Choice, Method, Problem, Seen, product},
 };
-use crate::{
-    exec::{CancelToken, ExecError},
-    graph::LayerId,
-};
+use crate::exec::{CancelToken, ExecError};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Where scales are looked for.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -61,45 +58,14 @@ impl ScaleSearchSettings {
 }
 
 /// Chooses the scales of quantised weights, layer by layer; see the file's first lines.
-pub struct SequentialMse {
-    pub settings: ScaleSearchSettings,
-    /// Those it is to be done to; layers that are not quantised are left alone, with the reason.
-    pub layers: BTreeSet<LayerId>,
-}
-
-impl Pass for SequentialMse {
-    fn name(&self) -> &'static str {
-        self.settings.name().0
-    }
-
-    fn apply(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-    ) -> Result<(Model, Account), CompressError> {
-        self.run(model, context, &mut |_, _| {})
-    }
-}
-
-impl SequentialMse {
-    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
-    ///
-    /// # Errors
-    /// Settings without a meaning, no data, a model with several inputs or one that cannot run, cancellation.
-    pub fn run(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(Model, Account), CompressError> {
-        self.settings.check()?;
-        choose(&self.settings, &self.layers, model, context, progress)
-    }
-}
+pub type SequentialMse = OnLayers<ScaleSearchSettings>;
 
 impl Method for ScaleSearchSettings {
     fn name(&self) -> (&'static str, &'static str) {
         ("sequential mse", "sequential MSE")
+    }
+    fn sound(&self) -> Result<(), CompressError> {
+        self.check()
     }
     fn samples(&self) -> usize {
         self.samples

@@ -4,7 +4,7 @@
 //! else reads its result, and is a multiplication of its own otherwise. The float function stays the same.
 
 use super::{
-    Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
+    Account, AccountEntry, CompressError, Model, OnLayers, Outcome, Pass, PassContext,
     equalise::{able, each, inputs_of},
     prune::check_known,
     segments::{Walk, batches},
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     exec::{CancelToken, ExecError},
-    graph::{BinaryOp, ElementType, Graph, Layer, LayerId, Node, Op, TensorData, ValueId},
+    graph::{BinaryOp, ElementType, Graph, Layer, Node, Op, TensorData, ValueId},
 };
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// How far ranges move from inputs to weights.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -54,11 +54,8 @@ impl SmoothQuantSettings {
 }
 
 /// Moves the ranges of products' inputs into their weights; see the file's first lines.
-pub struct SmoothQuant {
-    pub settings: SmoothQuantSettings,
-    /// Those it is to be done to; convolutions are left alone, with the reason.
-    pub layers: BTreeSet<LayerId>,
-}
+/// Convolutions are left alone, with the reason.
+pub type SmoothQuant = OnLayers<SmoothQuantSettings>;
 
 /// Factors stay inside this: a channel beyond it is next to dead.
 const MOST: f64 = 1e5;

@@ -30,7 +30,7 @@ pub use lock::{
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run};
 pub use plan::PlanContext;
-pub use resolve::{Method, Resolved, ResolvedStep, resolve};
+pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};

@@ -3,14 +3,13 @@
 mod watch;
 
 use super::{
-    GoalVerdict, Method, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
+    GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
     files::sha256, judge, resolve, to_ron,
 };
 use crate::{
     compress::{
-        Account, AdaRound, CorrectBias, Equalize, FoldBatchNorm, Gptq, MagnitudePrune, Model, Pass,
-        PassContext, Precision, PruneChannels, QuantScheme, Quantize, SequentialMse, SmoothQuant,
-        calibrate_layers, pack,
+        Account, ByLayer, CorrectBias, Equalize, FoldBatchNorm, MagnitudePrune, Model, OnLayers,
+        Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize, calibrate_layers, pack,
     },
     data::{Dataset, SplitName},
     eval::{self, Estimate, Evaluation, Metrics},
@@ -250,19 +249,19 @@ impl<'a> Work<'a> {
                 (measured + u64::from(settings.reestimate)) * settings.samples as u64
             }
             ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,
-            ResolvedStep::SequentialMse(Method { settings, layers }) => self.by_layer(
+            ResolvedStep::SequentialMse(OnLayers { settings, layers }) => self.cost_by_layer(
                 settings.samples,
                 (settings.candidates + 1) as f64 * settings.positions as f64,
                 layers,
             ),
-            ResolvedStep::AdaRound(Method { settings, layers }) => self.by_layer(
+            ResolvedStep::AdaRound(OnLayers { settings, layers }) => self.cost_by_layer(
                 settings.samples,
                 2.0 * settings.batch as f64 * settings.iterations as f64,
                 layers,
             ),
             // Two triangular products by the width of the input, which is not known here: a few hundred.
-            ResolvedStep::Gptq(Method { settings, layers }) => {
-                self.by_layer(settings.samples, settings.positions as f64 + 500.0, layers)
+            ResolvedStep::Gptq(OnLayers { settings, layers }) => {
+                self.cost_by_layer(settings.samples, settings.positions as f64 + 500.0, layers)
             }
             // Twice through the network, and parts of it again and again.
             ResolvedStep::CorrectBias { samples, .. } => 4 * *samples as u64,
@@ -272,7 +271,7 @@ impl<'a> Work<'a> {
     }
 
     /// Cost of a method that goes through the network layer by layer with `samples`, and does `each` multiplications for a weight.
-    fn by_layer(&self, samples: usize, each: f64, chosen: &BTreeSet<LayerId>) -> u64 {
+    fn cost_by_layer(&self, samples: usize, each: f64, chosen: &BTreeSet<LayerId>) -> u64 {
         let layers = &self.session.layers;
         let weights: f64 = layers
             .iter()
@@ -290,15 +289,25 @@ impl<'a> Work<'a> {
         stop(self.cancel).map_err(Into::into)
     }
 
-    /// Tells the observer of a step of this cost that is done layer by layer.
-    fn layers_done<'s>(&'s mut self, cost: u64, what: &'s str) -> impl FnMut(usize, usize) + 's {
+    /// Carries a pass out that goes layer by layer, and tells the observer what it is `doing` and when it is `done`.
+    fn by_layer(
+        &mut self,
+        pass: &dyn ByLayer,
+        [doing, done]: [&str; 2],
+        cost: u64,
+        model: Model,
+        accounts: &mut Vec<Account>,
+        context: &PassContext<'_>,
+    ) -> Result<Model, PipelineError> {
         let (before, all) = (self.done, self.total);
-        let observer = &mut self.observer;
-        move |done, total| {
-            let detail = format!("{what}: layer {} of {total}", (done + 1).min(total));
+        let (model, account) = pass.run(model, context, &mut |done, total| {
+            let detail = format!("{doing}: layer {} of {total}", (done + 1).min(total));
             let part = cost * done as u64 / total.max(1) as u64;
-            observer.progress(before + part, all, &detail);
-        }
+            self.observer.progress(before + part, all, &detail);
+        })?;
+        accounts.push(account);
+        self.advance(cost, done)?;
+        Ok(model)
     }
 
     fn evaluate_baseline(
@@ -396,51 +405,26 @@ impl<'a> Work<'a> {
                     apply(&pass, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "equalised")?;
                 }
-                ResolvedStep::SmoothQuant(method) => {
+                ResolvedStep::SmoothQuant(pass) => {
                     session.runnable_to("take the ranges of inputs from")?;
-                    let pass = SmoothQuant {
-                        settings: method.settings.clone(),
-                        layers: method.layers.clone(),
-                    };
                     self.observer.progress(self.done, self.total, "smoothing");
-                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    apply(pass, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "smoothed")?;
                 }
-                ResolvedStep::SequentialMse(method) => {
+                ResolvedStep::SequentialMse(pass) => {
                     session.runnable_to("choose scales on")?;
-                    let pass = SequentialMse {
-                        settings: method.settings.clone(),
-                        layers: method.layers.clone(),
-                    };
-                    let mut progress = self.layers_done(cost, "choosing scales");
-                    let chosen = pass.run(model, &context, &mut progress)?;
-                    drop(progress);
-                    model = keep(chosen, &mut accounts);
-                    self.advance(cost, "scales chosen")?;
+                    let words = ["choosing scales", "scales chosen"];
+                    model = self.by_layer(pass, words, cost, model, &mut accounts, &context)?;
                 }
-                ResolvedStep::AdaRound(method) => {
+                ResolvedStep::AdaRound(pass) => {
                     session.runnable_to("choose roundings on")?;
-                    let pass = AdaRound {
-                        settings: method.settings.clone(),
-                        layers: method.layers.clone(),
-                    };
-                    let mut progress = self.layers_done(cost, "choosing roundings");
-                    let chosen = pass.run(model, &context, &mut progress)?;
-                    drop(progress);
-                    model = keep(chosen, &mut accounts);
-                    self.advance(cost, "roundings chosen")?;
+                    let words = ["choosing roundings", "roundings chosen"];
+                    model = self.by_layer(pass, words, cost, model, &mut accounts, &context)?;
                 }
-                ResolvedStep::Gptq(method) => {
+                ResolvedStep::Gptq(pass) => {
                     session.runnable_to("choose codes on")?;
-                    let pass = Gptq {
-                        settings: method.settings.clone(),
-                        layers: method.layers.clone(),
-                    };
-                    let mut progress = self.layers_done(cost, "choosing codes");
-                    let chosen = pass.run(model, &context, &mut progress)?;
-                    drop(progress);
-                    model = keep(chosen, &mut accounts);
-                    self.advance(cost, "codes chosen")?;
+                    let words = ["choosing codes", "codes chosen"];
+                    model = self.by_layer(pass, words, cost, model, &mut accounts, &context)?;
                 }
                 ResolvedStep::CorrectBias { samples, layers } => {
                     session.runnable_to("correct biases on")?;
@@ -448,11 +432,8 @@ impl<'a> Work<'a> {
                         samples: *samples,
                         layers: layers.clone(),
                     };
-                    let mut progress = self.layers_done(cost, "correcting biases");
-                    let corrected = pass.run(model, &context, &mut progress)?;
-                    drop(progress);
-                    model = keep(corrected, &mut accounts);
-                    self.advance(cost, "biases corrected")?;
+                    let words = ["correcting biases", "biases corrected"];
+                    model = self.by_layer(&pass, words, cost, model, &mut accounts, &context)?;
                 }
                 ResolvedStep::Distil(settings) => {
                     let data = session.runnable_to("distil on")?;
@@ -592,12 +573,6 @@ impl<'a> Work<'a> {
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
     scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
-}
-
-/// Takes note of what a pass did.
-fn keep((model, account): (Model, Account), accounts: &mut Vec<Account>) -> Model {
-    accounts.push(account);
-    model
 }
 
 /// What training did, in words: it has no account by layer.

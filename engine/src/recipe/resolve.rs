@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, GptqSettings, LayerSetting, Precision,
+        AdaRoundSettings, Amount, ChannelSettings, GptqSettings, LayerSetting, OnLayers, Precision,
         QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
     },
     graph::LayerId,
@@ -32,22 +32,15 @@ pub enum ResolvedStep {
         layers: BTreeMap<LayerId, Precision>,
     },
     Equalize(BTreeSet<LayerId>),
-    SmoothQuant(Method<SmoothQuantSettings>),
-    SequentialMse(Method<ScaleSearchSettings>),
-    AdaRound(Method<AdaRoundSettings>),
-    Gptq(Method<GptqSettings>),
+    SmoothQuant(OnLayers<SmoothQuantSettings>),
+    SequentialMse(OnLayers<ScaleSearchSettings>),
+    AdaRound(OnLayers<AdaRoundSettings>),
+    Gptq(OnLayers<GptqSettings>),
     CorrectBias {
         samples: usize,
         layers: BTreeSet<LayerId>,
     },
     Distil(DistilSettings),
-}
-
-/// A method with the layers that it is used on.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Method<S> {
-    pub settings: S,
-    pub layers: BTreeSet<LayerId>,
 }
 
 /// A recipe laid over one model.
@@ -183,8 +176,8 @@ fn used<S: Clone>(
     method: &MethodStep<S>,
     layers: &[LayerFacts],
     earlier: &[&str],
-) -> Result<Method<S>, RecipeError> {
-    Ok(Method {
+) -> Result<OnLayers<S>, RecipeError> {
+    Ok(OnLayers {
         settings: method.settings.clone(),
         layers: toggled(step, method.default, &method.layers, layers, earlier)?,
     })

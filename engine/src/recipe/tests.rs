@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    compress::LayerSetting,
+    compress::{LayerSetting, OnLayers},
     data::SplitName,
     eval::{Estimate, Metrics, PairedDrop},
     graph::LayerId,
@@ -421,7 +421,7 @@ fn methods_are_switched_by_layer() {
         _,
         ResolvedStep::Equalize(equal),
         _,
-        ResolvedStep::AdaRound(Method {
+        ResolvedStep::AdaRound(OnLayers {
             settings,
             layers: rounded,
         }),

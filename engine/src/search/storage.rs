@@ -131,8 +131,19 @@ fn input_pair(layer: u64, rank: u64) -> u64 {
         suffixed(v, "_quantize"),
         "QuantizeLinear",
         attribute("axis"),
-    ) + node(
-        &[quantised, scale, zero],
+    ) + dequantised(v, rank)
+        + tensor(scale, 0)
+        + 4
+        + tensor(zero, 0)
+        + 1
+}
+
+/// DequantizeLinear behind the codes of an input, and what is stated of both.
+fn dequantised(v: u64, rank: u64) -> u64 {
+    let quantised = suffixed(v, "_quantized");
+    let inputs = [quantised, suffixed(v, "_scale"), suffixed(v, "_zero_point")];
+    node(
+        &inputs,
         suffixed(v, "_dequantized"),
         suffixed(v, "_dequantize"),
         "DequantizeLinear",
@@ -140,10 +151,6 @@ fn input_pair(layer: u64, rank: u64) -> u64 {
     ) + "_dequantized".len() as u64
         + value_info(quantised, rank)
         + value_info(suffixed(v, "_dequantized"), rank)
-        + tensor(scale, 0)
-        + 4
-        + tensor(zero, 0)
-        + 1
 }
 
 /// DynamicQuantizeLinear and DequantizeLinear on the layer's input.
@@ -157,15 +164,7 @@ fn dynamic_pair(layer: u64, rank: u64) -> u64 {
         suffixed(v, "_quantize"),
         "DynamicQuantizeLinear",
         field(scale) + field(zero),
-    ) + node(
-        &[quantised, scale, zero],
-        suffixed(v, "_dequantized"),
-        suffixed(v, "_dequantize"),
-        "DequantizeLinear",
-        attribute("axis"),
-    ) + "_dequantized".len() as u64
-        + value_info(quantised, rank)
-        + value_info(suffixed(v, "_dequantized"), rank)
+    ) + dequantised(v, rank)
         + value_info(scale, 0)
         + value_info(zero, 0)
 }

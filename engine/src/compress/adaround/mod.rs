@@ -6,11 +6,10 @@
 mod solve;
 
 use super::{
-    Account, CompressError, Model, Pass, PassContext,
-    layerwise::{Choice, Method, Problem, Seen, choose},
+    CompressError, OnLayers,
+    layerwise::{Choice, Method, Problem, Seen},
 };
-use crate::{exec::CancelToken, graph::LayerId};
-use std::collections::BTreeSet;
+use crate::exec::CancelToken;
 
 /// How roundings are chosen.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -61,45 +60,14 @@ impl AdaRoundSettings {
 }
 
 /// Chooses the rounding of quantised weights, layer by layer; see the file's first lines.
-pub struct AdaRound {
-    pub settings: AdaRoundSettings,
-    /// Those it is to be done to; layers that are not quantised are left alone, with the reason.
-    pub layers: BTreeSet<LayerId>,
-}
-
-impl Pass for AdaRound {
-    fn name(&self) -> &'static str {
-        "adaround"
-    }
-
-    fn apply(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-    ) -> Result<(Model, Account), CompressError> {
-        self.run(model, context, &mut |_, _| {})
-    }
-}
-
-impl AdaRound {
-    /// As [`Pass::apply`]; `progress` is told how many of how many layers are done.
-    ///
-    /// # Errors
-    /// Settings without a meaning, no data, a model with several inputs or one that cannot run, cancellation.
-    pub fn run(
-        &self,
-        model: Model,
-        context: &PassContext<'_>,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(Model, Account), CompressError> {
-        self.settings.check()?;
-        choose(&self.settings, &self.layers, model, context, progress)
-    }
-}
+pub type AdaRound = OnLayers<AdaRoundSettings>;
 
 impl Method for AdaRoundSettings {
     fn name(&self) -> (&'static str, &'static str) {
         ("adaround", "AdaRound")
+    }
+    fn sound(&self) -> Result<(), CompressError> {
+        self.check()
     }
     fn samples(&self) -> usize {
         self.samples

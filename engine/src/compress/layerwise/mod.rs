@@ -5,7 +5,7 @@ mod problem;
 mod product;
 
 use super::{
-    Account, AccountEntry, CompressError, Model, Original, Outcome, PassContext,
+    Account, AccountEntry, ByLayer, CompressError, Model, OnLayers, Original, Outcome, PassContext,
     pack::quantized_layers,
     prune::check_known,
     segments::{Walk, batches, float_twin},
@@ -83,6 +83,8 @@ pub(super) fn layer_by_layer<P>(
 pub(super) trait Method: Sync {
     /// As accounts and errors call it.
     fn name(&self) -> (&'static str, &'static str);
+    /// Refuses settings without a meaning.
+    fn sound(&self) -> Result<(), CompressError>;
     /// Samples of the calibration split.
     fn samples(&self) -> usize;
     /// Output positions of a layer, drawn evenly from the samples; an eighth of them is kept aside to judge the choice on.
@@ -123,12 +125,28 @@ pub(super) enum Choice {
     Scales(Vec<f32>),
 }
 
+impl<S: Method> ByLayer for OnLayers<S> {
+    fn called(&self) -> &'static str {
+        self.settings.name().0
+    }
+
+    fn run(
+        &self,
+        model: Model,
+        context: &PassContext<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Model, Account), CompressError> {
+        self.settings.sound()?;
+        choose(&self.settings, &self.layers, model, context, progress)
+    }
+}
+
 /// Chooses for those of `chosen` that are quantised, see the room's first lines. A choice that gains nothing on positions that it did
 /// not see is dropped.
 ///
 /// # Errors
 /// As [`layer_by_layer`]; values that are not finite.
-pub(super) fn choose(
+fn choose(
     method: &dyn Method,
     chosen: &BTreeSet<LayerId>,
     mut model: Model,
