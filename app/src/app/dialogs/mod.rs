@@ -397,8 +397,8 @@ impl Dialogs {
                     &[
                         (Activations::Int8, "int8"),
                         (Activations::Int16, "int16"),
-                        (Activations::Dynamic, "Dynamic"),
-                        (Activations::Float, "Float (weight-only)"),
+                        (Activations::Dynamic, "Dynamic (products)"),
+                        (Activations::Float, "Weight-only"),
                     ],
                     &mut s.activations,
                 );
