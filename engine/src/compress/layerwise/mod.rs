@@ -89,7 +89,7 @@ pub(super) trait Method: Sync {
     fn samples(&self) -> usize;
     /// Output positions of a layer, drawn evenly from the samples; an eighth of them is kept aside to judge the choice on.
     fn positions(&self) -> usize;
-    /// Chooses; `None` where it cannot be done, with the reason.
+    /// Chooses; the inner error says why it cannot be done.
     fn choose(
         &self,
         problem: &Problem,

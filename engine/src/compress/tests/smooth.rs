@@ -8,14 +8,15 @@ use crate::{
 };
 
 /// Rows of an image as tokens: norm → (query, key) → sum → norm → (widen → sigmoid → narrow, residual) → mean. Channel 2 of both norms is
-/// far wider than the rest.
-fn encoder(seed: u64) -> Model {
+/// far wider than the rest, channel 4 `narrow` times as wide.
+fn encoder(seed: u64, narrow: f32) -> Model {
     let mut net = Net::new(seed, &[1, 6, 6]);
     let norm = |net: &mut Net, name: &str, x: ValueId| {
         let scale = net.weight(&format!("{name}.scale"), &[6], 0.5, 1.5);
         if let Some(data) = &mut net.graph.value_mut(scale).data {
             let mut values = data.to_f32_vec();
             values[2] *= 40.0;
+            values[4] *= narrow;
             *data = crate::graph::TensorData::from_f32(&[6], &values);
         }
         let shift = net.weight(&format!("{name}.shift"), &[6], -0.2, 0.2);
@@ -70,9 +71,20 @@ fn with_data<T>(data: &Dataset, f: impl FnOnce(&PassContext<'_>) -> T) -> T {
 #[test]
 fn the_float_function_stays_and_quantisation_loses_less() {
     let (_folder, data) = task(41);
-    let float = encoder(41);
-    let (smoothed, account) = smooth(&data, float.clone(), &LAYERS);
     let x = data.batch(SplitName::Search, 0..60).unwrap().images;
+    // Factors on both sides of 1: a narrow channel is multiplied.
+    let narrow = encoder(41, 0.01);
+    let (smoothed, _) = smooth(&data, narrow.clone(), &LAYERS);
+    let changed =
+        |a: &Model, b: &Model| weight_of(&a.graph, "query") != weight_of(&b.graph, "query");
+    assert!(changed(&narrow, &smoothed));
+    close(
+        &run_on(&narrow.graph, &x),
+        &run_on(&smoothed.graph, &x),
+        1e-5,
+    );
+    let float = encoder(41, 1.0);
+    let (smoothed, account) = smooth(&data, float.clone(), &LAYERS);
     let wanted = run_on(&float.graph, &x);
     close(&wanted, &run_on(&smoothed.graph, &x), 1e-5);
     let done = |layer: &str| match outcome(&account, layer) {
