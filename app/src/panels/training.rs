@@ -13,7 +13,7 @@ use crate::{
 };
 use egui::{Align2, Rect, RichText, Shape, Stroke, Ui, Vec2, pos2, vec2};
 use egui_plot::{AxisHints, Line, Plot, PlotPoint, PlotPoints};
-use limbeck_engine::data::SplitName;
+use limbeck_engine::{data::SplitName, train::TrainPoint};
 
 /// Right side of the panel's head, laid from the right.
 pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
@@ -102,6 +102,11 @@ fn summary(ui: &mut Ui, state: &State, curves: &Curves) {
         last.rate,
         number::grouped(last.samples_per_second.max(0.0).round() as u64),
     );
+    match last.rollbacks {
+        0 => {}
+        1 => text += " · diverged once, went back and on with a lower rate",
+        n => text += &format!(" · diverged {n} times, went back and on with a lower rate"),
+    }
     if let Some(eta) = state.job(curves.job).and_then(|job| job.eta) {
         text += &format!(" · {}", words::eta(Some(eta)));
     }
@@ -194,23 +199,33 @@ fn binned(points: &[[f64; 2]], width: f32) -> Vec<[f64; 2]> {
         .collect()
 }
 
+/// The points between one going back and the next.
+fn attempts(points: &[TrainPoint]) -> impl Iterator<Item = &[TrainPoint]> {
+    points.chunk_by(|a, b| a.rollbacks == b.rollbacks)
+}
+
 fn loss(ui: &mut Ui, size: Vec2, curves: &Curves) {
     let t = theme::of(ui);
-    let points: Vec<[f64; 2]> = curves
-        .points
-        .iter()
-        .filter(|p| p.loss.is_finite())
-        .map(|p| [p.epoch, p.loss])
+    let attempts: Vec<Vec<[f64; 2]>> = attempts(&curves.points)
+        .map(|points| {
+            let finite = points.iter().filter(|p| p.loss.is_finite());
+            let points: Vec<[f64; 2]> = finite.map(|p| [p.epoch, p.loss]).collect();
+            binned(&points, size.x)
+        })
         .collect();
-    let points = binned(&points, size.x);
     let response = frame(ui, "loss", size, "", "loss", epochs(curves))
         .include_y(0.0)
         .show(ui, |plot| {
-            plot.line(
-                Line::new("loss", PlotPoints::from(points))
-                    .color(t.measured)
-                    .width(1.5),
-            );
+            // What was gone back from is paler than what counts.
+            let last = attempts.len().saturating_sub(1);
+            for (index, points) in attempts.into_iter().enumerate() {
+                let color = if index == last { t.measured } else { t.muted };
+                plot.line(
+                    Line::new("loss", PlotPoints::from(points))
+                        .color(color)
+                        .width(1.5),
+                );
+            }
         });
     response
         .response
@@ -333,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_epochs_of_a_run_are_a_whole_number_from_its_first_point_on() {
-        let point = |step: u64, steps: u64, epochs: f64| limbeck_engine::train::TrainPoint {
+        let point = |step: u64, steps: u64, epochs: f64| TrainPoint {
             step,
             steps,
             epoch: step as f64 / (steps as f64 / epochs),
@@ -341,6 +356,7 @@ mod tests {
             rate: 1e-3,
             samples_per_second: 80.0,
             accuracy: None,
+            rollbacks: 0,
         };
         for step in 1..=188 {
             let curves = Curves {
@@ -350,6 +366,30 @@ mod tests {
             };
             assert_eq!(epochs(&curves), 4.0, "{step}");
         }
+    }
+
+    #[test]
+    fn a_training_that_went_back_is_drawn_in_pieces() {
+        let point = |step: u64, rollbacks: u32| TrainPoint {
+            step,
+            steps: 10,
+            epoch: step as f64,
+            loss: 0.1,
+            rate: 1e-3,
+            samples_per_second: 80.0,
+            accuracy: None,
+            rollbacks,
+        };
+        let points = [
+            point(1, 0),
+            point(2, 0),
+            point(1, 1),
+            point(2, 1),
+            point(3, 1),
+        ];
+        let lengths: Vec<usize> = attempts(&points).map(<[_]>::len).collect();
+        assert_eq!(lengths, [2, 3]);
+        assert_eq!(attempts(&[]).count(), 0);
     }
 
     #[test]

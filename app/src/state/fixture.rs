@@ -155,6 +155,7 @@ pub fn demo() -> State {
                 rate: 1e-3 * (1.0 - t),
                 samples_per_second: 3_120.0,
                 accuracy,
+                rollbacks: 0,
             },
         });
     }

@@ -2,6 +2,7 @@
 //! names: calibration, search, training, holdout. Described by a `task.ron`. Uses `exec` only.
 
 mod arrays;
+mod augment;
 mod files;
 mod folder;
 mod open;
@@ -11,6 +12,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub use augment::{Augmentation, Augmented};
 pub use task::{describe_ron_error, did_you_mean};
 
 use candle_core::{Device, Tensor};
@@ -77,6 +79,7 @@ struct Inner {
     recipe: preprocess::Recipe,
     sources: BTreeMap<String, Source>,
     splits: BTreeMap<SplitName, splits::Rows>,
+    augmentation: Option<Augmentation>,
 }
 
 struct Source {
@@ -129,6 +132,11 @@ impl Dataset {
     /// Samples of a split; 0 where the task does not name it.
     pub fn len(&self, split: SplitName) -> usize {
         self.inner.splits.get(&split).map_or(0, |s| s.rows.len())
+    }
+
+    /// What may be done to training images, where the task names anything.
+    pub fn augmentation(&self) -> Option<&Augmentation> {
+        self.inner.augmentation.as_ref()
     }
 
     pub fn is_empty(&self, split: SplitName) -> bool {

@@ -3,6 +3,7 @@
 use super::{
     DataError, DatasetInfo, Inner, Samples, Source,
     arrays::{self, Array},
+    augment::Augmentation,
     files, folder,
     preprocess::{Geometry, Recipe},
     splits,
@@ -80,7 +81,9 @@ fn load(task: &Task, text: &str, base: &Path) -> Result<Inner, DataError> {
         .collect();
     let splits = splits::assign(&task.splits, &sizes)?;
     distinct_samples(&sources, &splits)?;
+    let shape = sample_shape.map(|(shape, _)| shape).unwrap_or_default();
     Ok(Inner {
+        augmentation: Augmentation::new(task.augment, &shape, &recipe)?,
         info: DatasetInfo {
             name: task.name.clone(),
             classes,
@@ -88,7 +91,7 @@ fn load(task: &Task, text: &str, base: &Path) -> Result<Inner, DataError> {
                 .iter()
                 .map(|(name, rows)| (*name, rows.rows.len()))
                 .collect(),
-            sample_shape: sample_shape.map(|(shape, _)| shape).unwrap_or_default(),
+            sample_shape: shape,
             sha256,
         },
         recipe,

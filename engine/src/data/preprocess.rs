@@ -106,6 +106,15 @@ impl Recipe {
         ((pixel * self.scale - pick(&self.mean, 0.0)) / pick(&self.std, 1.0)) as f32
     }
 
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// A black pixel as the network sees it.
+    pub fn black(&self, channel: usize) -> f32 {
+        self.value(0.0, channel)
+    }
+
     /// Whether pixels are resampled, which is worth doing in parallel.
     pub fn resamples(&self) -> bool {
         self.resize.is_some()

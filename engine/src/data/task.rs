@@ -18,6 +18,8 @@ pub(super) struct Task {
     #[allow(dead_code, reason = "top-1 is the only metric; the key is checked")]
     pub metric: Metric,
     pub splits: Splits,
+    #[serde(default)]
+    pub augment: super::augment::Augment,
 }
 
 /// Where samples come from. Paths are relative to the task file.

@@ -23,15 +23,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// Index of a [`Value`] in [`Graph::values`]. Stable for the life of a graph (values are never renumbered
 /// by edits, only by [`Graph::compact`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct ValueId(pub u32);
 
 /// Index of a [`Node`] in [`Graph::nodes`]; valid until the next edit of the node list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct NodeId(pub u32);
 
 /// One extent of a shape.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Dim {
     Known(usize),
     /// A named symbol such as the batch `N`.
@@ -40,7 +44,7 @@ pub enum Dim {
 }
 
 /// An edge of the graph: an input, a weight (`data` present) or what a node computes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Value {
     /// Unique within the graph.
     pub name: String,
@@ -51,7 +55,7 @@ pub struct Value {
 }
 
 /// One operator application. An absent optional input is `None`; an unused optional output likewise.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Node {
     /// Unique within the graph; made up by the reader where the file has none.
     pub name: String,
@@ -61,7 +65,7 @@ pub struct Node {
 }
 
 /// A network. `nodes` is kept in topological order.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Graph {
     pub name: String,
     pub values: Vec<Value>,

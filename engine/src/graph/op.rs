@@ -4,7 +4,7 @@
 use super::{ElementType, TensorData};
 
 /// Element-wise functions of one value without attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum UnaryOp {
     Abs,
     Neg,
@@ -40,7 +40,7 @@ pub enum UnaryOp {
 }
 
 /// Element-wise functions of two values, with broadcasting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum BinaryOp {
     Add,
     Sub,
@@ -60,7 +60,7 @@ pub enum BinaryOp {
 }
 
 /// Element-wise functions of any number of values, with broadcasting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum VariadicOp {
     Sum,
     Mean,
@@ -68,7 +68,7 @@ pub enum VariadicOp {
     Max,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ReduceOp {
     Sum,
     Mean,
@@ -83,7 +83,7 @@ pub enum ReduceOp {
 }
 
 /// How a window operator pads its spatial axes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Padding {
     /// `begin` of every axis, then `end` of every axis.
     Explicit(Vec<usize>),
@@ -93,7 +93,7 @@ pub enum Padding {
 }
 
 /// Window of Conv, ConvTranspose and pooling. Vectors have one entry per spatial axis.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Window {
     pub kernel: Vec<usize>,
     pub strides: Vec<usize>,
@@ -101,7 +101,7 @@ pub struct Window {
     pub padding: Padding,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum PadMode {
     Constant,
     Reflect,
@@ -109,14 +109,14 @@ pub enum PadMode {
     Wrap,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum ResizeMode {
     Nearest,
     Linear,
     Cubic,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum CoordinateMode {
     HalfPixel,
     HalfPixelSymmetric,
@@ -126,7 +126,7 @@ pub enum CoordinateMode {
     TfCropAndResize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum NearestMode {
     RoundPreferFloor,
     RoundPreferCeil,
@@ -135,7 +135,7 @@ pub enum NearestMode {
 }
 
 /// Attribute of an operator Limbeck does not know, kept so that the node survives a round trip.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum RawAttribute {
     Int(i64),
     Float(f32),
@@ -151,7 +151,7 @@ pub enum RawAttribute {
 /// An operator. Inputs are positional as in ONNX opset 21, e.g. `Reshape(data, shape)`, `Clip(x, min?, max?)`,
 /// `Slice(data, starts, ends, axes?, steps?)`, `Pad(data, pads, value?, axes?)`, `Split(x, split?)`,
 /// `Reduce(x, axes?)`, `Squeeze(x, axes?)`, `Resize(x, roi?, scales?, sizes?)`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Op {
     Conv {
         window: Window,

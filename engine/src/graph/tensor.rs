@@ -126,11 +126,27 @@ impl std::fmt::Display for ElementType {
 
 /// A dense tensor: little-endian elements in row-major order, 4-bit elements packed two a byte (low half
 /// first), exactly as ONNX `raw_data`. The bytes may be a slice of a memory map and need not be aligned.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TensorData {
     pub element: ElementType,
     pub shape: Vec<usize>,
+    /// Written out number by number: for constants in attributes. Whoever keeps a graph keeps the data of its values beside it.
+    #[serde(with = "numbers")]
     pub bytes: Bytes,
+}
+
+/// Bytes as a list.
+mod numbers {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(bytes.iter())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Vec::deserialize(from).map(Bytes::from)
+    }
 }
 
 /// Elements of a shape, `None` where the product overflows.

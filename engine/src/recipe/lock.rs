@@ -96,6 +96,11 @@ pub struct LockedChannels {
     pub inputs: (usize, usize),
 }
 
+/// Kind of machine: floating-point results are the same on the same kind.
+pub(super) fn machine() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
+
 /// One predicted class index a line.
 pub fn predictions_text(evaluation: &Evaluation) -> String {
     let mut text = String::new();
@@ -157,7 +162,7 @@ impl Lock {
         Ok(Self {
             version: LOCK_VERSION,
             engine: crate::VERSION.to_owned(),
-            machine: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            machine: machine(),
             recipe_sha256: sha256(recipe_text.as_bytes()),
             model_sha256: session.model_sha256(&CancelToken::default())?,
             data_sha256: session.data_sha256().to_owned(),

@@ -2,6 +2,7 @@
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
 mod channels;
+mod checkpoints;
 mod errors;
 mod files;
 mod identity;
@@ -21,14 +22,16 @@ mod channel_tests;
 mod tests;
 
 pub use channels::PruneChannelsStep;
+pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
+use lock::machine;
 pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
     PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
-pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run};
+pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};

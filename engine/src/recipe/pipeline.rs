@@ -1,10 +1,12 @@
 //! The one pipeline that carries a recipe out, for desktop and command line alike: same bits in both, for any number of threads.
 
 mod watch;
+mod words;
 
+use super::checkpoints::Stand;
 use super::{
-    GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session, Step,
-    files::sha256, judge, resolve, to_ron,
+    Checkpoints, GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session,
+    Step, files::sha256, judge, resolve, to_ron,
 };
 use crate::{
     compress::{
@@ -12,24 +14,27 @@ use crate::{
         Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize, calibrate_layers, pack,
     },
     data::{Dataset, SplitName},
-    eval::{self, Estimate, Evaluation, Metrics},
+    eval::{self, Evaluation, Metrics},
     exec::{CancelToken, ExecError, Mode, Program},
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
-    train::{self, BatchNorm, DistilSettings, Distilled, TrainPoint},
+    train::{self, DistilSettings, TrainPoint},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Instant,
 };
-use watch::Watch;
+use watch::{Saver, Watch};
+use words::training_words;
 
 /// Told how far a run is, after every mini-batch: the place where other work may be done in between.
 pub trait RunObserver {
     /// `done` of `total` in units of one sample's inference; `detail` in words.
     fn progress(&mut self, done: u64, total: u64, detail: &str);
+    /// Something that is to be said at once, and stops nothing.
+    fn note(&mut self, _words: &str) {}
     /// A point of the training curves.
     fn curve(&mut self, _point: &TrainPoint) {}
     /// Whether the state before the last training is to be judged too (see [`RunObserver::before_training`]).
@@ -96,7 +101,25 @@ pub fn run(
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<RunOutcome, PipelineError> {
-    judged(session, recipe, None, split, limit, observer, cancel)
+    judged(session, recipe, None, None, split, limit, observer, cancel)
+}
+
+/// As [`run`], with checkpoints: goes on from the one that was found, and takes more on the way. The outcome is the same to the bit as
+/// without an interruption.
+///
+/// # Errors
+/// As [`run`], and a checkpoint that belongs to something else.
+pub fn run_kept(
+    session: &Session,
+    recipe: &Recipe,
+    checkpoints: &mut Checkpoints,
+    split: SplitName,
+    limit: Option<usize>,
+    observer: &mut dyn RunObserver,
+    cancel: &CancelToken,
+) -> Result<RunOutcome, PipelineError> {
+    let kept = Some(checkpoints);
+    judged(session, recipe, None, kept, split, limit, observer, cancel)
 }
 
 /// Carries the recipe out without judging it. Steps that need no data run without.
@@ -109,7 +132,7 @@ pub fn build(
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<Built, PipelineError> {
-    Work::new(session, recipe, 0, observer, cancel)?.build(session, None)
+    Work::new(session, recipe, None, 0, observer, cancel)?.build(session, None)
 }
 
 /// Judges what [`build`] (or an earlier run) gave for this recipe on the same session.
@@ -125,20 +148,23 @@ pub fn judge_built(
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<RunOutcome, PipelineError> {
-    judged(session, recipe, Some(built), split, limit, observer, cancel)
+    let built = Some(built);
+    judged(session, recipe, built, None, split, limit, observer, cancel)
 }
 
+#[allow(clippy::too_many_arguments)]
 fn judged(
     session: &Session,
     recipe: &Recipe,
     built: Option<Built>,
+    checkpoints: Option<&mut Checkpoints>,
     split: SplitName,
     limit: Option<usize>,
     observer: &mut dyn RunObserver,
     cancel: &CancelToken,
 ) -> Result<RunOutcome, PipelineError> {
     let samples = session.samples(split, limit)? as u64;
-    let mut work = Work::new(session, recipe, samples, observer, cancel)?;
+    let mut work = Work::new(session, recipe, checkpoints, samples, observer, cancel)?;
     if built.is_some() {
         work.total = 2 * samples;
     }
@@ -210,6 +236,7 @@ struct Work<'a> {
     resolved: Resolved,
     observer: &'a mut dyn RunObserver,
     cancel: &'a CancelToken,
+    checkpoints: Option<&'a mut Checkpoints>,
     done: u64,
     total: u64,
 }
@@ -218,6 +245,7 @@ impl<'a> Work<'a> {
     fn new(
         session: &'a Session,
         recipe: &'a Recipe,
+        checkpoints: Option<&'a mut Checkpoints>,
         samples: u64,
         observer: &'a mut dyn RunObserver,
         cancel: &'a CancelToken,
@@ -229,6 +257,7 @@ impl<'a> Work<'a> {
             resolved,
             observer,
             cancel,
+            checkpoints,
             done: 0,
             total: 0,
         };
@@ -329,11 +358,28 @@ impl<'a> Work<'a> {
         session: &Session,
         judged: Option<(SplitName, Option<usize>, &Arc<Evaluation>, Instant)>,
     ) -> Result<Built, PipelineError> {
-        let mut model = session.model();
-        let mut accounts = Vec::new();
         let steps = self.resolved.steps.clone();
-        let mut trained = false;
-        for (index, step) in steps.iter().enumerate() {
+        let stand = match &mut self.checkpoints {
+            Some(kept) => kept.stand(session, self.recipe, self.cancel)?,
+            None => None,
+        };
+        let Stand {
+            index: first,
+            mut model,
+            mut accounts,
+            mut training,
+        } = stand.unwrap_or_else(|| Stand {
+            index: 0,
+            model: session.model(),
+            accounts: Vec::new(),
+            training: None,
+        });
+        let behind = steps.get(..first).unwrap_or_default();
+        self.done += behind.iter().map(|s| self.cost(s)).sum::<u64>();
+        let mut trained = behind.iter().any(|s| matches!(s, ResolvedStep::Distil(_)));
+        for (index, step) in steps.iter().enumerate().skip(first) {
+            // What took long before this step is not done again after a kill.
+            self.keep(index, &model, &accounts, false);
             let cost = self.cost(step);
             let context = PassContext {
                 data: session.data.as_ref(),
@@ -459,17 +505,24 @@ impl<'a> Work<'a> {
                     let mut watch = Watch::new(self, "distilling: judging the start".to_owned());
                     watch.cost = cost;
                     watch.epochs = settings.trained_epochs();
+                    watch.saver = Saver::new(index, &model, &accounts);
                     let cancel = watch.cancel;
                     let seed = watch.recipe.seed;
-                    let distilled = train::distil(
-                        model,
-                        &session.graph,
-                        data,
-                        settings,
-                        seed,
-                        &mut watch,
-                        cancel,
-                    )?;
+                    let teacher = &session.graph;
+                    let distilled = match training.take() {
+                        None => {
+                            train::distil(model, teacher, data, settings, seed, &mut watch, cancel)
+                        }
+                        Some(from) => {
+                            for point in from.points() {
+                                watch.observer.curve(point);
+                            }
+                            let watch = &mut watch;
+                            train::resume(
+                                model, teacher, data, settings, seed, &from, watch, cancel,
+                            )
+                        }
+                    }?;
                     accounts.push(Account {
                         pass: training_words(settings, &distilled),
                         entries: Vec::new(),
@@ -486,11 +539,22 @@ impl<'a> Work<'a> {
                         return Err(PipelineError::Cancelled);
                     }
                     self.advance(cost, "distilled")?;
+                    self.keep(index + 1, &model, &accounts, true);
                 }
             }
         }
         let resolved = self.resolved.clone();
         self.finish(resolved, self.recipe, &model, accounts)
+    }
+
+    /// Takes a checkpoint before step `index`, where one is due or it is `worth` it anyway.
+    fn keep(&mut self, index: usize, model: &Model, accounts: &[Account], worth: bool) {
+        if let Some(kept) = &mut self.checkpoints
+            && (kept.due(0) || worth && kept.wanted())
+            && let Some(words) = kept.save(index, model, accounts, None)
+        {
+            self.observer.note(&words);
+        }
     }
 
     /// Packs and encodes.
@@ -573,40 +637,6 @@ impl<'a> Work<'a> {
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
     scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
-}
-
-/// What training did, in words: it has no account by layer.
-fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
-    let top1 = |e: Option<Estimate>| {
-        e.map_or("unknown".to_owned(), |e| {
-            format!("{:.2} % (n = {})", e.value * 100.0, e.n)
-        })
-    };
-    let norms = match (settings.batch_norm, distilled.batch_norms) {
-        (BatchNorm::Frozen, _) => String::new(),
-        (BatchNorm::Batch { .. }, 0) => {
-            "; batch_norm asked for the mini-batch's statistics, but no batch norm is left (they were folded into the layers before them): trained as if frozen".to_owned()
-        }
-        (BatchNorm::Batch { freeze_at, .. }, n) => format!(
-            "; {n} batch norms on the mini-batch's statistics for the first {:.0} % of the steps",
-            freeze_at * 100.0
-        ),
-    };
-    let steps = match (settings.learned_step_sizes, distilled.step_sizes) {
-        (false, _) => String::new(),
-        (true, 0) => {
-            "; learned_step_sizes asked for, but no weight with a step size of its own is trained"
-                .to_owned()
-        }
-        (true, n) => format!("; step sizes of {n} weights learned"),
-    };
-    format!(
-        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}{steps}",
-        distilled.best_epoch,
-        settings.epochs,
-        top1(distilled.start),
-        top1(distilled.best)
-    )
 }
 
 fn training(s: &DistilSettings, data: &Dataset) -> u64 {

@@ -9,6 +9,9 @@ pub(super) struct DistilLoss {
     /// The teacher's probabilities at the temperature, N×classes; empty when `soft` is 0.
     pub teacher: Vec<f32>,
     pub labels: Vec<u32>,
+    /// Of mixed images the label of the other one, `labels` counting `share`; else empty.
+    pub others: Vec<u32>,
+    pub share: f64,
     pub temperature: f32,
     pub soft: f32,
     pub hard: f32,
@@ -65,12 +68,20 @@ impl DistilLoss {
         }
         if hard > 0.0 {
             log_softmax(logits, 1.0, scratch);
-            let label = self.labels[sample] as usize;
-            loss -= hard * scratch[label];
             for (log_q, g) in scratch.iter().zip(&mut *gradient) {
                 *g += hard * log_q.exp();
             }
-            gradient[label] -= hard;
+            let (other, share) = match self.others.get(sample) {
+                Some(other) => (Some((*other, 1.0 - self.share)), self.share),
+                None => (None, 1.0),
+            };
+            for (label, share) in [Some((self.labels[sample], share)), other]
+                .into_iter()
+                .flatten()
+            {
+                loss -= hard * share * scratch[label as usize];
+                gradient[label as usize] -= hard * share;
+            }
         }
         loss
     }

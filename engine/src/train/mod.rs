@@ -1,13 +1,22 @@
 //! Distillation: losses, the optimiser loop, schedules. Uses `exec`, `data`, `eval`, `compress` (the model it trains).
 
+mod average;
+mod batch;
+mod checkpoint;
 mod loss;
 mod optimise;
+mod order;
+mod recover;
 mod run;
+mod stored;
 mod teacher;
 #[cfg(test)]
 mod tests;
 
-pub use run::distil;
+pub use checkpoint::{Checkpoint, CheckpointText};
+pub use recover::Rollback;
+pub use run::{distil, resume};
+pub use stored::{Blobs, decode, encode};
 
 use crate::{compress::Model, eval::Estimate};
 
@@ -23,8 +32,12 @@ pub enum Optimizer {
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     Constant,
-    /// Rises in a straight line over the first twentieth of the steps (at most 100), then falls to 0 along half a cosine.
+    /// Rises in a straight line over the first twentieth of the steps (at most 100), then falls to 0 along half a cosine (Loshchilov & Hutter
+    /// 2017).
     Cosine,
+    /// Rises in a straight line from a twenty-fifth over the first three tenths of the steps, then falls to a ten-thousandth along half a
+    /// cosine (Smith 2018).
+    OneCycle,
 }
 
 /// What batch norms normalise by while the network trains.
@@ -75,6 +88,19 @@ pub struct DistilSettings {
     pub rate: f64,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
+    /// Share of the steps that the rate rises over, instead of the schedule's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<f64>,
+    /// Gradients are scaled down to this norm, taken over all of them, where they exceed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// The network that is judged and kept is the moving average of the weights (Polyak & Juditsky 1992), an old average counting this much;
+    /// less in the first steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<f64>,
+    /// Images are changed at random as the task's `augment` allows, before teacher and student see them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub augment: bool,
     pub temperature: f32,
     /// Weight of the soft loss (against the teacher) and of the hard loss (against the labels).
     pub soft_weight: f32,
@@ -85,6 +111,9 @@ pub struct DistilSettings {
     pub samples: Option<usize>,
     #[serde(skip_serializing_if = "BatchNorm::is_frozen")]
     pub batch_norm: BatchNorm,
+    /// Ends when so many epochs in a row gave no better state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// Of quantised weights: their step sizes are trained too (LSQ, Esser et al. 2020). Distillation behind Quantize only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub learned_step_sizes: bool,
@@ -101,12 +130,17 @@ impl Default for DistilSettings {
             rate: 1e-3,
             optimizer: Optimizer::AdamW,
             schedule: Schedule::Cosine,
+            warm_up: None,
+            clip_norm: None,
+            average: None,
+            augment: false,
             temperature: 4.0,
             soft_weight: 0.9,
             hard_weight: 0.1,
             weight_decay: 1e-4,
             samples: None,
             batch_norm: BatchNorm::Frozen,
+            patience: None,
             learned_step_sizes: false,
             stop_after: None,
         }
@@ -146,6 +180,8 @@ impl DistilSettings {
             "batch is 0: a mini-batch has at least 1 sample".to_owned()
         } else if self.samples == Some(0) {
             "samples is 0: use at least 1 an epoch, or leave it out for all".to_owned()
+        } else if self.patience == Some(0) {
+            "patience is 0: wait at least 1 epoch for a better state, or leave it out".to_owned()
         } else if let Some(stop) = self.stop_after
             && !(1..=self.epochs).contains(&stop)
         {
@@ -155,6 +191,20 @@ impl DistilSettings {
             )
         } else if !positive(self.rate) {
             format!("rate is {}: a learning rate is above 0", self.rate)
+        } else if let Some(share) = self.warm_up
+            && !(0.0..=1.0).contains(&share)
+        {
+            format!(
+                "warm_up is {share}: it is the share of the steps that the rate rises over, 0 to 1"
+            )
+        } else if let Some(norm) = self.clip_norm
+            && !positive(norm)
+        {
+            format!("clip_norm is {norm}: a norm to scale gradients down to is above 0")
+        } else if let Some(kept) = self.average
+            && !(positive(kept) && kept < 1.0)
+        {
+            format!("average is {kept}: what an old average counts is above 0 and below 1")
         } else if !positive(f64::from(self.temperature)) {
             format!("temperature is {}: it must be above 0", self.temperature)
         } else if !not_negative(soft) || !not_negative(hard) || soft + hard == 0.0 {
@@ -183,6 +233,9 @@ pub struct TrainPoint {
     pub samples_per_second: f64,
     /// Top-1 on the search split, at epoch ends.
     pub accuracy: Option<Estimate>,
+    /// How often training had gone back to an earlier state by then: steps that were taken again come again.
+    #[serde(default)]
+    pub rollbacks: u32,
 }
 
 /// Told of progress after every mini-batch (the place where an interactive job may overtake). Time spent here is not
@@ -194,6 +247,12 @@ pub trait TrainObserver {
     fn pause(&mut self) -> Result<(), TrainError> {
         Ok(())
     }
+    /// Whether a checkpoint is to be taken now, after the mini-batch that was told last.
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+    /// What was wanted.
+    fn checkpoint(&mut self, _checkpoint: &Checkpoint) {}
 }
 
 /// What a distillation leaves.
@@ -208,6 +267,10 @@ pub struct Distilled {
     pub best: Option<Estimate>,
     /// One point a mini-batch.
     pub points: Vec<TrainPoint>,
+    /// Epochs that were trained.
+    pub epochs: usize,
+    /// Where training diverged and went back.
+    pub rollbacks: Vec<Rollback>,
     /// Batch norms that took the mini-batch's statistics: none where they were to stay frozen, or had been folded before.
     pub batch_norms: usize,
     /// Step sizes (tensors of them) that were trained.

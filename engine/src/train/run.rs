@@ -1,9 +1,14 @@
 //! The training loop.
 
 use super::{
-    BatchNorm, DistilSettings, Distilled, TrainError, TrainObserver, TrainPoint,
-    loss::DistilLoss,
+    BatchNorm, Checkpoint, DistilSettings, Distilled, Rollback, TrainError, TrainObserver,
+    TrainPoint,
+    average::Average,
+    batch::Lessons,
+    checkpoint::{Position, changed, with_weights},
     optimise::{Stepper, rate},
+    order::Order,
+    recover::{MOST_ROLLBACKS, RATE_CUT, Recent},
     teacher::{Teacher, logits},
 };
 use crate::{
@@ -13,9 +18,7 @@ use crate::{
     exec::{CancelToken, ExecError, Mode, Program, on_pool},
     graph::Graph,
 };
-use candle_core::{Device, Tensor};
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
+use candle_core::{Device, Tensor, Var};
 use std::{ops::Range, sync::Mutex, time::Instant};
 
 /// Trains `student` against `teacher` with masks and fake quantisation held in place; leaves the best checkpoint by top-1
@@ -25,6 +28,9 @@ use std::{ops::Range, sync::Mutex, time::Instant};
 /// schedule ([`super::BatchNorm`]; a mini-batch of a single sample has none and is trained on the stored ones). The teacher runs in inference mode
 /// and its outputs are computed once a sample. A model that ends in a softmax is trained on the logarithms of its
 /// probabilities. The last, incomplete mini-batch of an epoch is used.
+///
+/// Training that diverges (a loss or weights that are no numbers, losses far above the start's) goes back to the last epoch's end and
+/// on with a quarter of the rate, a few times at most; then it is an error.
 ///
 /// Cancelling, by the token or by an observer that returns [`TrainError::Cancelled`], ends training within a mini-batch and
 /// is no error: what is returned then holds the best checkpoint so far and says that it is `cancelled`.
@@ -37,15 +43,28 @@ pub fn distil(
     observer: &mut dyn TrainObserver,
     cancel: &CancelToken,
 ) -> Result<Distilled, TrainError> {
+    Training::new(student, teacher, data, settings, seed, cancel)?.finish(observer)
+}
+
+/// Goes on from `checkpoint`, which a training with the same arguments gave to its observer; ends with the same bits as if it had not been
+/// interrupted.
+///
+/// # Errors
+/// As [`distil`], and a checkpoint that does not fit the model and the data.
+#[allow(clippy::too_many_arguments)]
+pub fn resume(
+    student: Model,
+    teacher: &Graph,
+    data: &Dataset,
+    settings: &DistilSettings,
+    seed: u64,
+    checkpoint: &Checkpoint,
+    observer: &mut dyn TrainObserver,
+    cancel: &CancelToken,
+) -> Result<Distilled, TrainError> {
     let mut training = Training::new(student, teacher, data, settings, seed, cancel)?;
-    match training.run(observer) {
-        Ok(()) => Ok(training.done),
-        Err(error) if error.is_cancelled() => {
-            training.done.cancelled = true;
-            Ok(training.done)
-        }
-        Err(error) => Err(error),
-    }
+    training.go_on_from(checkpoint)?;
+    training.finish(observer)
 }
 
 struct Training<'a> {
@@ -53,11 +72,14 @@ struct Training<'a> {
     settings: &'a DistilSettings,
     cancel: &'a CancelToken,
     program: Program,
-    /// Absent when the soft loss weighs nothing.
-    teacher: Option<Teacher>,
+    lessons: Lessons<'a>,
+    /// Of the weights, where one is asked for.
+    average: Option<Average>,
     stepper: Stepper,
     order: Order,
-    /// The student's graph, which the program's parameters are written into for every checkpoint.
+    /// The student as it came.
+    base: Model,
+    /// Its graph with the program's parameters, which are written into it for every checkpoint.
     graph: Graph,
     probabilities: bool,
     classes: usize,
@@ -66,39 +88,20 @@ struct Training<'a> {
     /// Steps that are trained, and those of the whole schedule.
     steps: u64,
     scheduled: u64,
+    /// Where training stands; its weights, moments and order are those of the fields above.
+    at: Position,
+    /// Where to go back to.
+    good: Position,
     /// Cross-entropy of the best checkpoint, which decides between equal accuracies.
     best_loss: f64,
     done: Distilled,
 }
 
-/// Sample indices in seeded order: one random permutation after the other.
-pub(super) struct Order {
-    rng: ChaCha8Rng,
-    indices: Vec<usize>,
-    next: usize,
-}
-
-impl Order {
-    pub fn new(seed: u64, samples: usize) -> Self {
-        Self {
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            indices: (0..samples).collect(),
-            next: samples,
-        }
-    }
-    pub fn take(&mut self, count: usize) -> Vec<usize> {
-        let mut taken = Vec::with_capacity(count);
-        while taken.len() < count {
-            if self.next == self.indices.len() {
-                self.indices.shuffle(&mut self.rng);
-                self.next = 0;
-            }
-            let end = self.indices.len().min(self.next + count - taken.len());
-            taken.extend_from_slice(&self.indices[self.next..end]);
-            self.next = end;
-        }
-        taken
-    }
+/// What one mini-batch gave.
+struct Trained {
+    loss: f64,
+    /// What guessing all classes alike would have lost.
+    guess: f64,
 }
 
 impl<'a> Training<'a> {
@@ -126,27 +129,11 @@ impl<'a> Training<'a> {
                 )));
             }
         }
-        let mut program = Program::compile(&student.graph, Mode::Training)?;
+        let (program, step_sizes) = compile(&student.graph, &student, settings)?;
         if program.parameters().is_empty() {
             return Err(TrainError::Settings(
                 "the model has no float weights left to train (they are packed): distil before exporting".into(),
             ));
-        }
-        for (name, mask) in &student.masks {
-            // A weight that is not trained keeps its zeros by itself.
-            let Some(var) = program.parameters().get(name) else {
-                continue;
-            };
-            if mask.len() != var.elem_count() {
-                return Err(TrainError::Settings(format!(
-                    "the mask of {name} has {} elements, its weight {}",
-                    mask.len(),
-                    var.elem_count()
-                )));
-            }
-            let values: Vec<f32> = mask.iter().map(|kept| f32::from(u8::from(*kept))).collect();
-            let mask = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
-            program.set_mask(name, mask)?;
         }
         let teacher = if settings.soft_weight > 0.0 {
             let table = Teacher::new(teacher, available, classes, settings.temperature)?;
@@ -154,32 +141,30 @@ impl<'a> Training<'a> {
         } else {
             None
         };
-        let step_sizes = if settings.learned_step_sizes {
-            program.learn_step_sizes(&student.graph)?
-        } else {
-            0
-        };
         let batch_norms = match settings.batch_norm {
             BatchNorm::Frozen => 0,
             BatchNorm::Batch { .. } => program.batch_norms(),
         };
-        let stepper = Stepper::new(settings, program.parameters().values().cloned().collect())?;
         let samples = settings.samples.unwrap_or(available).min(available);
         let steps = |epochs: usize| (samples.div_ceil(settings.batch) * epochs) as u64;
         Ok(Self {
             data,
             settings,
             cancel,
+            stepper: Stepper::new(settings, program.parameters()),
+            lessons: Lessons::new(data, settings, teacher, seed)?,
+            average: average(&program, settings)?,
             program,
-            teacher,
-            stepper,
             order: Order::new(seed, available),
             graph: student.graph.clone(),
+            base: student.clone(),
             probabilities: student.graph.ends_in_softmax(),
             classes,
             samples,
             steps: steps(settings.trained_epochs()),
             scheduled: steps(settings.epochs),
+            at: Position::default(),
+            good: Position::default(),
             best_loss: f64::INFINITY,
             done: Distilled {
                 model: student,
@@ -187,6 +172,8 @@ impl<'a> Training<'a> {
                 start: None,
                 best: None,
                 points: Vec::new(),
+                epochs: 0,
+                rollbacks: Vec::new(),
                 batch_norms,
                 step_sizes,
                 cancelled: false,
@@ -194,68 +181,231 @@ impl<'a> Training<'a> {
         })
     }
 
+    fn finish(mut self, observer: &mut dyn TrainObserver) -> Result<Distilled, TrainError> {
+        let ran = self.run(observer);
+        self.done.epochs = self.at.epoch;
+        match ran {
+            Ok(()) => Ok(self.done),
+            Err(error) if error.is_cancelled() => {
+                self.done.cancelled = true;
+                Ok(self.done)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn run(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
-        let start = self.judge(0, observer)?;
-        self.done.start = Some(start);
+        if self.done.start.is_none() {
+            let start = self.judge(0, observer)?;
+            self.done.start = Some(start);
+            self.good = self.position()?;
+        }
         let batches = self.samples.div_ceil(self.settings.batch);
-        let mut step = 0;
-        for epoch in 0..self.settings.trained_epochs() {
-            let order = self.order.take(self.samples);
-            for (index, batch) in order.chunks(self.settings.batch).enumerate() {
-                if self.cancel.is_cancelled() {
-                    return Err(TrainError::Cancelled);
-                }
-                let began = Instant::now();
-                let rate = rate(self.settings, step, self.scheduled);
-                let own = step < self.settings.batch_norm.frozen_from(self.scheduled);
-                self.program.set_batch_statistics(own && batch.len() > 1);
-                // One visit to the pool a mini-batch: waking it for every operator costs more than small ones take.
-                let loss = on_pool(|| self.train(batch, rate))?;
-                let seconds = began.elapsed().as_secs_f64();
-                step += 1;
-                if !loss.is_finite() {
-                    return Err(self.diverged(&format!("the loss is {loss}"), step, rate));
-                }
-                let last = index + 1 == batches;
-                let accuracy = if last {
-                    self.check_parameters(step, rate)?;
-                    Some(self.judge(epoch + 1, observer)?)
-                } else {
-                    None
-                };
-                let point = TrainPoint {
-                    step,
-                    steps: self.steps,
-                    epoch: epoch as f64 + (index + 1) as f64 / batches as f64,
-                    loss,
-                    rate,
-                    samples_per_second: batch.len() as f64 / seconds.max(1e-9),
-                    accuracy,
-                };
-                self.done.points.push(point);
-                observer.step(&point)?;
+        while self.at.epoch < self.settings.trained_epochs() && !self.out_of_patience() {
+            if self.cancel.is_cancelled() {
+                return Err(TrainError::Cancelled);
+            }
+            if self.at.batch == 0 {
+                self.at.samples = self.order.take(self.samples);
+            }
+            let first = self.at.batch * self.settings.batch;
+            let last = self.samples.min(first + self.settings.batch);
+            let batch = self
+                .at
+                .samples
+                .get(first..last)
+                .unwrap_or_default()
+                .to_vec();
+            let began = Instant::now();
+            let step = self.at.step;
+            let rate = rate(self.settings, step, self.scheduled) * self.cut();
+            let own = step < self.settings.batch_norm.frozen_from(self.scheduled);
+            self.program.set_batch_statistics(own && batch.len() > 1);
+            // One visit to the pool a mini-batch: waking it for every operator costs more than small ones take.
+            let trained = on_pool(|| self.train(&batch, rate))?;
+            let seconds = began.elapsed().as_secs_f64();
+            self.at.step += 1;
+            self.at.batch += 1;
+            let ended = self.at.batch == batches;
+            let mut wrong = self.at.recent.add(trained.loss, trained.guess);
+            if wrong.is_none() && ended {
+                wrong = self.broken_parameter()?;
+            }
+            if let Some(wrong) = wrong {
+                self.roll_back(wrong, rate)?;
+                continue;
+            }
+            let epoch = self.at.epoch as f64 + self.at.batch as f64 / batches as f64;
+            let mut accuracy = None;
+            if ended {
+                accuracy = Some(self.judge(self.at.epoch + 1, observer)?);
+                self.at.epoch += 1;
+                self.at.batch = 0;
+                self.at.samples.clear();
+                self.good = self.position()?;
+            }
+            let point = TrainPoint {
+                step: self.at.step,
+                steps: self.steps,
+                epoch,
+                loss: trained.loss,
+                rate,
+                samples_per_second: batch.len() as f64 / seconds.max(1e-9),
+                accuracy,
+                rollbacks: self.done.rollbacks.len() as u32,
+            };
+            self.done.points.push(point);
+            observer.step(&point)?;
+            if observer.wants_checkpoint() {
+                observer.checkpoint(&self.checkpoint()?);
             }
         }
         Ok(())
     }
 
-    /// One mini-batch; its loss.
-    fn train(&mut self, indices: &[usize], rate: f64) -> Result<f64, TrainError> {
-        let batch = self.data.gather(SplitName::Training, indices)?;
-        if let Some(at) = batch
-            .labels
-            .iter()
-            .position(|l| *l as usize >= self.classes)
-        {
-            return Err(TrainError::Settings(format!(
-                "training sample {} has label {}, but the task names {} classes",
-                indices[at], batch.labels[at], self.classes
+    /// No better state came for as many epochs as are borne with.
+    fn out_of_patience(&self) -> bool {
+        let waited = self.at.epoch - self.done.best_epoch;
+        self.at.batch == 0 && self.settings.patience.is_some_and(|most| waited >= most)
+    }
+
+    /// What is left of the rate after going back as often as it was done.
+    fn cut(&self) -> f64 {
+        (0..self.done.rollbacks.len()).fold(1.0, |cut, _| cut * RATE_CUT)
+    }
+
+    /// Where training stands, whole.
+    fn position(&mut self) -> Result<Position, TrainError> {
+        self.program.store(&mut self.graph)?;
+        let parameters = self.program.parameters();
+        let mut statistics = changed(&self.graph, &self.base.graph);
+        statistics.retain(|name, _| !parameters.contains_key(name));
+        let values = |(name, var): (&String, &Var)| {
+            let values = var.flatten_all()?.to_vec1::<f32>()?;
+            Ok((name.clone(), values))
+        };
+        Ok(Position {
+            order: self.order.state(),
+            parameters: parameters
+                .iter()
+                .map(values)
+                .collect::<candle_core::Result<_>>()?,
+            statistics,
+            moments: self.stepper.moments(),
+            average: self.average.as_ref().map(|a| (a.steps, a.of.clone())),
+            ..self.at.clone()
+        })
+    }
+
+    fn checkpoint(&mut self) -> Result<Checkpoint, TrainError> {
+        let at = self.position()?;
+        Ok(Checkpoint {
+            good: (self.good != at).then(|| self.good.clone()),
+            at,
+            best: changed(&self.done.model.graph, &self.base.graph),
+            best_epoch: self.done.best_epoch,
+            best_accuracy: self.done.best,
+            best_loss: self.best_loss,
+            start: self.done.start,
+            points: self.done.points.clone(),
+            rollbacks: self.done.rollbacks.clone(),
+        })
+    }
+
+    fn go_on_from(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let unfit = || {
+            TrainError::Settings(
+                "the checkpoint does not fit the model, the data or the settings: it is of another training"
+                    .into(),
+            )
+        };
+        let at = &checkpoint.at;
+        let batches = self.samples.div_ceil(self.settings.batch);
+        let whole = at.samples.len() == if at.batch == 0 { 0 } else { self.samples };
+        let step = (at.epoch * batches + at.batch) as u64;
+        if !whole || at.step != step || at.step > self.steps || at.batch >= batches {
+            return Err(unfit());
+        }
+        self.done.model.graph =
+            with_weights(&self.base.graph, &checkpoint.best).ok_or_else(unfit)?;
+        self.done.best_epoch = checkpoint.best_epoch;
+        self.done.best = checkpoint.best_accuracy;
+        self.best_loss = checkpoint.best_loss;
+        self.done.start = checkpoint.start;
+        self.done.points.clone_from(&checkpoint.points);
+        self.done.rollbacks.clone_from(&checkpoint.rollbacks);
+        self.good = checkpoint.good.as_ref().unwrap_or(at).clone();
+        if self.restore(at)? {
+            Ok(())
+        } else {
+            Err(unfit())
+        }
+    }
+
+    /// Goes to `position`; false where it does not fit.
+    fn restore(&mut self, position: &Position) -> Result<bool, TrainError> {
+        let Some(graph) = with_weights(&self.base.graph, &position.statistics) else {
+            return Ok(false);
+        };
+        (self.program, _) = compile(&graph, &self.base, self.settings)?;
+        self.graph = graph;
+        for (name, var) in self.program.parameters() {
+            match position.parameters.get(name) {
+                Some(values) if values.len() == var.elem_count() => {
+                    let values = Tensor::from_slice(values, var.shape(), &Device::Cpu)?;
+                    var.set(&values)?;
+                }
+                _ => return Ok(false),
+            }
+        }
+        if position.parameters.len() != self.program.parameters().len() {
+            return Ok(false);
+        }
+        self.stepper = Stepper::new(self.settings, self.program.parameters());
+        self.average = average(&self.program, self.settings)?;
+        let averaged = match (&mut self.average, &position.average) {
+            (None, None) => true,
+            (Some(average), Some((steps, of))) => average.restore(*steps, of),
+            _ => false,
+        };
+        if !averaged {
+            return Ok(false);
+        }
+        self.at = position.clone();
+        Ok(self.stepper.restore(&position.moments) && self.order.restore(&position.order))
+    }
+
+    /// Goes back to the last good state, and on with a lower rate.
+    ///
+    /// # Errors
+    /// It was done too often.
+    fn roll_back(&mut self, what: String, rate: f64) -> Result<(), TrainError> {
+        let step = self.at.step;
+        if self.done.rollbacks.len() >= MOST_ROLLBACKS {
+            return Err(TrainError::Diverged(format!(
+                "training diverged: {what} at step {step} of {}, learning rate {rate:.3e}; going back and trying a quarter of the rate                  did not help {MOST_ROLLBACKS} times; lower `rate` (now {:.3e})",
+                self.steps, self.settings.rate
             )));
         }
-        let teacher = match &mut self.teacher {
-            Some(teacher) => teacher.probabilities(indices, &batch.images, self.cancel)?,
-            None => Vec::new(),
-        };
+        self.done.rollbacks.push(Rollback {
+            what,
+            step,
+            back_to: self.good.step,
+            rate: self.settings.rate * self.cut() * RATE_CUT,
+        });
+        let good = self.good.clone();
+        if !self.restore(&good)? {
+            return Err(TrainError::Diverged(
+                "training diverged, and its last good state does not fit the model: please report this".into(),
+            ));
+        }
+        self.at.recent = Recent::default();
+        Ok(())
+    }
+
+    /// One mini-batch.
+    fn train(&mut self, indices: &[usize], rate: f64) -> Result<Trained, TrainError> {
+        let lesson = self.lessons.take(indices, self.at.step, self.cancel)?;
         let (settings, classes) = (self.settings, self.classes);
         let shape = Mutex::new(None);
         let loss = |rows: Range<usize>, outputs: &[Tensor]| {
@@ -269,18 +419,9 @@ impl<'a> Training<'a> {
                 }
             };
             let share = rows.len() as f64 / indices.len() as f64;
-            let taught = rows.start * classes..rows.end * classes;
-            let mean = logits.apply_op1(DistilLoss {
-                classes,
-                teacher: teacher.get(taught).unwrap_or_default().to_vec(),
-                labels: batch.labels[rows].to_vec(),
-                temperature: settings.temperature,
-                soft: settings.soft_weight,
-                hard: settings.hard_weight,
-            })?;
-            mean * share
+            logits.apply_op1(lesson.loss(rows, classes, settings))? * share
         };
-        let gradients = self.program.gradients(&batch.images, &loss, self.cancel);
+        let gradients = self.program.gradients(&lesson.images, &loss, self.cancel);
         if let Some(error) = shape.into_inner().unwrap_or_else(|e| e.into_inner()) {
             return Err(error);
         }
@@ -290,8 +431,14 @@ impl<'a> Training<'a> {
                 self.program.follow(&gradients.statistics, momentum)?;
             }
             self.stepper.step(rate, &mut gradients.store)?;
+            if let Some(average) = &mut self.average {
+                average.follow(self.program.parameters())?;
+            }
         }
-        Ok(gradients.loss)
+        Ok(Trained {
+            loss: gradients.loss,
+            guess: lesson.guess(classes, settings),
+        })
     }
 
     /// Judges the parameters as they are, and keeps them when they are the best so far.
@@ -300,8 +447,13 @@ impl<'a> Training<'a> {
         epoch: usize,
         observer: &mut dyn TrainObserver,
     ) -> Result<Estimate, TrainError> {
-        if epoch > 0 {
-            self.program.store(&mut self.graph)?;
+        match &self.average {
+            _ if epoch == 0 => {}
+            None => self.program.store(&mut self.graph)?,
+            Some(average) => {
+                let (program, graph) = (&self.program, &mut self.graph);
+                average.in_place(program.parameters(), || program.store(graph))??;
+            }
         }
         let program = Program::compile(&self.graph, Mode::Inference)?;
         let mut between = Between {
@@ -333,22 +485,54 @@ impl<'a> Training<'a> {
         Ok(top1)
     }
 
-    fn check_parameters(&self, step: u64, rate: f64) -> Result<(), TrainError> {
+    /// In words, a parameter that is no number any more.
+    fn broken_parameter(&self) -> Result<Option<String>, TrainError> {
         for (name, var) in self.program.parameters() {
             let values = var.flatten_all()?.to_vec1::<f32>()?;
             if values.iter().any(|v| !v.is_finite()) {
-                return Err(self.diverged(&format!("{name} is not finite"), step, rate));
+                return Ok(Some(format!("{name} is not finite")));
             }
         }
-        Ok(())
+        Ok(None)
     }
+}
 
-    fn diverged(&self, what: &str, step: u64, rate: f64) -> TrainError {
-        TrainError::Diverged(format!(
-            "training diverged: {what} at step {step} of {}, learning rate {rate:.3e}; lower `rate` (now {:.3e})",
-            self.steps, self.settings.rate
-        ))
+/// The average that is asked for, at its start.
+fn average(program: &Program, settings: &DistilSettings) -> Result<Option<Average>, TrainError> {
+    let new = |kept: f64| Average::new(kept, program.parameters());
+    Ok(settings.average.map(new).transpose()?)
+}
+
+/// The program that trains `graph`, the student's with running statistics that may have moved: masks are laid over its weights. Also how
+/// many step sizes are learned.
+fn compile(
+    graph: &Graph,
+    student: &Model,
+    settings: &DistilSettings,
+) -> Result<(Program, usize), TrainError> {
+    let mut program = Program::compile(graph, Mode::Training)?;
+    for (name, mask) in &student.masks {
+        // A weight that is not trained keeps its zeros by itself.
+        let Some(var) = program.parameters().get(name) else {
+            continue;
+        };
+        if mask.len() != var.elem_count() {
+            return Err(TrainError::Settings(format!(
+                "the mask of {name} has {} elements, its weight {}",
+                mask.len(),
+                var.elem_count()
+            )));
+        }
+        let values: Vec<f32> = mask.iter().map(|kept| f32::from(u8::from(*kept))).collect();
+        let mask = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
+        program.set_mask(name, mask)?;
     }
+    let step_sizes = if settings.learned_step_sizes {
+        program.learn_step_sizes(graph)?
+    } else {
+        0
+    };
+    Ok((program, step_sizes))
 }
 
 /// Lets the trainer's observer in between an evaluation's mini-batches.

@@ -1,4 +1,4 @@
-//! The teacher's outputs, computed once a training sample: inputs are not augmented, so they never change.
+//! The teacher's outputs: computed once a training sample where inputs are not augmented, and so never change.
 
 use super::{TrainError, loss::log_softmax};
 use crate::{
@@ -38,7 +38,10 @@ pub(super) fn logits(
     })
 }
 
-/// Per-sample logits of the training split, filled in as batches ask for them.
+/// Most bytes of outputs that are kept; what goes beyond is computed again each time.
+const KEPT: usize = 512 << 20;
+
+/// Per-sample probabilities of the training split, filled in as batches ask for them.
 pub(super) struct Teacher {
     program: Program,
     probabilities: bool,
@@ -46,6 +49,8 @@ pub(super) struct Teacher {
     temperature: f32,
     /// Per sample of the split, empty until known: probabilities at the temperature.
     rows: Vec<Box<[f32]>>,
+    /// Rows that may still be kept.
+    room: usize,
 }
 
 impl Teacher {
@@ -61,6 +66,7 @@ impl Teacher {
             classes,
             temperature,
             rows: vec![Box::default(); samples],
+            room: KEPT / (classes.max(1) * size_of::<f32>()),
         })
     }
 
@@ -71,29 +77,47 @@ impl Teacher {
         images: &Tensor,
         cancel: &CancelToken,
     ) -> Result<Vec<f32>, TrainError> {
-        if indices.iter().any(|i| self.rows[*i].is_empty()) {
-            let outputs = self
-                .program
-                .run(std::slice::from_ref(images), &mut NoTaps, cancel)?;
-            let size = (indices.len(), self.classes);
-            let logits = logits(&outputs, size, self.probabilities, "teacher")?;
-            let mut scratch = Vec::with_capacity(self.classes);
-            for (index, row) in indices.iter().zip(logits.to_vec2::<f32>()?) {
-                if !self.rows[*index].is_empty() {
-                    continue;
-                }
-                if row.iter().any(|v| !v.is_finite()) {
-                    return Err(TrainError::Settings(format!(
-                        "the teacher's output for training sample {index} is not finite: check the original model's weights"
-                    )));
-                }
-                log_softmax(&row, self.temperature, &mut scratch);
-                self.rows[*index] = scratch.iter().map(|v| v.exp() as f32).collect();
+        let known = |rows: &[Box<[f32]>]| -> Vec<f32> {
+            let of = indices.iter().filter_map(|i| rows.get(*i));
+            of.flat_map(|row| row.iter().copied()).collect()
+        };
+        let found = known(&self.rows);
+        if found.len() == indices.len() * self.classes {
+            return Ok(found);
+        }
+        let fresh = self.fresh(indices, images, cancel)?;
+        for (index, row) in indices.iter().zip(fresh.chunks_exact(self.classes)) {
+            if self.room > 0 && self.rows[*index].is_empty() {
+                self.rows[*index] = row.into();
+                self.room -= 1;
             }
         }
-        Ok(indices
-            .iter()
-            .flat_map(|i| self.rows[*i].iter().copied())
-            .collect())
+        Ok(fresh)
+    }
+
+    /// As [`Teacher::probabilities`], computed now and not kept: for augmented images.
+    pub fn fresh(
+        &self,
+        indices: &[usize],
+        images: &Tensor,
+        cancel: &CancelToken,
+    ) -> Result<Vec<f32>, TrainError> {
+        let outputs = self
+            .program
+            .run(std::slice::from_ref(images), &mut NoTaps, cancel)?;
+        let size = (indices.len(), self.classes);
+        let logits = logits(&outputs, size, self.probabilities, "teacher")?;
+        let mut scratch = Vec::with_capacity(self.classes);
+        let mut all = Vec::with_capacity(indices.len() * self.classes);
+        for (index, row) in indices.iter().zip(logits.to_vec2::<f32>()?) {
+            if row.iter().any(|v| !v.is_finite()) {
+                return Err(TrainError::Settings(format!(
+                    "the teacher's output for training sample {index} is not finite: check the original model's weights"
+                )));
+            }
+            log_softmax(&row, self.temperature, &mut scratch);
+            all.extend(scratch.iter().map(|v| v.exp() as f32));
+        }
+        Ok(all)
     }
 }

@@ -1,7 +1,7 @@
 //! Arguments as they stand on the command line; their help is the manual.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use limbeck_engine::{data::SplitName, sensitivity::Candidate};
+use limbeck_engine::{data::SplitName, recipe::CheckpointEvery, sensitivity::Candidate};
 use std::path::PathBuf;
 
 /// Makes neural networks small, measures what that costs, and repeats it to the bit.
@@ -30,6 +30,7 @@ Examples:
   limbeck inspect sample-models/fashion-resnet/fashion-resnet.onnx
   limbeck eval sample-models/fashion-resnet/fashion-resnet.onnx --limit 1000
   limbeck run sample-models/fashion-resnet/recipes/int8.ron --out out
+  limbeck run --resume out
   limbeck verify out
   limbeck export model.onnx --format int8 --task task.ron --out model-int8.onnx"
 )]
@@ -131,13 +132,24 @@ pub struct Sensitivity {
 /// and against the recipe's goals: pass, fail, or inconclusive where the 95 % interval spans the limit (then it says about how
 /// many more samples would tell). The lock holds every layer's settings, scales and zero points, and hashes of model, data,
 /// recipe and result: `limbeck verify` repeats the run from it.
+///
+/// While it works, checkpoints are kept in DIR/checkpoints. A run that was killed is gone on with by `limbeck run --resume DIR`, and ends
+/// with the same bits as one that was not.
 #[derive(Args)]
 pub struct Run {
     /// The recipe; paths in it are relative to its own folder. See docs/recipe.md.
-    pub recipe: PathBuf,
-    /// Folder to write into; made if it is not there. Files of an earlier run are replaced.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    #[arg(required_unless_present = "resume")]
+    pub recipe: Option<PathBuf>,
+    /// Folder to write into; made if it is not there. Files of an earlier, complete run are replaced.
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    pub out: Option<PathBuf>,
+    /// Go on with the unfinished run in this folder, from its newest checkpoint. Nothing is done where the run is complete.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out", "split", "limit", "strict"])]
+    pub resume: Option<PathBuf>,
+    /// When checkpoints are taken: `30s`, `5m`, `200steps` (of training), `5m,200steps` for whichever comes first, or `never`; and after
+    /// every training [default: 60s].
+    #[arg(long, value_name = "INTERVAL")]
+    pub checkpoint_every: Option<CheckpointEvery>,
     /// Another model than the recipe's, such as a newly trained one.
     #[arg(long)]
     pub model: Option<PathBuf>,

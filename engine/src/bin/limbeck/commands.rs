@@ -1,7 +1,7 @@
 //! The six commands: arguments in, report out.
 
 use crate::{
-    BAD_INPUT, DONE, FAILED, GOAL_MISSED, Report, Stop, args, json,
+    BAD_INPUT, DONE, FAILED, GOAL_MISSED, Report, Stop, args, json, start,
     text::{self, table, thousands},
     watch::Watch,
 };
@@ -12,9 +12,9 @@ use limbeck_engine::{
     graph::LayerId,
     measure,
     recipe::{
-        self, Choice, LOCK_FILE, Lock, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, PipelineError,
-        QuantizeStep, RECIPE_FILE, Recipe, RecipeFile, Session, Step, Verdict, predictions_text,
-        write_atomic,
+        self, Checkpoints, Choice, LOCK_FILE, Lock, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE,
+        PipelineError, QuantizeStep, RECIPE_FILE, Recipe, RecipeFile, Session, Step, Verdict,
+        predictions_text, write_atomic,
     },
     sensitivity::{self, Candidate, Cell, Direction, MapObserver, MapOptions, Tier},
 };
@@ -338,48 +338,30 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
 }
 
 pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
-    existing(&a.recipe, "recipe")?;
-    let file = RecipeFile::read(&a.recipe)?;
+    let mut begun = match start::begun(a)? {
+        start::Begun::Complete(report) => return Ok(report),
+        start::Begun::Work(begun) => begun,
+    };
+    existing(&begun.recipe, "recipe")?;
+    let file = RecipeFile::read(&begun.recipe)?;
     for (path, what) in [(&a.model, "model"), (&a.task, "task")] {
         if let Some(path) = path {
             existing(path, what)?;
         }
     }
     let (session, recipe) = recipe::open_recipe(&file, a.model.as_deref(), a.task.as_deref())?;
-    let split = SplitName::from(a.split);
-    session.samples(split, a.limit)?;
-    // Before the work, not after it: the folder must be there and take files.
-    let output = |e: std::io::Error| Stop {
-        message: e.to_string(),
-        code: BAD_INPUT,
-    };
-    std::fs::create_dir_all(&a.out).map_err(|e| Stop {
-        message: format!("cannot make the folder {}: {e}", a.out.display()),
-        code: BAD_INPUT,
-    })?;
+    session.samples(begun.split, begun.limit)?;
     let mut recipe = recipe;
-    recipe.model = recipe::relative_to(&session.model_path, &a.out);
-    if let Some(task) = &session.task_path {
-        recipe.task = recipe::relative_to(task, &a.out);
+    let (recipe_text, mut checkpoints) = start::prepare(&mut begun, &session, &mut recipe)?;
+    for note in checkpoints.notes() {
+        watch.say(&note);
     }
-    let recipe_text = recipe.to_ron()?;
-    // A lock stands only beside the files it speaks of: an earlier run's goes before the first of them is replaced.
-    match std::fs::remove_file(a.out.join(LOCK_FILE)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Stop {
-                message: format!("cannot write into {}: {e}", a.out.display()),
-                code: BAD_INPUT,
-            });
-        }
-        _ => {}
-    }
-    write_atomic(&a.out.join(RECIPE_FILE), recipe_text.as_bytes()).map_err(output)?;
-
-    let outcome = recipe::run(
+    let outcome = recipe::run_kept(
         &session,
         &recipe,
-        split,
-        a.limit,
+        &mut checkpoints,
+        begun.split,
+        begun.limit,
         &mut watch,
         &CancelToken::default(),
     )?;
@@ -388,13 +370,15 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
     let info = session.runnable()?.info();
     let code = match recipe::overall(&outcome.verdicts) {
         Some(Verdict::Fail) => GOAL_MISSED,
-        Some(Verdict::Inconclusive) if a.strict => GOAL_MISSED,
+        Some(Verdict::Inconclusive) if begun.strict => GOAL_MISSED,
         _ => DONE,
     };
+    let mut model = model_json(&session)?;
+    model["path"] = json!(begun.model());
     let report = json!({
         "command": "run",
-        "recipe": { "path": a.recipe, "name": recipe.name, "sha256": lock.recipe_sha256, "seed": recipe.seed },
-        "model": model_json(&session)?,
+        "recipe": { "path": begun.named, "name": recipe.name, "sha256": lock.recipe_sha256, "seed": recipe.seed },
+        "model": model,
         "data": json::data(info),
         "baseline": json::metrics(&outcome.baseline_metrics, &info.classes),
         "metrics": json::metrics(&outcome.metrics, &info.classes),
@@ -416,8 +400,9 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         (METRICS_FILE, metrics_text.as_bytes()),
         (LOCK_FILE, lock_text.as_bytes()),
     ] {
-        write_atomic(&a.out.join(name), content)?;
+        write_atomic(&begun.out.join(name), content)?;
     }
+    Checkpoints::done(&begun.out)?;
 
     let mut out = String::new();
     out.push_str(&text::metrics(&outcome.baseline_metrics, "Original"));
@@ -441,7 +426,7 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
     let _ = writeln!(
         out,
         "Written to {}: {MODEL_FILE} (SHA-256 {}), {RECIPE_FILE}, {LOCK_FILE}, {METRICS_FILE}, {PREDICTIONS_FILE}",
-        a.out.display(),
+        begun.out.display(),
         outcome.model_sha256
     );
     Ok(Report {

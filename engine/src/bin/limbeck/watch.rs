@@ -47,6 +47,12 @@ impl Watch {
         self.bar.set_message(detail.to_owned());
     }
 
+    /// A line on standard error, quiet or not: it is no progress.
+    #[allow(clippy::print_stderr)] // a command line talks
+    pub fn say(&self, words: &str) {
+        self.bar.suspend(|| eprintln!("limbeck: {words}"));
+    }
+
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -61,6 +67,9 @@ impl Drop for Watch {
 impl RunObserver for Watch {
     fn progress(&mut self, done: u64, total: u64, detail: &str) {
         self.set(done, total, detail);
+    }
+    fn note(&mut self, words: &str) {
+        self.say(words);
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::{RunObserver, Work, stop};
 use crate::{
+    compress::{Account, Model},
     eval::Observer,
     exec::{CancelToken, ExecError},
-    recipe::{Recipe, Session, verdict::grouped},
-    train::{TrainError, TrainObserver, TrainPoint},
+    recipe::{Checkpoints, Recipe, Session, verdict::grouped},
+    train::{Checkpoint, TrainError, TrainObserver, TrainPoint},
 };
 
 /// Passes on what one stage tells as progress of the whole.
@@ -21,6 +22,25 @@ pub(super) struct Watch<'w> {
     pub(super) epochs: usize,
     /// The part of `cost` that is done.
     pub(super) trained: u64,
+    checkpoints: Option<&'w mut Checkpoints>,
+    pub(super) saver: Option<Saver>,
+}
+
+/// What a checkpoint of a training holds besides the training.
+pub(super) struct Saver {
+    index: usize,
+    model: Model,
+    accounts: Vec<Account>,
+}
+
+impl Saver {
+    pub(super) fn new(index: usize, model: &Model, accounts: &[Account]) -> Option<Self> {
+        Some(Self {
+            index,
+            model: model.clone(),
+            accounts: accounts.to_vec(),
+        })
+    }
 }
 
 impl<'w> Watch<'w> {
@@ -36,6 +56,8 @@ impl<'w> Watch<'w> {
             cost: 0,
             epochs: 0,
             trained: 0,
+            checkpoints: work.checkpoints.as_deref_mut(),
+            saver: None,
         }
     }
 }
@@ -70,5 +92,19 @@ impl TrainObserver for Watch<'_> {
             return Err(TrainError::Cancelled);
         }
         Ok(())
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        self.checkpoints.as_mut().is_some_and(|kept| kept.due(1))
+    }
+
+    fn checkpoint(&mut self, training: &Checkpoint) {
+        let (Some(kept), Some(saver)) = (&mut self.checkpoints, &self.saver) else {
+            return;
+        };
+        let failed = kept.save(saver.index, &saver.model, &saver.accounts, Some(training));
+        if let Some(words) = failed {
+            self.observer.note(&words);
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Training small networks for real, and the arithmetic of losses and schedules.
 
+mod going_on;
 mod net;
+mod taking;
 
 use super::{
     BatchNorm, DistilSettings, Distilled, Optimizer, Schedule, TrainError, TrainObserver,
@@ -257,7 +259,7 @@ fn learned_step_sizes_leave_a_bad_start_and_are_kept_with_the_weights() {
     assert_eq!((fixed.step_sizes, learned.step_sizes), (0, 1));
     assert!(fixed.best_epoch > 0 && learned.best_epoch > 0);
     assert_eq!(scale(&fixed), 0.0002);
-    assert!(scale(&learned) > 0.0003, "{}", scale(&learned));
+    assert!(scale(&learned) > 0.00023, "{}", scale(&learned));
     let last = |done: &Distilled| {
         done.points
             .iter()
@@ -410,6 +412,9 @@ fn what_cannot_be_trained_is_said() {
     assert!(message(&|s| s.temperature = 0.0).contains("temperature is 0"));
     assert!(message(&|s| s.samples = Some(0)).contains("samples is 0"));
     assert!(message(&|s| s.weight_decay = -1.0).contains("weight_decay"));
+    assert!(message(&|s| s.warm_up = Some(1.5)).contains("warm_up is 1.5"));
+    assert!(message(&|s| s.clip_norm = Some(0.0)).contains("clip_norm is 0"));
+    assert!(message(&|s| s.average = Some(1.0)).contains("average is 1"));
     assert!(message(&|s| (s.soft_weight, s.hard_weight) = (0.0, 0.0)).contains("nor both 0"));
 
     let (_folder, no_training) = task(r#"search: Rows(from: "all", count: 90)"#);
@@ -430,17 +435,17 @@ fn what_cannot_be_trained_is_said() {
 
 #[test]
 fn fewer_samples_an_epoch_still_see_the_whole_split() {
-    let mut order = super::run::Order::new(3, 10);
+    let mut order = super::order::Order::new(3, 10);
     let mut seen: Vec<usize> = (0..2).flat_map(|_| order.take(5)).collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..10).collect::<Vec<_>>());
     assert_eq!(
-        super::run::Order::new(3, 10).take(10),
-        super::run::Order::new(3, 10).take(10)
+        super::order::Order::new(3, 10).take(10),
+        super::order::Order::new(3, 10).take(10)
     );
     assert_ne!(
-        super::run::Order::new(3, 10).take(10),
-        super::run::Order::new(4, 10).take(10)
+        super::order::Order::new(3, 10).take(10),
+        super::order::Order::new(4, 10).take(10)
     );
 
     let (_folder, data) = task(SPLITS);
@@ -475,6 +480,23 @@ fn rates_follow_their_schedule() {
     assert_eq!(rate(&s, 0, 10), s.rate);
     s.schedule = Schedule::Constant;
     assert_eq!(rate(&s, 399, 400), s.rate);
+    s.schedule = Schedule::OneCycle;
+    let rates: Vec<f64> = (0..400).map(|step| rate(&s, step, 400)).collect();
+    assert!(rates[0] > s.rate / 25.0 && rates[0] < s.rate / 20.0);
+    assert!(rates[..120].windows(2).all(|w| w[0] < w[1]));
+    assert!(rates[120..].windows(2).all(|w| w[0] > w[1]));
+    assert_eq!(rates[120], s.rate);
+    assert!(rates[399] > s.rate * 1e-4 && rates[399] < s.rate * 3e-4);
+    // A warm-up that is asked for takes the place of the schedule's own, whichever it is.
+    for schedule in [Schedule::Constant, Schedule::Cosine, Schedule::OneCycle] {
+        (s.schedule, s.warm_up) = (schedule, Some(0.1));
+        assert!(rate(&s, 39, 400) < s.rate, "{schedule:?}");
+        assert_eq!(rate(&s, 40, 400), s.rate, "{schedule:?}");
+        s.warm_up = Some(0.0);
+        assert_eq!(rate(&s, 0, 400), s.rate, "{schedule:?}");
+        s.warm_up = Some(1.0);
+        assert!(rate(&s, 399, 400) <= s.rate && rate(&s, 399, 400) > 0.99 * s.rate);
+    }
 }
 
 /// By the formulas, and by differences.
@@ -486,6 +508,8 @@ fn the_loss_and_its_gradient() {
         classes: 3,
         teacher: teacher.clone(),
         labels: vec![2, 1],
+        others: Vec::new(),
+        share: 1.0,
         temperature: t,
         soft,
         hard,
@@ -516,6 +540,26 @@ fn the_loss_and_its_gradient() {
         expected -= 0.1 * softmax(row, 1.0)[[2, 1][i]].ln() / 2.0;
     }
     assert!((value(&logits, 0.9, 0.1, 3.0) - expected).abs() < 1e-5);
+
+    // Of a mixture each label counts its share.
+    let mixed = |share: f64| DistilLoss {
+        others: vec![0, 0],
+        share,
+        ..loss(0.0, 1.0, 1.0)
+    };
+    let x = Var::new(&logits, &Device::Cpu).unwrap();
+    let of = |loss: DistilLoss| {
+        let y = x.apply_op1(loss).unwrap();
+        let gradient = y.backward().unwrap().get(&x).unwrap().clone();
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (f64::from(y.to_scalar::<f32>().unwrap()), gradient)
+    };
+    let (own, other, both) = (of(mixed(1.0)), of(mixed(0.0)), of(mixed(0.7)));
+    assert_eq!(own, of(loss(0.0, 1.0, 1.0)));
+    assert!((both.0 - (0.7 * own.0 + 0.3 * other.0)).abs() < 1e-6);
+    for ((both, own), other) in both.1.iter().zip(&own.1).zip(&other.1) {
+        assert!((both - (0.7 * own + 0.3 * other)).abs() < 1e-6);
+    }
 
     for (soft, hard, t) in [(0.9, 0.1, 3.0), (1.0, 0.0, 1.0), (0.0, 1.0, 2.0)] {
         let x = Var::new(&logits, &Device::Cpu).unwrap();

@@ -172,5 +172,9 @@ pub fn task(splits: &str) -> (tempfile::TempDir, Dataset) {
     (folder, data)
 }
 
+/// The same, and what may be done to the pictures.
+pub const AUGMENTED: &str = r#"search: Rows(from: "all", count: 90), training: Rows(from: "all", start: 90, count: 240)),
+    augment: (flip: true, shift: 1, mixup: 0.2"#;
+
 pub const SPLITS: &str =
     r#"search: Rows(from: "all", count: 90), training: Rows(from: "all", start: 90, count: 240)"#;

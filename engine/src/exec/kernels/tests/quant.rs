@@ -139,7 +139,7 @@ fn slope(x: f32, scale: f32, zero: i32, lo: i32, hi: i32) -> f32 {
 #[test]
 fn a_learned_step_size_has_the_gradient_of_the_paper() {
     let dims = [3, 5, 4];
-    let x = (tensor(7, dims) * 3.0).unwrap();
+    let x = (tensor(7, &dims) * 3.0).unwrap();
     // The same for all, one a channel, one a group of two along the middle axis.
     for (count, block) in [(1, 0), (5, 0), (3 * 3 * 4, 2)] {
         let quant = FakeQuant {

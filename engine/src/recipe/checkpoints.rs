@@ -1,0 +1,508 @@
+//! Checkpoints of a run: what it takes to go on where a killed one stood, kept in the run's own folder while it is at work.
+
+use super::{
+    PipelineError, Recipe, RecipeError, Session, from_ron, read_text, to_ron, write_atomic,
+};
+use crate::{
+    compress::{Account, Model, Original},
+    data::SplitName,
+    exec::CancelToken,
+    graph::{ElementType, Graph, TensorData},
+    train::{self, Blobs, CheckpointText},
+};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+/// The folder in a run's folder that holds its checkpoints; gone once the run is complete.
+pub const CHECKPOINT_FOLDER: &str = "checkpoints";
+const START_FILE: &str = "run.ron";
+const EXTENSION: &str = "checkpoint";
+/// Of [`RunStart`].
+const START_VERSION: u32 = 1;
+/// Checkpoints that are kept: the newest, and the one before it in case the newest is broken.
+const KEPT: usize = 2;
+
+/// When a checkpoint is due: after so much time, after so many training steps, whichever comes first; neither: never.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointEvery {
+    pub seconds: Option<f64>,
+    pub steps: Option<u64>,
+}
+
+impl Default for CheckpointEvery {
+    fn default() -> Self {
+        Self {
+            seconds: Some(60.0),
+            steps: None,
+        }
+    }
+}
+
+/// As on a command line: `30s`, `5m`, `200steps`, `never`; two of them with a comma between.
+impl FromStr for CheckpointEvery {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut every = Self {
+            seconds: None,
+            steps: None,
+        };
+        if text == "never" {
+            return Ok(every);
+        }
+        for part in text.split(',') {
+            let wrong = || {
+                format!(
+                    "{part:?}: expected seconds (30s), minutes (5m), training steps (200steps) or never"
+                )
+            };
+            let positive = |v: f64| (v.is_finite() && v > 0.0).then_some(v).ok_or_else(wrong);
+            if let Some(steps) = part.strip_suffix("steps") {
+                let steps = steps.parse().ok().filter(|s| *s > 0).ok_or_else(wrong)?;
+                every.steps = Some(steps);
+            } else if let Some(minutes) = part.strip_suffix('m') {
+                let minutes: f64 = minutes.parse().map_err(|_| wrong())?;
+                every.seconds = Some(positive(minutes * 60.0)?);
+            } else {
+                let seconds = part.strip_suffix('s').ok_or_else(wrong)?;
+                every.seconds = Some(positive(seconds.parse().map_err(|_| wrong())?)?);
+            }
+        }
+        Ok(every)
+    }
+}
+
+/// What a run was started with, besides the recipe that lies in its folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunStart {
+    pub version: u32,
+    /// The recipe and the model as they were named.
+    pub recipe: PathBuf,
+    pub model: PathBuf,
+    pub split: SplitName,
+    pub limit: Option<usize>,
+    pub strict: bool,
+    pub every: CheckpointEvery,
+}
+
+impl RunStart {
+    pub fn new(recipe: &Path, split: SplitName, limit: Option<usize>, strict: bool) -> Self {
+        Self {
+            version: START_VERSION,
+            recipe: recipe.to_owned(),
+            model: PathBuf::new(),
+            split,
+            limit,
+            strict,
+            every: CheckpointEvery::default(),
+        }
+    }
+}
+
+/// What a checkpoint must belong to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Identity {
+    engine: String,
+    machine: String,
+    steps_sha256: String,
+    model_sha256: String,
+    data_sha256: String,
+}
+
+impl Identity {
+    fn of(session: &Session, recipe: &Recipe, cancel: &CancelToken) -> Result<Self, PipelineError> {
+        Ok(Self {
+            engine: crate::VERSION.to_owned(),
+            machine: super::machine(),
+            steps_sha256: recipe.steps_sha256()?,
+            model_sha256: session.model_sha256(cancel)?,
+            data_sha256: session.data_sha256().to_owned(),
+        })
+    }
+
+    /// What differs, in words.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let pairs = [
+            ("another version of the engine", &self.engine, &other.engine),
+            ("another kind of machine", &self.machine, &other.machine),
+            (
+                "other steps or another seed of the recipe",
+                &self.steps_sha256,
+                &other.steps_sha256,
+            ),
+            ("another model", &self.model_sha256, &other.model_sha256),
+            (
+                "another task or other data",
+                &self.data_sha256,
+                &other.data_sha256,
+            ),
+        ];
+        let (what, theirs, ours) = pairs.into_iter().find(|(_, a, b)| a != b)?;
+        Some(format!("it was taken with {what} ({theirs}, here {ours})"))
+    }
+}
+
+/// Where a run stands between its steps, or within one that trains.
+pub(super) struct Stand {
+    /// The step that is carried out next, or is being trained.
+    pub index: usize,
+    /// The model before that step.
+    pub model: Model,
+    pub accounts: Vec<Account>,
+    pub training: Option<train::Checkpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    identity: Identity,
+    index: usize,
+    model: ModelText,
+    accounts: Vec<Account>,
+    training: Option<CheckpointText>,
+}
+
+/// A [`Model`] whose tensors are blobs.
+#[derive(Serialize, Deserialize)]
+struct ModelText {
+    graph: Graph,
+    /// By value: type, shape, blob.
+    data: Vec<(usize, ElementType, Vec<usize>, usize)>,
+    masks: Vec<(String, usize)>,
+    /// Name, whether the codes are bound to them, blob.
+    originals: Vec<(String, bool, usize)>,
+}
+
+impl ModelText {
+    fn of(model: &Model, blobs: &mut Blobs) -> Self {
+        let mut graph = model.graph.clone();
+        let mut data = Vec::new();
+        for (index, value) in graph.values.iter_mut().enumerate() {
+            if let Some(tensor) = value.data.take() {
+                let blob = blobs.put(tensor.bytes);
+                data.push((index, tensor.element, tensor.shape, blob));
+            }
+        }
+        let bits = |mask: &Vec<bool>| mask.iter().map(|kept| u8::from(*kept)).collect::<Bytes>();
+        let floats =
+            |values: &Vec<f32>| -> Bytes { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+        Self {
+            graph,
+            data,
+            masks: model
+                .masks
+                .iter()
+                .map(|(name, mask)| (name.clone(), blobs.put(bits(mask))))
+                .collect(),
+            originals: model
+                .originals
+                .iter()
+                .map(|(name, o)| (name.clone(), o.bound, blobs.put(floats(&o.weights))))
+                .collect(),
+        }
+    }
+
+    /// `None` where the pieces do not fit.
+    fn read(self, blobs: &Blobs) -> Option<Model> {
+        let mut model = Model::new(self.graph);
+        for (index, element, shape, blob) in self.data {
+            let tensor = TensorData::new(element, shape, blobs.get(blob)?.clone()).ok()?;
+            model.graph.values.get_mut(index)?.data = Some(tensor);
+        }
+        model.graph.validate().ok()?;
+        for (name, blob) in self.masks {
+            let mask = blobs.get(blob)?.iter().map(|kept| *kept != 0).collect();
+            model.masks.insert(name, mask);
+        }
+        for (name, bound, blob) in self.originals {
+            let (numbers, []) = blobs.get(blob)?.as_chunks::<4>() else {
+                return None;
+            };
+            let weights = numbers.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            model.originals.insert(name, Original { weights, bound });
+        }
+        Some(model)
+    }
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    folder: PathBuf,
+    every: CheckpointEvery,
+    /// Known once the run is at work.
+    identity: Option<Identity>,
+    /// Number of the next file.
+    next: u64,
+    found: Option<(PathBuf, Header, Blobs)>,
+    notes: Vec<String>,
+    last: Instant,
+    steps: u64,
+    failed: bool,
+}
+
+impl Checkpoints {
+    /// For a run that begins in the folder `out`, which exists.
+    ///
+    /// # Errors
+    /// Checkpoints of an unfinished run lie there: they are not thrown away unasked. A folder that cannot be written to.
+    pub fn begin(out: &Path, start: &RunStart) -> Result<Self, PipelineError> {
+        let folder = out.join(CHECKPOINT_FOLDER);
+        let complete = out.join(super::LOCK_FILE).exists();
+        if !complete && !files(&folder).is_empty() {
+            return Err(PipelineError::NotRunnable(format!(
+                "{} holds an unfinished run: go on with it by `limbeck run --resume {}`, or remove {} to start anew",
+                out.display(),
+                out.display(),
+                folder.display()
+            )));
+        }
+        let cannot = |e: io::Error| {
+            let said = format!("cannot write {}: {e}", folder.display());
+            PipelineError::Io(io::Error::new(e.kind(), said))
+        };
+        remove(&folder).map_err(cannot)?;
+        std::fs::create_dir_all(&folder).map_err(cannot)?;
+        let text = to_ron(start)?;
+        write_atomic(&folder.join(START_FILE), text.as_bytes()).map_err(PipelineError::Io)?;
+        Ok(Self::new(folder, start.every))
+    }
+
+    /// Those of the unfinished run in the folder `out`, with what it was started with. The newest checkpoint that is whole is gone on
+    /// from; where there is none yet, the run starts over.
+    ///
+    /// # Errors
+    /// No run was begun there; checkpoints lie there, but none can be read: the message says why of each.
+    pub fn open(out: &Path) -> Result<(Self, RunStart), PipelineError> {
+        let folder = out.join(CHECKPOINT_FOLDER);
+        let path = folder.join(START_FILE);
+        if !path.is_file() {
+            return Err(PipelineError::NotRunnable(format!(
+                "{} holds no run that could be gone on with ({} is not there): start one by `limbeck run RECIPE --out {}`",
+                out.display(),
+                path.display(),
+                out.display()
+            )));
+        }
+        let text = read_text(&path)?;
+        if let Some(version) = super::claimed_version(&text)
+            && version != START_VERSION
+        {
+            return Err(RecipeError::new(format!(
+                "is version {version} of this file; this engine ({}) reads version {START_VERSION}",
+                crate::VERSION
+            ))
+            .file(&path)
+            .into());
+        }
+        let start: RunStart = from_ron(&text, &path)?;
+        let mut kept = Self::new(folder, start.every);
+        let files = files(&kept.folder);
+        kept.next = files.last().map_or(1, |(number, _)| number + 1);
+        let mut broken = Vec::new();
+        for (_, path) in files.into_iter().rev() {
+            match read(&path) {
+                Ok((header, blobs)) => {
+                    kept.notes.extend(
+                        broken
+                            .iter()
+                            .map(|why: &String| format!("{why}; going on from the one before it")),
+                    );
+                    kept.found = Some((path, header, blobs));
+                    return Ok((kept, start));
+                }
+                Err(why) => broken.push(format!(
+                    "the checkpoint {} cannot be used: {why}",
+                    path.display()
+                )),
+            }
+        }
+        if broken.is_empty() {
+            kept.notes
+                .push("no checkpoint had been taken yet: starting over".to_owned());
+            return Ok((kept, start));
+        }
+        Err(PipelineError::NotRunnable(format!(
+            "{}; remove {} and start the run anew",
+            broken.join("; "),
+            kept.folder.display()
+        )))
+    }
+
+    fn new(folder: PathBuf, every: CheckpointEvery) -> Self {
+        Self {
+            folder,
+            every,
+            identity: None,
+            next: 1,
+            found: None,
+            notes: Vec::new(),
+            last: Instant::now(),
+            steps: 0,
+            failed: false,
+        }
+    }
+
+    /// Takes another interval than the run was started with.
+    pub fn set_every(&mut self, every: CheckpointEvery) {
+        self.every = every;
+    }
+
+    /// What is to be said about what was found, once.
+    pub fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Removes them: the run is complete.
+    ///
+    /// # Errors
+    /// Files that cannot be removed.
+    pub fn done(out: &Path) -> io::Result<()> {
+        remove(&out.join(CHECKPOINT_FOLDER))
+    }
+
+    /// Says whose checkpoints these are, and gives the stand to go on from, where there is one.
+    ///
+    /// # Errors
+    /// The checkpoint belongs to another recipe, model, data or engine.
+    pub(super) fn stand(
+        &mut self,
+        session: &Session,
+        recipe: &Recipe,
+        cancel: &CancelToken,
+    ) -> Result<Option<Stand>, PipelineError> {
+        let identity = Identity::of(session, recipe, cancel)?;
+        self.last = Instant::now();
+        let found = self.found.take();
+        let mut stand = None;
+        if let Some((path, header, blobs)) = found {
+            let refuse = |why: String| {
+                PipelineError::NotRunnable(format!(
+                    "the checkpoint {} cannot be gone on from: {why}",
+                    path.display()
+                ))
+            };
+            if let Some(why) = header.identity.difference(&identity) {
+                return Err(refuse(why));
+            }
+            let read = || {
+                let training = match &header.training {
+                    Some(text) => Some(train::Checkpoint::read(text, &blobs)?),
+                    None => None,
+                };
+                Some(Stand {
+                    index: header.index,
+                    accounts: header.accounts,
+                    training,
+                    model: header.model.read(&blobs)?,
+                })
+            };
+            stand = Some(read().ok_or_else(|| refuse("its pieces do not fit together".into()))?);
+        }
+        self.identity = Some(identity);
+        Ok(stand)
+    }
+
+    /// Whether a checkpoint is due; `steps` were trained since the last time this was asked.
+    pub(super) fn due(&mut self, steps: u64) -> bool {
+        self.steps += steps;
+        let waited =
+            |s: f64| self.last.elapsed() >= Duration::try_from_secs_f64(s).unwrap_or_default();
+        self.every.seconds.is_some_and(waited) || self.every.steps.is_some_and(|s| self.steps >= s)
+    }
+
+    /// Whether checkpoints are wanted at all.
+    pub(super) fn wanted(&self) -> bool {
+        self.every.seconds.is_some() || self.every.steps.is_some()
+    }
+
+    /// Writes one. A failure stops nothing: it is told once, in words.
+    pub(super) fn save(
+        &mut self,
+        index: usize,
+        model: &Model,
+        accounts: &[Account],
+        training: Option<&train::Checkpoint>,
+    ) -> Option<String> {
+        let saved = self.write(index, model, accounts, training);
+        self.last = Instant::now();
+        self.steps = 0;
+        match saved {
+            Ok(()) => {
+                self.failed = false;
+                None
+            }
+            Err(_) if std::mem::replace(&mut self.failed, true) => None,
+            Err(why) => Some(format!(
+                "no checkpoint could be taken: {why}; the run goes on without"
+            )),
+        }
+    }
+
+    fn write(
+        &mut self,
+        index: usize,
+        model: &Model,
+        accounts: &[Account],
+        training: Option<&train::Checkpoint>,
+    ) -> Result<(), String> {
+        let identity = self.identity.clone().ok_or("it is not known whose it is")?;
+        let mut blobs = Blobs::default();
+        let header = Header {
+            identity,
+            index,
+            model: ModelText::of(model, &mut blobs),
+            accounts: accounts.to_vec(),
+            training: training.map(|t| t.write(&mut blobs)),
+        };
+        let bytes = train::encode(&header, &blobs)?;
+        let path = self.folder.join(format!("{:06}.{EXTENSION}", self.next));
+        write_atomic(&path, &bytes).map_err(|e| e.to_string())?;
+        self.next += 1;
+        let files = files(&self.folder);
+        for (_, old) in files.iter().rev().skip(KEPT) {
+            // One that stays takes room and does no harm.
+            let _ = std::fs::remove_file(old);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Checkpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoints({})", self.folder.display())
+    }
+}
+
+/// Checkpoints in a folder by number, in order.
+fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.path();
+            let ours = path.extension()? == EXTENSION;
+            let number = path.file_stem()?.to_str()?.parse().ok()?;
+            ours.then_some((number, path))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn read(path: &Path) -> Result<(Header, Blobs), String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    train::decode(&Bytes::from(bytes))
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

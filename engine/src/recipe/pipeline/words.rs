@@ -1,0 +1,60 @@
+//! What steps did, in words.
+
+use crate::{
+    eval::Estimate,
+    train::{BatchNorm, DistilSettings, Distilled},
+};
+use std::fmt::Write;
+
+/// What training did, in words: it has no account by layer.
+pub(super) fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
+    let top1 = |e: Option<Estimate>| {
+        e.map_or("unknown".to_owned(), |e| {
+            format!("{:.2} % (n = {})", e.value * 100.0, e.n)
+        })
+    };
+    let norms = match (settings.batch_norm, distilled.batch_norms) {
+        (BatchNorm::Frozen, _) => String::new(),
+        (BatchNorm::Batch { .. }, 0) => {
+            "; batch_norm asked for the mini-batch's statistics, but no batch norm is left (they were folded into the layers before them): trained as if frozen".to_owned()
+        }
+        (BatchNorm::Batch { freeze_at, .. }, n) => format!(
+            "; {n} batch norms on the mini-batch's statistics for the first {:.0} % of the steps",
+            freeze_at * 100.0
+        ),
+    };
+    let steps = match (settings.learned_step_sizes, distilled.step_sizes) {
+        (false, _) => String::new(),
+        (true, 0) => {
+            "; learned_step_sizes asked for, but no weight with a step size of its own is trained"
+                .to_owned()
+        }
+        (true, n) => format!("; step sizes of {n} weights learned"),
+    };
+    let mut words = format!(
+        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}{steps}",
+        distilled.best_epoch,
+        settings.epochs,
+        top1(distilled.start),
+        top1(distilled.best)
+    );
+    // Writing to a string cannot fail.
+    if let Some(patience) = settings.patience
+        && distilled.epochs < settings.trained_epochs()
+        && !distilled.cancelled
+    {
+        let _ = write!(
+            words,
+            "; ended after epoch {}: {patience} in a row gave no better state",
+            distilled.epochs
+        );
+    }
+    for back in &distilled.rollbacks {
+        let _ = write!(
+            words,
+            "; diverged at step {} ({}): went back to step {} and on with a rate of {:.1e}",
+            back.step, back.what, back.back_to, back.rate
+        );
+    }
+    words
+}

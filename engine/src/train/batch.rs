@@ -1,0 +1,132 @@
+//! What one mini-batch teaches: images, labels, and what the teacher says of them.
+
+use super::{DistilSettings, TrainError, loss::DistilLoss, teacher::Teacher};
+use crate::{
+    data::{Augmentation, Augmented, Batch, Dataset, SplitName},
+    exec::CancelToken,
+};
+use candle_core::Tensor;
+use std::ops::Range;
+
+/// Where lessons come from.
+pub(super) struct Lessons<'a> {
+    data: &'a Dataset,
+    /// Absent when the soft loss weighs nothing.
+    teacher: Option<Teacher>,
+    augmentation: Option<&'a Augmentation>,
+    seed: u64,
+}
+
+/// One mini-batch.
+pub(super) struct Lesson {
+    pub images: Tensor,
+    labels: Vec<u32>,
+    others: Vec<u32>,
+    share: f32,
+    /// Probabilities at the temperature, or empty.
+    teacher: Vec<f32>,
+}
+
+impl<'a> Lessons<'a> {
+    /// # Errors
+    /// Augmentation is asked for, and the task allows none.
+    pub fn new(
+        data: &'a Dataset,
+        settings: &DistilSettings,
+        teacher: Option<Teacher>,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        let augmentation = data.augmentation().filter(|_| settings.augment);
+        if settings.augment && augmentation.is_none() {
+            return Err(TrainError::Settings(format!(
+                "augment is on, but the task.ron of {:?} names nothing that may be done to its images: add `augment: (flip: true, shift: 2)` \
+                 or what else leaves them what they are",
+                data.info().name
+            )));
+        }
+        Ok(Self {
+            data,
+            teacher,
+            augmentation,
+            seed,
+        })
+    }
+
+    /// The samples `indices` of the training split, as they are learned from at `step`.
+    pub fn take(
+        &mut self,
+        indices: &[usize],
+        step: u64,
+        cancel: &CancelToken,
+    ) -> Result<Lesson, TrainError> {
+        let batch = self.data.gather(SplitName::Training, indices)?;
+        let classes = self.data.info().classes.len();
+        if let Some(at) = batch.labels.iter().position(|l| *l as usize >= classes) {
+            return Err(TrainError::Settings(format!(
+                "training sample {} has label {}, but the task names {classes} classes",
+                indices[at], batch.labels[at]
+            )));
+        }
+        let Augmented {
+            batch: Batch { images, labels },
+            others,
+            share,
+        } = match self.augmentation {
+            Some(augmentation) => augmentation.apply(batch, self.seed, step)?,
+            None => Augmented {
+                batch,
+                others: Vec::new(),
+                share: 1.0,
+            },
+        };
+        let teacher = match (&mut self.teacher, self.augmentation) {
+            (None, _) => Vec::new(),
+            // The teacher sees what the student sees (Beyer et al. 2022).
+            (Some(teacher), Some(_)) => teacher.fresh(indices, &images, cancel)?,
+            (Some(teacher), None) => teacher.probabilities(indices, &images, cancel)?,
+        };
+        Ok(Lesson {
+            images,
+            labels,
+            others,
+            share,
+            teacher,
+        })
+    }
+}
+
+impl Lesson {
+    /// The loss of these of its samples.
+    pub fn loss(
+        &self,
+        rows: Range<usize>,
+        classes: usize,
+        settings: &DistilSettings,
+    ) -> DistilLoss {
+        let taught = rows.start * classes..rows.end * classes;
+        DistilLoss {
+            classes,
+            teacher: self.teacher.get(taught).unwrap_or_default().to_vec(),
+            labels: self.labels[rows.clone()].to_vec(),
+            others: self.others.get(rows).unwrap_or_default().to_vec(),
+            share: f64::from(self.share),
+            temperature: settings.temperature,
+            soft: settings.soft_weight,
+            hard: settings.hard_weight,
+        }
+    }
+
+    /// What guessing all classes alike loses on them.
+    pub fn guess(&self, classes: usize, settings: &DistilSettings) -> f64 {
+        let even = (classes.max(1) as f64).ln();
+        let hard = f64::from(settings.hard_weight) * even;
+        if self.teacher.is_empty() {
+            return hard;
+        }
+        let t = f64::from(settings.temperature);
+        let entropy = |p: &f32| f64::from(*p) * f64::from(*p).max(f64::MIN_POSITIVE).ln();
+        let sure = self.teacher.iter().map(entropy).sum::<f64>();
+        let divergence = even + sure / self.labels.len().max(1) as f64;
+        hard + f64::from(settings.soft_weight) * t * t * divergence
+    }
+}

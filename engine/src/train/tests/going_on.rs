@@ -1,0 +1,253 @@
+//! Checkpoints, going back and ending early.
+
+use super::net::AUGMENTED;
+use super::*;
+use crate::train::{Blobs, Checkpoint, CheckpointText, decode, encode, resume};
+
+/// Keeps what was to be kept, as it would be read from a file.
+#[derive(Default)]
+struct Keeper {
+    every: u64,
+    step: u64,
+    kept: Vec<Checkpoint>,
+}
+
+impl TrainObserver for Keeper {
+    fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError> {
+        self.step = point.step;
+        Ok(())
+    }
+    fn wants_checkpoint(&mut self) -> bool {
+        self.every > 0 && self.step.is_multiple_of(self.every)
+    }
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) {
+        let mut blobs = Blobs::default();
+        let text = checkpoint.write(&mut blobs);
+        let file = encode(&text, &blobs).unwrap();
+        let (text, blobs): (CheckpointText, Blobs) = decode(&file.into()).unwrap();
+        let read = Checkpoint::read(&text, &blobs).unwrap();
+        assert_eq!(read, *checkpoint);
+        assert_eq!(read.step(), self.step);
+        self.kept.push(read);
+    }
+}
+
+/// All that must not depend on interruptions.
+fn bits(done: &Distilled) -> impl PartialEq + std::fmt::Debug {
+    let points: Vec<(u64, u64, u64, u32)> = done
+        .points
+        .iter()
+        .map(|p| (p.step, p.loss.to_bits(), p.rate.to_bits(), p.rollbacks))
+        .collect();
+    (
+        weights(&done.model.graph),
+        points,
+        (done.best_epoch, done.best, done.start, done.epochs),
+        done.rollbacks.clone(),
+    )
+}
+
+fn masked(quantised: bool) -> Model {
+    let mut student = model(net(
+        4,
+        Variant {
+            quantised,
+            ..Variant::default()
+        },
+    ));
+    let mask = (0..6 * 6 * 9).map(|i| i % 2 == 0).collect();
+    student.masks.insert("second.weight".into(), mask);
+    student
+}
+
+fn check_every_checkpoint(student: &Model, settings: &DistilSettings) -> Distilled {
+    let (_folder, data) = task(if settings.augment { AUGMENTED } else { SPLITS });
+    let teacher = net(1, Variant::default());
+    let token = CancelToken::default();
+    let mut keeper = Keeper {
+        every: 3,
+        ..Keeper::default()
+    };
+    let (whole, kept) = {
+        let student = student.clone();
+        let done = distil(student, &teacher, &data, settings, 7, &mut keeper, &token).unwrap();
+        (done, keeper.kept)
+    };
+    assert!(kept.len() >= 5, "{}", kept.len());
+    for checkpoint in &kept {
+        let mut later = Keeper::default();
+        let student = student.clone();
+        let done = resume(
+            student, &teacher, &data, settings, 7, checkpoint, &mut later, &token,
+        )
+        .unwrap();
+        assert_eq!(bits(&done), bits(&whole), "from step {}", checkpoint.step());
+    }
+    whole
+}
+
+#[test]
+fn going_on_from_any_checkpoint_ends_with_the_same_bits() {
+    let settings = DistilSettings {
+        samples: Some(150),
+        epochs: 4,
+        ..settings()
+    };
+    let done = check_every_checkpoint(&masked(true), &settings);
+    assert!(done.best_epoch > 0);
+    let learned = DistilSettings {
+        learned_step_sizes: true,
+        ..settings
+    };
+    let done = check_every_checkpoint(&masked(true), &learned);
+    assert!(done.best_epoch > 0 && done.step_sizes == 1);
+}
+
+#[test]
+fn going_on_keeps_velocities_and_statistics_of_batch_norms() {
+    let settings = DistilSettings {
+        samples: Some(150),
+        epochs: 4,
+        optimizer: Optimizer::Sgd,
+        batch_norm: BatchNorm::Batch {
+            freeze_at: 0.6,
+            momentum: 0.9,
+        },
+        ..settings()
+    };
+    let done = check_every_checkpoint(&masked(false), &settings);
+    assert!(done.best_epoch > 0 && done.batch_norms == 2);
+}
+
+/// A rate that is far too high: the losses rise above all bounds, and a part of it is well borne.
+fn too_high() -> DistilSettings {
+    DistilSettings {
+        epochs: 6,
+        rate: 4.0,
+        optimizer: Optimizer::Sgd,
+        schedule: Schedule::Constant,
+        soft_weight: 0.0,
+        hard_weight: 1.0,
+        ..settings()
+    }
+}
+
+#[test]
+fn divergence_is_gone_back_from_with_a_lower_rate_and_told() {
+    let done = check_every_checkpoint(&masked(false), &too_high());
+    assert!(
+        (1..=4).contains(&done.rollbacks.len()),
+        "{:?}",
+        done.rollbacks
+    );
+    let mut rate = 4.0;
+    for (n, back) in done.rollbacks.iter().enumerate() {
+        rate /= 4.0;
+        assert_eq!(back.rate, rate);
+        assert!(back.back_to < back.step && back.back_to.is_multiple_of(8));
+        // The curve goes back with it.
+        let after = done
+            .points
+            .iter()
+            .find(|p| p.rollbacks == n as u32 + 1)
+            .unwrap();
+        assert_eq!((after.step, after.rate), (back.back_to + 1, rate));
+    }
+    assert_eq!(done.epochs, 6);
+    assert!(done.points.iter().all(|p| p.loss.is_finite()));
+    assert!(done.best.unwrap().value >= done.start.unwrap().value);
+}
+
+#[test]
+fn training_ends_when_nothing_gets_better() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    let run = |patience| {
+        let settings = DistilSettings {
+            // Too low a rate to change a label.
+            rate: 1e-9,
+            epochs: 9,
+            patience,
+            ..settings()
+        };
+        let student = model(teacher.clone());
+        train(student, &teacher, &data, &settings, &mut Watch::default()).unwrap()
+    };
+    let (early, whole) = (run(Some(2)), run(None));
+    assert_eq!(whole.epochs, 9);
+    assert!(early.epochs < 9 && early.epochs == early.best_epoch + 2);
+    assert_eq!(early.points.len(), early.epochs * 8);
+    let none = DistilSettings {
+        patience: Some(0),
+        ..settings()
+    };
+    assert!(none.check().unwrap_err().to_string().contains("patience"));
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = net(1, Variant::default());
+    let token = CancelToken::default();
+    let mut keeper = Keeper {
+        every: 5,
+        ..Keeper::default()
+    };
+    let student = model(net(2, Variant::default()));
+    distil(
+        student.clone(),
+        &teacher,
+        &data,
+        &settings(),
+        7,
+        &mut keeper,
+        &token,
+    )
+    .unwrap();
+    let refused = |checkpoint: &Checkpoint, settings: &DistilSettings| {
+        let mut watch = Watch::default();
+        let error = resume(
+            student.clone(),
+            &teacher,
+            &data,
+            settings,
+            7,
+            checkpoint,
+            &mut watch,
+            &token,
+        );
+        let said = error.unwrap_err().to_string();
+        assert!(said.contains("of another training"), "{said}");
+    };
+    let kept = &keeper.kept[0];
+    let other = DistilSettings {
+        samples: Some(50),
+        ..settings()
+    };
+    refused(kept, &other);
+    let mut wrong = kept.clone();
+    wrong.at.order.indices[0] = 1_000;
+    refused(&wrong, &settings());
+    let mut wrong = kept.clone();
+    wrong.at.moments.of.clear();
+    refused(&wrong, &settings());
+    let mut wrong = kept.clone();
+    let weight = wrong.at.parameters.remove("head.bias").unwrap();
+    wrong.at.parameters.insert("of another".into(), weight);
+    refused(&wrong, &settings());
+}
+
+#[test]
+fn going_on_keeps_the_average_and_repeats_augmentation() {
+    let settings = DistilSettings {
+        samples: Some(150),
+        epochs: 4,
+        schedule: Schedule::OneCycle,
+        average: Some(0.9),
+        clip_norm: Some(1.0),
+        augment: true,
+        ..settings()
+    };
+    let done = check_every_checkpoint(&masked(true), &settings);
+    assert!(done.best_epoch > 0);
+}
