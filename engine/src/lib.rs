@@ -14,6 +14,8 @@ pub mod eval;
 
 pub mod measure;
 
+pub mod confirm;
+
 pub mod compress;
 
 pub mod train;

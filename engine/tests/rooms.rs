@@ -13,11 +13,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("data", &["exec"]),
     ("eval", &["exec", "data"]),
     ("measure", &["graph", "formats"]),
+    ("confirm", &["exec", "data", "eval", "measure"]),
     ("compress", &["graph", "exec", "eval"]),
     ("train", &["exec", "data", "eval", "compress"]),
     ("sensitivity", &["compress", "eval"]),
     ("search", &["sensitivity", "measure"]),
-    ("recipe", &["search", "train", "formats", "measure"]),
+    ("recipe", &["search", "train", "formats", "confirm"]),
     ("project", &["recipe"]),
     ("jobs", &["project"]),
 ];

@@ -7,6 +7,7 @@ mod stats;
 
 pub use outputs::{RowReader, mean_kl};
 pub use run::{Logits, evaluate, evaluate_with_logits, rows_of};
+pub(crate) use run::{batch_size, rows};
 pub use stats::{mean, paired_drop, proportion};
 
 use crate::{data::SplitName, exec::ExecError};

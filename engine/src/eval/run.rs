@@ -53,7 +53,7 @@ pub fn evaluate_with_logits(
 
 /// Samples a batch: enough to keep the kernels busy on small images, few enough that the activations of large ones stay
 /// in tens of megabytes. Depends on the data alone, so that a run always has the same batches.
-fn batch_size(sample_shape: &[usize]) -> usize {
+pub(crate) fn batch_size(sample_shape: &[usize]) -> usize {
     let elements: usize = sample_shape.iter().product::<usize>().max(1);
     (2_500_000 / elements).clamp(4, 64)
 }
@@ -158,7 +158,12 @@ fn run(
 }
 
 /// The first output as `n` rows of `classes` numbers; [n, classes] and the same with trailing axes of 1 are accepted.
-fn rows(outputs: &[Tensor], n: usize, classes: usize, task: &str) -> Result<Vec<f32>, EvalError> {
+pub(crate) fn rows(
+    outputs: &[Tensor],
+    n: usize,
+    classes: usize,
+    task: &str,
+) -> Result<Vec<f32>, EvalError> {
     let Some(output) = outputs.first() else {
         return Err(EvalError::Shape("the model has no output".into()));
     };

@@ -2,6 +2,7 @@
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
 mod channels;
+mod confirm;
 mod errors;
 mod files;
 mod identity;
@@ -21,6 +22,7 @@ mod channel_tests;
 mod tests;
 
 pub use channels::PruneChannelsStep;
+pub use confirm::{Confirmed, RuntimeQuestion, confirm};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
 pub use lock::{

@@ -521,16 +521,22 @@ pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
     })
 }
 
-pub fn verify(a: &args::Verify, mut watch: Watch) -> Result<Report, Stop> {
-    if !a.folder.is_dir() {
-        return Err(Stop {
-            message: format!(
-                "{} is not a folder; one that `limbeck run` wrote was expected",
-                a.folder.display()
-            ),
-            code: BAD_INPUT,
-        });
+/// The folder of a run must be one.
+pub fn run_folder(folder: &Path) -> Result<(), Stop> {
+    if folder.is_dir() {
+        return Ok(());
     }
+    Err(Stop {
+        message: format!(
+            "{} is not a folder; one that `limbeck run` wrote was expected",
+            folder.display()
+        ),
+        code: BAD_INPUT,
+    })
+}
+
+pub fn verify(a: &args::Verify, mut watch: Watch) -> Result<Report, Stop> {
+    run_folder(&a.folder)?;
     let verified = recipe::verify(
         &a.folder,
         a.model.as_deref(),
