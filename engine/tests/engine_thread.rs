@@ -11,7 +11,7 @@ use limbeck_engine::{
     recipe::{
         self, Choice, PruneStep, QuantizeStep, Recipe, RunObserver, Session, Step, Unwatched,
     },
-    sensitivity::Tier,
+    sensitivity::{Direction, Tier},
     train::DistilSettings,
 };
 use std::{
@@ -299,6 +299,7 @@ fn a_cancelled_map_and_a_cancelled_run_keep_what_was_finished() {
         job: JobId(2),
         known: Vec::new(),
         limit: Some(16),
+        direction: Direction::Alone,
     });
     let measured =
         |e: &Event| matches!(e, Event::Cells { cells, .. } if cells[0].tier == Tier::Measured);
@@ -323,6 +324,22 @@ fn a_cancelled_map_and_a_cancelled_run_keep_what_was_finished() {
     let count = of(Tier::Measured).count();
     assert!(count > 0 && count < 132, "{count}");
     assert!(of(Tier::Measured).all(|c| c.n == 16 && c.of == 16));
+
+    // The other direction's cells come one by one, and what is known of this one is not taken for them.
+    client.send(Command::Map {
+        job: JobId(4),
+        known: known.clone(),
+        limit: Some(8),
+        direction: Direction::AllBut,
+    });
+    let events = client.until(measured);
+    assert_eq!(words(&events), "start4 cells");
+    let Some(Event::Cells { cells, .. }) = events.last() else {
+        panic!("cells were expected");
+    };
+    assert!(cells.iter().all(|c| c.direction == Direction::AllBut));
+    client.send(Command::Cancel(JobId(4)));
+    client.until_end(4);
 
     let mut long = recipe(&folder, true);
     if let Some(Step::Distil(settings)) = long.steps.last_mut() {

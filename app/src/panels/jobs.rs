@@ -8,6 +8,7 @@ use crate::{
     widgets::{self, Button, number::grouped},
 };
 use egui::{Align, Layout, Rect, Sense, Ui, UiBuilder, pos2, vec2};
+use limbeck_engine::sensitivity::Direction;
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
@@ -78,13 +79,20 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
     if active == 0 {
         let (measured, all) = state.map_progress();
         if state.model().is_some() {
+            let (map, hint) = match state.view.colour_by.direction() {
+                Direction::Alone => ("Map", "Measure the cells that are still proxies"),
+                Direction::AllBut => (
+                    "All but one",
+                    "Measure what is lost with every layer changed but one, for each layer and candidate",
+                ),
+            };
             let text = if state.measurable().is_err() {
                 "Map: weight noise only".to_owned()
             } else if all > 0 && measured == all {
-                format!("Map measured: {} cells", grouped(all as u64))
+                format!("{map} measured: {} cells", grouped(all as u64))
             } else {
                 format!(
-                    "Map: {} of {} cells measured",
+                    "{map}: {} of {} cells measured",
                     grouped(measured as u64),
                     grouped(all as u64)
                 )
@@ -92,10 +100,7 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
             widgets::muted_label(ui, text);
             if measured < all
                 && Command::StartMap.enabled(state).is_ok()
-                && Button::new("Measure map")
-                    .low()
-                    .hint("Measure the cells that are still proxies")
-                    .show(ui)
+                && Button::new("Measure map").low().hint(hint).show(ui)
             {
                 out.push(Command::StartMap);
             }

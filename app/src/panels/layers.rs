@@ -106,6 +106,10 @@ fn scales(ui: &mut Ui, state: &State) {
                     ColourBy::Sensitivity => {
                         "Solid: measured. Top-1 lost when this layer alone is changed, in points.\nOutline: not known."
                     }
+                    ColourBy::AllBut => {
+                        "Solid: measured. Top-1 lost when every layer but this one is changed, in points (logarithmic scale): where it is least, \
+                         this layer is what hurts.\nOutline: not measured."
+                    }
                     ColourBy::Size => {
                         "Bytes of the layer's weights, against the largest layer at fp32"
                     }

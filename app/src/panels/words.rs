@@ -76,6 +76,33 @@ fn nats(value: f64) -> String {
     }
 }
 
+/// "drop 0.62 ± 0.21 pt, measured, n 64 of 1,000: …", with why no more were run, and the divergence.
+fn measured_words(cell: &Cell) -> String {
+    let mut text = format!(
+        "drop {} pt, measured, n {}",
+        cell_value(cell),
+        number::grouped(cell.n)
+    );
+    if cell.n < cell.of {
+        text += &format!(
+            " of {}: those nearest to flipping and some of the rest; the interval takes the others to move as these did",
+            number::grouped(cell.of)
+        );
+        text += match cell.why {
+            Some(Settled::TooMuch) => {
+                "\nSettled: it surely costs more than a plan would pay, how much more is open"
+            }
+            Some(Settled::Narrow) => "\nSettled: the others leave no more open than chance does",
+            _ if !cell.settled => "\nNot settled: measuring was stopped",
+            _ => "",
+        };
+    }
+    if let Some(kl) = cell.kl {
+        text += &format!("\nKL divergence of the outputs {} nats", nats(kl));
+    }
+    text
+}
+
 /// What hovering a heat cell says; its first line is the cell's accessible name.
 pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
     let Some(layer) = state.layers().get(row) else {
@@ -115,6 +142,13 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
             }
             None => text += "not measured",
         },
+        ColourBy::AllBut => match state.all_but(row, c) {
+            None => text += "not measured with all layers but this one changed",
+            Some(cell) => {
+                text += "all layers but this one changed, ";
+                text += &measured_words(cell);
+            }
+        },
         ColourBy::Sensitivity => match state.cell(row, c) {
             None => text += "not measured",
             Some(cell) => match cell.tier {
@@ -131,32 +165,7 @@ pub fn cell_hover(state: &State, row: usize, c: Candidate) -> String {
                         number::grouped(cell.n)
                     );
                 }
-                Tier::Measured => {
-                    text += &format!(
-                        "drop {} pt, measured, n {}",
-                        cell_value(cell),
-                        number::grouped(cell.n)
-                    );
-                    if cell.n < cell.of {
-                        text += &format!(
-                            " of {}: those nearest to flipping and some of the rest; the interval takes the others to move as these did",
-                            number::grouped(cell.of)
-                        );
-                        text += match cell.why {
-                            Some(Settled::TooMuch) => {
-                                "\nSettled: it surely costs more than a plan would pay, how much more is open"
-                            }
-                            Some(Settled::Narrow) => {
-                                "\nSettled: the others leave no more open than chance does"
-                            }
-                            _ if !cell.settled => "\nNot settled: measuring was stopped",
-                            _ => "",
-                        };
-                    }
-                    if let Some(kl) = cell.kl {
-                        text += &format!("\nKL divergence of the outputs {} nats", nats(kl));
-                    }
-                }
+                Tier::Measured => text += &measured_words(cell),
             },
         },
     }

@@ -58,6 +58,8 @@ pub struct PredictedPoint {
 
 /// Measured drop (fraction) at the hot end of the scale.
 const HOT_DROP: f64 = 0.02;
+/// Drop (fraction) with all layers changed but one, at the cold end of its logarithmic scale; its hot end is all of top-1.
+const COLD_ALL_BUT: f64 = 0.001;
 /// Estimated divergence (nats) at the ends of the scale: what loses some points, and what no one notices.
 const HOT_NATS: f64 = 0.1;
 const COLD_NATS: f64 = 1e-5;
@@ -331,6 +333,9 @@ fn shown(state: &State, row: usize, candidate: Candidate) -> (u8, f64) {
                 Tier::Measured => (3, cell.value),
             },
         },
+        ColourBy::AllBut => state
+            .all_but(row, candidate)
+            .map_or((0, 0.0), |cell| (3, cell.value)),
         ColourBy::Error => {
             let slot = state.mirror.slot(row, candidate);
             let proxy = slot.and_then(|slot| slot.proxy.as_ref());
@@ -530,6 +535,9 @@ pub fn heat(state: &State, row: usize, candidate: Candidate) -> Heat {
                 },
             },
         },
+        ColourBy::AllBut => state.all_but(row, candidate).map_or(UNKNOWN, |cell| {
+            known(log_place(cell.value, COLD_ALL_BUT, 1.0))
+        }),
         ColourBy::Error => state
             .mirror
             .slot(row, candidate)
@@ -549,16 +557,18 @@ pub fn heat(state: &State, row: usize, candidate: Candidate) -> Heat {
 
 /// Place of a proxy on the heat scale.
 fn noise(value: f64) -> f64 {
-    let decades = (HOT_ERROR / COLD_NOISE).log10();
-    let place = (value.max(COLD_NOISE) / COLD_NOISE).log10() / decades;
-    NOISE_SHARE * if place.is_nan() { 1.0 } else { place.min(1.0) }
+    NOISE_SHARE * log_place(value, COLD_NOISE, HOT_ERROR)
 }
 
 /// Place of an estimated divergence on the heat scale.
 fn divergence(value: f64) -> f64 {
-    let decades = (HOT_NATS / COLD_NATS).log10();
-    let place = (value.max(COLD_NATS) / COLD_NATS).log10() / decades;
-    if place.is_nan() { 1.0 } else { place.min(1.0) }
+    log_place(value, COLD_NATS, HOT_NATS)
+}
+
+/// Place between the ends of a logarithmic scale, 0 to 1; what is no number is hot.
+fn log_place(value: f64, cold: f64, hot: f64) -> f64 {
+    let place = (value.max(cold) / cold).log10() / (hot / cold).log10();
+    if value.is_nan() { 1.0 } else { place.min(1.0) }
 }
 
 fn bits(candidate: Candidate) -> u8 {
@@ -604,6 +614,10 @@ pub fn legend(state: &State) -> Vec<Legend> {
             }
             scales
         }
+        ColourBy::AllBut => vec![Legend {
+            low: format!("≤ {} pt", COLD_ALL_BUT * 100.0),
+            ..solid("100 pt".into())
+        }],
         ColourBy::Error => vec![solid(format!("≥ {:.0} %", HOT_ERROR * 100.0))],
         ColourBy::Size => vec![solid(format!(
             "{} kB",

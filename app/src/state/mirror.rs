@@ -148,6 +148,8 @@ pub struct CellSlot {
     /// Divergence of the outputs as that error predicts it.
     pub fisher: Option<Cell>,
     pub measured: Option<Cell>,
+    /// All layers changed but this one, measured.
+    pub all_but: Option<Cell>,
 }
 
 impl CellSlot {
@@ -163,8 +165,8 @@ impl CellSlot {
     }
 
     fn all(&self) -> impl Iterator<Item = &Cell> {
-        let tiers = [&self.proxy, &self.local, &self.fisher, &self.measured];
-        tiers.into_iter().flatten()
+        let alone = [&self.proxy, &self.local, &self.fisher, &self.measured];
+        alone.into_iter().chain([&self.all_but]).flatten()
     }
 }
 
@@ -176,8 +178,9 @@ pub struct Mirror {
     pub(crate) layer_ids: Vec<LayerId>,
     index: BTreeMap<LayerId, usize>,
     slots: Vec<[CellSlot; Candidate::ALL.len()]>,
-    /// Slots with a measured cell.
+    /// Slots with a measured cell of the layer alone, and of all but it.
     measured: usize,
+    all_but: usize,
     /// Of the others, those with an estimated divergence.
     estimated: usize,
     /// Oldest first, so in the order of their ids.
@@ -208,6 +211,7 @@ impl Default for Mirror {
             index: BTreeMap::new(),
             slots: Vec::new(),
             measured: 0,
+            all_but: 0,
             estimated: 0,
             points: Vec::new(),
             by_plan: HashMap::new(),
@@ -256,9 +260,13 @@ impl Mirror {
         self.slots.iter().flatten().flat_map(CellSlot::all)
     }
 
-    /// Measured cells and all there are.
-    pub fn measured_cells(&self) -> (usize, usize) {
-        (self.measured, self.slots.len() * Candidate::ALL.len())
+    /// Measured cells of a direction and all there are.
+    pub fn measured_cells(&self, direction: Direction) -> (usize, usize) {
+        let measured = match direction {
+            Direction::Alone => self.measured,
+            Direction::AllBut => self.all_but,
+        };
+        (measured, self.slots.len() * Candidate::ALL.len())
     }
 
     /// Cells with an estimated divergence that are not measured.
@@ -273,8 +281,7 @@ impl Mirror {
         self.slots = (0..self.layer_ids.len())
             .map(|_| std::array::from_fn(|_| CellSlot::default()))
             .collect();
-        self.measured = 0;
-        self.estimated = 0;
+        (self.measured, self.all_but, self.estimated) = (0, 0, 0);
         self.clear_points();
         self.curves.clear();
         self.inspection = None;
@@ -310,8 +317,7 @@ impl Mirror {
                 ..CellSlot::default()
             };
         }
-        self.measured = 0;
-        self.estimated = 0;
+        (self.measured, self.all_but, self.estimated) = (0, 0, 0);
         self.clear_points();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
@@ -327,16 +333,17 @@ impl Mirror {
             };
             let slot = &mut self.slots[*row][cell.candidate as usize];
             let (measured, estimated) = (slot.measured.is_some(), slot.is_estimated());
+            let all_but = slot.all_but.is_some();
             let place = match (cell.tier, cell.direction) {
                 (Tier::Proxy, _) => &mut slot.proxy,
                 (Tier::Local, _) => &mut slot.local,
                 (Tier::Fisher, _) => &mut slot.fisher,
                 (Tier::Measured, Direction::Alone) => &mut slot.measured,
-                // The window draws what one layer alone costs.
-                (Tier::Measured, Direction::AllBut) => continue,
+                (Tier::Measured, Direction::AllBut) => &mut slot.all_but,
             };
             *place = Some(cell);
             self.measured += usize::from(!measured && slot.measured.is_some());
+            self.all_but += usize::from(!all_but && slot.all_but.is_some());
             self.estimated += usize::from(!estimated && slot.is_estimated());
             self.estimated -= usize::from(estimated && !slot.is_estimated());
         }

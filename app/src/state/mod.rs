@@ -131,6 +131,11 @@ impl State {
         self.mirror.slot(layer, candidate)?.best()
     }
 
+    /// What is lost with all layers at the candidate but this one, where it was measured.
+    pub fn all_but(&self, layer: usize, candidate: Candidate) -> Option<&Cell> {
+        self.mirror.slot(layer, candidate)?.all_but.as_ref()
+    }
+
     /// What colour a heat cell has under the chosen quantity.
     pub fn heat(&self, layer: usize, candidate: Candidate) -> Heat {
         derived::heat(self, layer, candidate)
@@ -141,9 +146,9 @@ impl State {
         derived::legend(self)
     }
 
-    /// How much of the map is measured: (measured, all).
+    /// How much is measured of the map that is looked at: (measured, all).
     pub fn map_progress(&self) -> (usize, usize) {
-        self.mirror.measured_cells()
+        self.mirror.measured_cells(self.view.colour_by.direction())
     }
 
     // ---- the plan ----

@@ -1,5 +1,8 @@
 use super::*;
-use limbeck_engine::compress::{Precision, Ratio};
+use limbeck_engine::{
+    compress::{Precision, Ratio},
+    sensitivity::Direction,
+};
 
 #[test]
 fn the_fixture_shows_all_there_is() {
@@ -144,4 +147,32 @@ fn measured_cells_are_counted_as_they_come() {
     let model = (**state.model().expect("open")).clone();
     state.mirror.set_data(model);
     assert_eq!((state.map_progress().0, count(&state)), (0, 0));
+}
+
+#[test]
+fn what_all_but_one_costs_is_kept_apart_from_what_one_alone_costs() {
+    let mut state = fixture::demo();
+    let (alone, all) = state.map_progress();
+    let prediction = state.prediction().cloned();
+    let cell = state.cell(3, Candidate::Int4).expect("measured").clone();
+    state.mirror.add_cells([Cell {
+        direction: Direction::AllBut,
+        value: 0.4,
+        ..cell.clone()
+    }]);
+    state.refresh();
+    assert_eq!(state.cell(3, Candidate::Int4), Some(&cell));
+    assert_eq!(state.map_progress(), (alone, all));
+    assert_eq!(state.prediction().cloned(), prediction);
+    state.view.colour_by = ColourBy::AllBut;
+    assert_eq!(state.map_progress(), (1, all));
+    let heat = |row, candidate| state.heat(row, candidate);
+    assert_eq!(heat(3, Candidate::Int4).kind, HeatKind::Known);
+    // 0.1 points are cold, all hundred hot, on a logarithmic scale.
+    let place = (0.4_f64 / 0.001).log10() / 3.0;
+    assert!((f64::from(heat(3, Candidate::Int4).value) - place).abs() < 1e-6);
+    assert_eq!(heat(3, Candidate::Int8).kind, HeatKind::Unknown);
+    // A project keeps both.
+    let kept: Vec<_> = state.mirror.all_cells().cloned().collect();
+    assert!(kept.contains(&cell) && kept.iter().any(|c| c.direction == Direction::AllBut));
 }

@@ -2,7 +2,11 @@
 //! makes sense, never part of a project, never undone.
 
 use super::PointId;
-use limbeck_engine::{data::SplitName, graph::LayerId, sensitivity::Candidate};
+use limbeck_engine::{
+    data::SplitName,
+    graph::LayerId,
+    sensitivity::{Candidate, Direction},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -27,17 +31,34 @@ pub enum PlotAxis {
 pub enum ColourBy {
     #[default]
     Sensitivity,
+    /// What is lost when every layer is changed but this one.
+    AllBut,
     Size,
     Macs,
     Error,
 }
 
 impl ColourBy {
-    pub const ALL: [Self; 4] = [Self::Sensitivity, Self::Size, Self::Macs, Self::Error];
+    pub const ALL: [Self; 5] = [
+        Self::Sensitivity,
+        Self::AllBut,
+        Self::Size,
+        Self::Macs,
+        Self::Error,
+    ];
+
+    /// Which map the colours are of, and which one is measured next.
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::AllBut => Direction::AllBut,
+            _ => Direction::Alone,
+        }
+    }
 
     pub fn label(self) -> &'static str {
         match self {
             Self::Sensitivity => "Sensitivity",
+            Self::AllBut => "All but",
             Self::Size => "Size",
             Self::Macs => "MACs",
             Self::Error => "Error",

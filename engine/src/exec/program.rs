@@ -14,7 +14,7 @@ use super::{
     value::{Val, dtype},
 };
 use crate::graph::{Dim, ElementType, Graph, Op, TensorData, ValueId, fixed_batch};
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Mutex,
@@ -34,6 +34,8 @@ pub struct Program {
     /// Value of each parameter.
     pub(super) places: BTreeMap<String, usize>,
     pub(super) masks: BTreeMap<String, Tensor>,
+    /// Step sizes of weights that are learned. Their parameters say how many times as large they are as at first.
+    learned: BTreeMap<String, Learned>,
     /// Running means and variances of batch norms that training may move, by value: their names.
     pub(super) statistics: BTreeMap<usize, String>,
     /// Whether those batch norms take the statistics of each mini-batch.
@@ -48,6 +50,27 @@ pub struct Program {
     pub(super) quick: Quick,
     /// Activations are quantised by the range of each inference.
     ranges_at_run: bool,
+}
+
+/// A learned step size.
+struct Learned {
+    /// As the graph has it.
+    first: Tensor,
+    /// Gradient of the step size by its factor, as it is taken.
+    slope: Tensor,
+}
+
+impl Learned {
+    /// Share of what a step size began as that it does not fall below: no step of an optimiser makes it vanish or negative.
+    const LEAST: f64 = 0.01;
+
+    /// The step size at this factor.
+    fn now(&self, times: &Tensor) -> candle_core::Result<Tensor> {
+        let value = times.detach().maximum(Self::LEAST)?;
+        let value = (value.reshape(self.first.shape())? * &self.first)?;
+        let nothing = (times - times.detach())?.reshape(self.first.shape())?;
+        value + (nothing * &self.slope)?
+    }
 }
 
 pub(super) struct Scheduled {
@@ -245,6 +268,7 @@ impl Program {
             parameters,
             places,
             masks: BTreeMap::new(),
+            learned: BTreeMap::new(),
             statistics,
             by_batch: false,
             moved: false,
@@ -503,9 +527,12 @@ impl Program {
             .cloned()
     }
 
-    /// A parameter as it takes effect: its mask laid over it.
+    /// A parameter as it takes effect: its mask laid over it, a learned step size in the weights' own unit.
     pub(super) fn masked(&self, name: &str) -> candle_core::Result<Tensor> {
         let t = self.parameters[name].as_tensor().clone();
+        if let Some(learned) = self.learned.get(name) {
+            return learned.now(&t);
+        }
         match self.masks.get(name) {
             Some(mask) => binary(&t, mask, Bin::Mul),
             None => Ok(t),
@@ -515,6 +542,60 @@ impl Program {
     /// Trainable parameters by value name (empty in `Inference`).
     pub fn parameters(&self) -> &BTreeMap<String, Var> {
         &self.parameters
+    }
+
+    /// Makes the step sizes of fake-quantised weights parameters: as many as are counted are learned from now on, by
+    /// [`Program::gradients`] and [`Program::store`] (LSQ, Esser et al. 2020). Each is a vector of factors (1 at first) on the step sizes that
+    /// the graph has, so that a step of an optimiser changes a step size in proportion, whatever its unit. Their gradients are scaled as in
+    /// the paper, by 1/√(weights a step size × largest code), and such that a step of gradient descent on the factor is, in proportion, the paper's
+    /// on the step size.
+    ///
+    /// Left as they are: step sizes of activations, those that quantise and dequantise by different constants of equal value, and those of weights
+    /// that are not trained.
+    pub fn learn_step_sizes(&mut self, graph: &Graph) -> Result<usize, ExecError> {
+        let slot = |v: Option<ValueId>| v.map(|v| v.0 as usize);
+        // Both halves of a pair read the scale, so that both find what was learned.
+        let quantises = |scale: usize| {
+            graph.nodes.iter().any(|n| {
+                matches!(n.op, Op::QuantizeLinear { .. })
+                    && slot(n.inputs.get(1).copied().flatten()) == Some(scale)
+            })
+        };
+        let weights: BTreeSet<usize> = self.places.values().copied().collect();
+        let mut found = BTreeMap::new();
+        for step in &self.steps {
+            let (Step::FakeQuant { to, limits, .. }, [Some(x), Some(scale), ..]) =
+                (&step.step, step.inputs.as_slice())
+            else {
+                continue;
+            };
+            let (Some(weight), Some(value)) = (graph.values.get(*x), graph.values.get(*scale))
+            else {
+                continue;
+            };
+            if let Some(Val::Float(first, ElementType::F32)) = self.constants.once(scale)
+                && let Some(weight) = &weight.data
+                && weights.contains(x)
+                && quantises(*scale)
+            {
+                let largest = ops::largest_code(*to, *limits).max(1) as f64;
+                let weights: usize = weight.shape.iter().product();
+                let share = weights as f64 / first.elem_count().max(1) as f64;
+                let first = first.detach();
+                let slope = (first.recip()? / (share * largest).sqrt())?;
+                found.insert(*scale, (value.name.clone(), Learned { first, slope }));
+            }
+        }
+        let count = found.len();
+        for (scale, (name, learned)) in found {
+            let times = Tensor::ones(learned.first.elem_count(), DType::F32, &Device::Cpu)?;
+            self.parameters
+                .insert(name.clone(), Var::from_tensor(&times)?);
+            self.places.insert(name.clone(), scale);
+            self.learned.insert(name, learned);
+        }
+        self.quick = Quick::default();
+        Ok(count)
     }
 
     /// Multiplies parameter `name` by a 0/1 mask of its shape in every forward pass from now on.
@@ -531,10 +612,7 @@ impl Program {
                 var.dims()
             )));
         }
-        let mask = mask
-            .to_dtype(candle_core::DType::F32)?
-            .contiguous()?
-            .detach();
+        let mask = mask.to_dtype(DType::F32)?.contiguous()?.detach();
         self.masks.insert(name.to_owned(), mask);
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::{
     eval::Observer,
     exec::ExecError,
     recipe::PipelineError,
-    sensitivity::{self, Cell, MapObserver, MapOptions, SensitivityError},
+    sensitivity::{self, Cell, Direction, MapObserver, MapOptions, SensitivityError},
 };
 
 impl Worker {
@@ -20,6 +20,7 @@ impl Worker {
         context: &JobContext,
         known: &[Cell],
         limit: Option<usize>,
+        direction: Direction,
     ) -> Result<(), PipelineError> {
         self.start(context, "Map");
         let session = self.session()?;
@@ -39,6 +40,7 @@ impl Worker {
             data,
             &MapOptions {
                 limit,
+                direction,
                 ..MapOptions::default()
             },
             known,

@@ -23,7 +23,7 @@ use crate::{
     measure::{Bytes, Sizes},
     recipe::Recipe,
     search::LayerFacts,
-    sensitivity::Cell,
+    sensitivity::{Cell, Direction},
     train::TrainPoint,
 };
 use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
@@ -71,11 +71,12 @@ pub enum Command {
         recipe: Arc<Recipe>,
         split: SplitName,
     },
-    /// Batch lane: measures the cells not known yet.
+    /// Batch lane: measures the cells of one direction that are not known yet.
     Map {
         job: JobId,
         known: Vec<Cell>,
         limit: Option<usize>,
+        direction: Direction,
     },
     /// Interactive lane: what a setting does to one layer's weights. Ends in `Event::Inspected`.
     Inspect {

@@ -155,7 +155,12 @@ impl Worker {
                 );
                 self.run(context, &recipe, split, None)
             }
-            Command::Map { known, limit, .. } => self.map(context, &known, limit),
+            Command::Map {
+                known,
+                limit,
+                direction,
+                ..
+            } => self.map(context, &known, limit, direction),
             Command::Inspect {
                 layer,
                 setting,

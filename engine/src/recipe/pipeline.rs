@@ -592,8 +592,16 @@ fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
             freeze_at * 100.0
         ),
     };
+    let steps = match (settings.learned_step_sizes, distilled.step_sizes) {
+        (false, _) => String::new(),
+        (true, 0) => {
+            "; learned_step_sizes asked for, but no weight with a step size of its own is trained"
+                .to_owned()
+        }
+        (true, n) => format!("; step sizes of {n} weights learned"),
+    };
     format!(
-        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}",
+        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}{steps}",
         distilled.best_epoch,
         settings.epochs,
         top1(distilled.start),

@@ -133,6 +133,14 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
     assert!(steps(&format!("{quantize}, {quantize}")).contains("second Quantize"));
     assert!(steps("Distil()").contains("nothing to recover"));
     assert!(steps(&format!("{prune}, Distil(), Distil()")).contains("in a row"));
+    let learned = "Distil(learned_step_sizes: true)";
+    assert!(steps(&format!("{prune}, {learned}, {quantize}")).contains("behind Quantize"));
+    let reads = |s: &str| {
+        parse(&format!(
+            "(version: 1, model: \"m\", task: \"t\", steps: [{s}])"
+        ))
+    };
+    assert!(reads(&format!("{quantize}, {learned}")).is_ok());
 }
 
 #[test]

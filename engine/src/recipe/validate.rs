@@ -99,6 +99,12 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
+                if settings.learned_step_sizes && quantizes == 0 {
+                    return Err(RecipeError::new(
+                        "learned_step_sizes is on, but nothing is quantised yet: put Distil behind Quantize",
+                    )
+                    .at(here));
+                }
                 if index > 0 && matches!(recipe.steps.get(index - 1), Some(Step::Distil(_))) {
                     return Err(RecipeError::new(
                         "two Distil steps in a row; give one of them more epochs instead",

@@ -85,6 +85,9 @@ pub struct DistilSettings {
     pub samples: Option<usize>,
     #[serde(skip_serializing_if = "BatchNorm::is_frozen")]
     pub batch_norm: BatchNorm,
+    /// Of quantised weights: their step sizes are trained too (LSQ, Esser et al. 2020). Distillation behind Quantize only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub learned_step_sizes: bool,
     /// Ends after this many of the `epochs` (the schedule stays that of all): how a cancelled distillation is repeated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_after: Option<usize>,
@@ -104,6 +107,7 @@ impl Default for DistilSettings {
             weight_decay: 1e-4,
             samples: None,
             batch_norm: BatchNorm::Frozen,
+            learned_step_sizes: false,
             stop_after: None,
         }
     }
@@ -206,6 +210,8 @@ pub struct Distilled {
     pub points: Vec<TrainPoint>,
     /// Batch norms that took the mini-batch's statistics: none where they were to stay frozen, or had been folded before.
     pub batch_norms: usize,
+    /// Step sizes (tensors of them) that were trained.
+    pub step_sizes: usize,
     /// Training was cancelled: `model` is the best of the epochs that were finished, a partial result.
     pub cancelled: bool,
 }

@@ -154,6 +154,11 @@ impl<'a> Training<'a> {
         } else {
             None
         };
+        let step_sizes = if settings.learned_step_sizes {
+            program.learn_step_sizes(&student.graph)?
+        } else {
+            0
+        };
         let batch_norms = match settings.batch_norm {
             BatchNorm::Frozen => 0,
             BatchNorm::Batch { .. } => program.batch_norms(),
@@ -183,6 +188,7 @@ impl<'a> Training<'a> {
                 best: None,
                 points: Vec::new(),
                 batch_norms,
+                step_sizes,
                 cancelled: false,
             },
         })

@@ -12,6 +12,7 @@ use limbeck_engine::{
     jobs::{Event, JobId, ModelInfo, Point},
     project::ProjectFile,
     recipe::Recipe,
+    sensitivity::Direction,
 };
 use std::path::{Path, PathBuf};
 
@@ -87,7 +88,7 @@ impl Session {
                         if self.settings.map_at_once
                             && Command::StartMap.enabled(&self.state).is_ok()
                         {
-                            self.map();
+                            self.map(Direction::Alone);
                         }
                     }
                     Some(Then::Measured(split)) => self.measure_baseline(split),

@@ -301,7 +301,7 @@ impl Session {
             }
             Command::MeasurePlan(split) => self.measure(split),
             Command::StartDistil(settings) => self.distil(settings),
-            Command::StartMap => self.map(),
+            Command::StartMap => self.map(self.state.view.colour_by.direction()),
             Command::CancelJob(job) => {
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
                     self.original_wanted = false;

@@ -9,6 +9,7 @@ use limbeck_engine::{
     data::SplitName,
     jobs::{Command as Job, JobId},
     recipe::{Recipe, Step},
+    sensitivity::Direction,
 };
 use std::sync::Arc;
 
@@ -178,13 +179,18 @@ impl Session {
         self.send(Job::Run { job, recipe, split });
     }
 
-    pub(super) fn map(&mut self) {
+    pub(super) fn map(&mut self, direction: Direction) {
         let known = self.state.mirror.all_cells().cloned().collect();
-        let job = self.job(JobKind::Map, "Map", Then::Nothing);
+        let title = match direction {
+            Direction::Alone => "Map",
+            Direction::AllBut => "Map, all but one",
+        };
+        let job = self.job(JobKind::Map, title, Then::Nothing);
         self.send(Job::Map {
             job,
             known,
             limit: self.settings.map_limit,
+            direction,
         });
     }
 

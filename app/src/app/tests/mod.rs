@@ -18,7 +18,7 @@ use limbeck_engine::{
     graph::LayerId,
     jobs::{Command as Job, Event, ExportFormat, JobId, ModelInfo},
     recipe::Goal,
-    sensitivity::Candidate,
+    sensitivity::{Candidate, Direction},
 };
 
 /// A session, and the engine's ends of its channels.
@@ -272,6 +272,23 @@ fn failures_are_told_and_logged_and_nothing_else_stops() {
 }
 
 #[test]
+fn the_map_that_is_looked_at_is_the_one_that_is_measured() {
+    let mut rig = Rig::opened();
+    for (by, asked) in [
+        (ColourBy::AllBut, Direction::AllBut),
+        (ColourBy::Macs, Direction::Alone),
+    ] {
+        rig.run(Command::SetColourBy(by));
+        rig.run(Command::StartMap);
+        let Some(Job::Map { job, direction, .. }) = rig.sent().pop() else {
+            panic!("no map");
+        };
+        assert_eq!(direction, asked);
+        rig.tell(Event::Finished { job });
+    }
+}
+
+#[test]
 fn opening_starts_the_map_by_itself_and_a_broken_project_does_not_open() {
     let mut rig = Rig::new();
     rig.run(Command::Open("m.onnx".into()));
@@ -292,7 +309,10 @@ fn opening_starts_the_map_by_itself_and_a_broken_project_does_not_open() {
                     limit: Some(1_000),
                     ..
                 },
-                Job::Map { .. }
+                Job::Map {
+                    direction: Direction::Alone,
+                    ..
+                }
             ]
         ),
         "{sent:?}"

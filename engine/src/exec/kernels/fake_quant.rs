@@ -1,7 +1,7 @@
-//! Quantisation and dequantisation in one step, with a straight-through gradient.
+//! Quantisation and dequantisation in one step, with a straight-through gradient, and one by the step size where that is learned.
 
 use super::host::{CHUNK, elements, on_pool, output, read2, tensor_like};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Quantise and dequantise in one step: `(clamp(round_ties_even(x/scale) + zero_point, lo, hi) − zero_point)·scale`, with
@@ -41,6 +41,17 @@ impl Step {
     #[inline(always)]
     fn quantise(self, x: f32) -> f32 {
         round(x / self.scale).clamp(self.lo, self.hi) * self.scale
+    }
+    /// How the quantised value moves with the step size (Esser et al. 2020, eq. 3).
+    #[inline(always)]
+    fn slope(self, x: f32) -> f32 {
+        let exact = x / self.scale;
+        let whole = round(exact);
+        if self.lo <= whole && whole <= self.hi {
+            whole - exact
+        } else {
+            whole.clamp(self.lo, self.hi)
+        }
     }
     #[inline(always)]
     fn passes(self, x: f32) -> bool {
@@ -225,4 +236,76 @@ impl CustomOp1 for FakeQuant {
 /// Applies `quant` to x; see [`FakeQuant`]. NaN stays NaN.
 pub fn fake_quant(x: &Tensor, quant: &FakeQuant) -> Result<Tensor> {
     x.contiguous()?.apply_op1(quant.clone())
+}
+
+/// As [`FakeQuant`], with a gradient by the scale too: learned step sizes (LSQ, Esser et al. 2020, "Learned Step Size Quantization").
+struct LearnedStep(FakeQuant);
+
+impl LearnedStep {
+    /// Σ gradient·slope over the elements of each step, in f64 and in their order: the same bits for any number of threads.
+    fn by_step(&self, dims: &[usize], x: &[f32], gradient: &[f32]) -> Result<Vec<f32>> {
+        let slopes = self
+            .0
+            .apply(dims, x, gradient, |x, g, step| g * step.slope(x))?;
+        let (steps, values) = self.0.steps(dims)?;
+        let mut sums = vec![0.0_f64; values.len()];
+        for (at, slope) in slopes.iter().enumerate() {
+            let step = match steps {
+                Steps::One => 0,
+                Steps::Axis { inner } => at / inner % values.len(),
+                Steps::Blocked {
+                    extent,
+                    inner,
+                    block,
+                } => {
+                    let row = at / inner;
+                    let (outer, place) = (row / extent, row % extent);
+                    (outer * extent.div_ceil(block) + place / block) * inner + at % inner
+                }
+            };
+            sums[step] += f64::from(*slope);
+        }
+        Ok(sums.into_iter().map(|sum| sum as f32).collect())
+    }
+}
+
+impl CustomOp2 for LearnedStep {
+    fn name(&self) -> &'static str {
+        "learned_step"
+    }
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.0.cpu_fwd(x, layout)
+    }
+    fn bwd(
+        &self,
+        x: &Tensor,
+        scale: &Tensor,
+        y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let by_step = read2(x, gradient, "learned_step", |data, g| {
+            self.by_step(x.dims(), data, g)
+        })?;
+        let by_x = self.0.bwd(x, y, gradient)?;
+        Ok((by_x, Some(tensor_like(by_step, scale)?)))
+    }
+}
+
+/// As [`fake_quant`], with `scale` (of as many elements as `quant` has scales, and their values) as what gradients flow to.
+pub fn fake_quant_learned(x: &Tensor, scale: &Tensor, quant: &FakeQuant) -> Result<Tensor> {
+    if scale.elem_count() != quant.scale.len() {
+        bail!(
+            "learned_step: a scale of {} elements, {} were expected",
+            scale.elem_count(),
+            quant.scale.len()
+        )
+    }
+    x.contiguous()?
+        .apply_op2(&scale.contiguous()?, LearnedStep(quant.clone()))
 }

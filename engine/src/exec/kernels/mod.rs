@@ -22,7 +22,7 @@ mod window;
 mod tests;
 
 pub use conv_ops::{conv_transpose2d, conv2d};
-pub use fake_quant::{FakeQuant, fake_quant};
+pub use fake_quant::{FakeQuant, fake_quant, fake_quant_learned};
 pub use matmul::{Matrix, matmul};
 pub use norm::{batch_norm, batch_norm_of_batch};
 pub use permute::permute;

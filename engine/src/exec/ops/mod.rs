@@ -9,6 +9,7 @@ mod resize;
 mod shape;
 
 pub use linear::{batch_norm_of_batch, matmul_plus, window_over};
+pub use quant::largest_code;
 
 use super::{
     Fail,

@@ -182,6 +182,12 @@ pub fn dequantize(inputs: &[Option<Val>], axis: i64, block: usize) -> R<Val> {
     Ok(Val::Float(tensor_f32(v, x.shape())?, to))
 }
 
+/// The largest code that [`fake`] gives.
+pub fn largest_code(to: ElementType, limits: Option<(i64, i64)>) -> i64 {
+    let high = int_range(to).1;
+    limits.map_or(high, |limits| high.min(limits.1))
+}
+
 /// Quantise and dequantise in one step, with constant scale and zero point (fused at compile). `limits` of the codes: narrower than
 /// those of their type.
 pub fn fake(
@@ -213,5 +219,8 @@ pub fn fake(
         axis: layout.axis,
         block: if layout.blocked { layout.block } else { 0 },
     };
-    Ok(Val::f32(kernels::fake_quant(t, &quant)?))
+    Ok(Val::f32(match scale {
+        Val::Float(scale, _) if scale.track_op() => kernels::fake_quant_learned(t, scale, &quant)?,
+        _ => kernels::fake_quant(t, &quant)?,
+    }))
 }

@@ -224,6 +224,61 @@ fn masks_hold_and_quantised_weights_train() {
 }
 
 #[test]
+fn learned_step_sizes_leave_a_bad_start_and_are_kept_with_the_weights() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = teacher(&data);
+    let mut student = model(net(
+        4,
+        Variant {
+            quantised: true,
+            ..Variant::default()
+        },
+    ));
+    // Codes of ±127 reach a tenth of the weights only.
+    let at = student.graph.find_value("second.scale").unwrap();
+    student.graph.values[at.0 as usize].data = Some(crate::graph::TensorData::scalar(0.0002));
+    let run = |learned_step_sizes: bool, threads: usize| {
+        let settings = DistilSettings {
+            epochs: 6,
+            rate: 0.05,
+            learned_step_sizes,
+            ..settings()
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let watch = &mut Watch::default();
+        pool.install(|| train(student.clone(), &teacher, &data, &settings, watch))
+            .unwrap()
+    };
+    let scale = |done: &Distilled| weight(&done.model.graph, "second.scale")[0];
+    let (fixed, learned) = (run(false, 2), run(true, 2));
+    assert_eq!((fixed.step_sizes, learned.step_sizes), (0, 1));
+    assert!(fixed.best_epoch > 0 && learned.best_epoch > 0);
+    assert_eq!(scale(&fixed), 0.0002);
+    assert!(scale(&learned) > 0.0003, "{}", scale(&learned));
+    let last = |done: &Distilled| {
+        done.points
+            .iter()
+            .rev()
+            .take(8)
+            .map(|p| p.loss)
+            .sum::<f64>()
+    };
+    assert!(
+        last(&learned) < last(&fixed),
+        "{} {}",
+        last(&learned),
+        last(&fixed)
+    );
+    assert_eq!(
+        weights(&run(true, 1).model.graph),
+        weights(&learned.model.graph)
+    );
+}
+
+#[test]
 fn the_start_counts_as_a_checkpoint() {
     let (_folder, data) = task(SPLITS);
     let teacher = teacher(&data);

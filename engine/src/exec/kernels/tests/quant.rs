@@ -1,5 +1,5 @@
 use super::*;
-use crate::exec::kernels::{FakeQuant, fake_quant};
+use crate::exec::kernels::{FakeQuant, fake_quant, fake_quant_learned};
 use proptest::prelude::*;
 
 /// One element by the formula.
@@ -123,4 +123,60 @@ fn wrong_settings_are_errors() {
     assert!(changed(&|q| q.hi = -129).contains("empty"));
     assert!(changed(&|q| q.hi = i32::MAX).contains("wider"));
     assert!(changed(&|q| q.zero_point = vec![0]).contains("zero points"));
+}
+
+/// Esser et al. 2020, eq. 3, element by element.
+fn slope(x: f32, scale: f32, zero: i32, lo: i32, hi: i32) -> f32 {
+    let (low, high) = ((lo - zero) as f32, (hi - zero) as f32);
+    let exact = x / scale;
+    match exact.round_ties_even() {
+        whole if whole < low => low,
+        whole if whole > high => high,
+        whole => whole - exact,
+    }
+}
+
+#[test]
+fn a_learned_step_size_has_the_gradient_of_the_paper() {
+    let dims = [3, 5, 4];
+    let x = (tensor(7, &dims) * 3.0).unwrap();
+    // The same for all, one a channel, one a group of two along the middle axis.
+    for (count, block) in [(1, 0), (5, 0), (3 * 3 * 4, 2)] {
+        let quant = FakeQuant {
+            scale: random(3, count)
+                .iter()
+                .map(|v| 0.05 + v.abs() * 0.3)
+                .collect(),
+            zero_point: (0..count as i32).map(|i| i % 3 - 1).collect(),
+            lo: -8,
+            hi: 7,
+            axis: 1,
+            block,
+        };
+        let which = |at: usize| match (count, block) {
+            (1, _) => 0,
+            (_, 0) => at / 4 % 5,
+            _ => (at / 20 * 3 + at / 4 % 5 / 2) * 4 + at % 4,
+        };
+        let scale = Tensor::new(quant.scale.clone(), &Device::Cpu).unwrap();
+        let got = with_threads(2, || {
+            forward_and_gradients(&[x.clone(), scale.clone()], |t| {
+                fake_quant_learned(&t[0], &t[1], &quant)
+            })
+        });
+        let plain = forward_and_gradients(std::slice::from_ref(&x), |t| fake_quant(&t[0], &quant));
+        assert_eq!(got[..2], plain[..2], "value and straight-through gradient");
+        let r = random(99, x.elem_count());
+        let mut expected = vec![0.0_f64; count];
+        for (at, x) in values(&x).into_iter().enumerate() {
+            let (scale, zero) = (quant.scale[which(at)], quant.zero_point[which(at)]);
+            expected[which(at)] += f64::from(r[at] * slope(x, scale, zero, -8, 7));
+        }
+        for (got, expected) in got[2].iter().zip(&expected) {
+            assert!(
+                (f64::from(*got) - expected).abs() < 1e-4,
+                "{got}, {expected}"
+            );
+        }
+    }
 }
