@@ -18,6 +18,8 @@ pub mod confirm;
 
 pub mod compress;
 
+pub mod target;
+
 pub mod train;
 
 pub mod sensitivity;

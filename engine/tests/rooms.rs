@@ -15,10 +15,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("measure", &["graph", "formats"]),
     ("confirm", &["exec", "data", "eval", "measure"]),
     ("compress", &["graph", "exec", "eval"]),
+    ("target", &["compress", "eval"]),
     ("train", &["exec", "data", "eval", "compress"]),
     ("sensitivity", &["compress", "eval"]),
     ("search", &["sensitivity", "measure"]),
-    ("recipe", &["search", "train", "formats", "confirm"]),
+    (
+        "recipe",
+        &["search", "train", "formats", "confirm", "target"],
+    ),
     ("project", &["recipe"]),
     ("jobs", &["project"]),
 ];

@@ -64,7 +64,16 @@ fn ask(
         threads: 2,
     };
     let cancel = CancelToken::default();
-    confirm(bytes, data, &options, runtime, &mut NoObserver, &cancel).expect("confirms")
+    confirm(
+        bytes,
+        data,
+        &options,
+        runtime,
+        None,
+        &mut NoObserver,
+        &cancel,
+    )
+    .expect("confirms")
 }
 
 /// With optimisations off: labels, outputs and every tensor of codes.

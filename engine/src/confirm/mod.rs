@@ -6,7 +6,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use run::confirm;
+pub use run::{Simulated, confirm};
 pub use tensors::{Codes, TensorComparison, TensorReport};
 
 use crate::{
@@ -51,6 +51,8 @@ impl Default for ConfirmOptions {
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct RuntimeRun {
     pub optimizations: Optimizations,
+    /// Whether it is held against the prediction for the run's target, and not against the file's plain arithmetic.
+    pub at_target: bool,
     /// Top-1 in the runtime, measured.
     pub top1: Estimate,
     /// Share of samples with the label that Limbeck predicts.
@@ -83,10 +85,23 @@ pub struct Confirmation {
     pub n: u64,
     /// Top-1 by Limbeck's own evaluation of the exported file.
     pub predicted: Estimate,
+    /// The prediction for the arithmetic of the run's target, where that differs.
+    pub target: Option<TargetPrediction>,
     pub runs: Vec<RuntimeRun>,
     /// With optimisations off, where that was asked for and the model quantises activations.
     pub tensors: Option<TensorReport>,
     /// Classes that Limbeck predicts, in the split's order.
+    #[serde(skip)]
+    pub predictions: Vec<u32>,
+}
+
+/// What a target's own arithmetic is predicted to give.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct TargetPrediction {
+    pub name: String,
+    pub top1: Estimate,
+    /// Whether this machine's processor computes so: only then can the runtime confirm it here.
+    pub here: bool,
     #[serde(skip)]
     pub predictions: Vec<u32>,
 }

@@ -1,10 +1,10 @@
 //! Batch by batch through both: memory does not grow with the number of samples.
 
-use super::{ConfirmError, ConfirmOptions, Confirmation, RuntimeRun, tensors};
+use super::{ConfirmError, ConfirmOptions, Confirmation, RuntimeRun, TargetPrediction, tensors};
 use crate::{
     data::{Dataset, SplitName},
     eval::{self, EvalError, Observer, RowReader, paired_drop, proportion},
-    exec::{CancelToken, ExecError, Mode, NoTaps, Program},
+    exec::{CancelToken, ExecError, Mode, NoTaps, Program, Taps},
     formats::onnx,
     measure::runtime::{
         Optimizations, Runtime, RuntimeData, RuntimeError, RuntimeSession, RuntimeTensor,
@@ -16,16 +16,27 @@ use candle_core::Tensor;
 /// Numbers of the images that the runtime is given at a time: few enough that it is done soon when somebody wants to stop.
 const PIECE_ELEMENTS: usize = 600_000;
 
+/// The arithmetic of a target, where it is not that of the file as it stands.
+pub struct Simulated<'a> {
+    pub name: &'a str,
+    /// Of the graph that reading the file's bytes gives.
+    pub taps: &'a mut dyn Taps,
+    /// Whether this machine's processor computes so.
+    pub here: bool,
+}
+
 /// Holds Limbeck's evaluation of an exported ONNX file against the runtime's, on the same samples. Both get the very bytes; `observer`
 /// is told of samples, those of the tensors' comparison included.
 ///
 /// # Errors
 /// A file that either cannot run, data that does not fit it, cancellation.
+#[allow(clippy::too_many_arguments)]
 pub fn confirm(
     model: &[u8],
     data: &Dataset,
     options: &ConfirmOptions,
     runtime: &Runtime,
+    mut simulated: Option<Simulated<'_>>,
     observer: &mut dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Confirmation, ConfirmError> {
@@ -43,7 +54,9 @@ pub fn confirm(
     let mut runs = Vec::with_capacity(options.optimizations.len());
     for optimizations in &options.optimizations {
         let session = runtime.session(model, *optimizations, options.threads)?;
-        runs.push(Running::new(*optimizations, session));
+        let here = simulated.as_ref().is_some_and(|s| s.here);
+        let at_target = here && *optimizations == Optimizations::On;
+        runs.push(Running::new(*optimizations, at_target, session));
     }
     let watched = options.optimizations.contains(&Optimizations::Off);
     let mut traced = match options.tensor_samples.min(n) {
@@ -61,15 +74,33 @@ pub fn confirm(
     let mut batches = Batches::new(data, split, n, own, fixed);
     let mut reader = RowReader::new(classes);
     let (mut labels, mut predictions) = (Vec::with_capacity(n), Vec::with_capacity(n));
+    let mut at_target: Vec<u32> = Vec::new();
     while let Some(batch) = batches.next(cancel)? {
         let outputs = program.run(std::slice::from_ref(&batch.images), &mut NoTaps, cancel)?;
         let mut ours = eval::rows(&outputs, batch.padded, classes, &data.info().name)?;
         ours.truncate(batch.labels.len() * classes);
         // How the numbers are to be read is Limbeck's own outputs' to say, for both.
         let (_, predicted) = reader.read(ours.clone(), labels.len())?;
+        let target = match &mut simulated {
+            None => None,
+            Some(simulated) => {
+                let images = std::slice::from_ref(&batch.images);
+                let outputs = program.run(images, &mut *simulated.taps, cancel)?;
+                let mut rows = eval::rows(&outputs, batch.padded, classes, &data.info().name)?;
+                rows.truncate(ours.len());
+                let (_, predicted) = reader.read(rows.clone(), labels.len())?;
+                at_target.extend(&predicted);
+                Some((rows, predicted))
+            }
+        };
         let piece = fixed.unwrap_or(piece);
         for run in &mut runs {
-            run.batch(&batch, piece, (&ours, &predicted), reader.clone(), cancel)?;
+            let against = match &target {
+                Some((rows, predicted)) if run.at_target => (rows, predicted),
+                _ => (&ours, &predicted),
+            };
+            let against = (against.0.as_slice(), against.1.as_slice());
+            run.batch(&batch, piece, against, reader.clone(), cancel)?;
         }
         predictions.extend(predicted);
         labels.extend(batch.labels);
@@ -96,8 +127,17 @@ pub fn confirm(
         predicted: right(&predictions),
         runs: runs
             .into_iter()
-            .map(|run| run.result(&predictions, &labels))
+            .map(|run| match run.at_target {
+                true => run.result(&at_target, &labels),
+                false => run.result(&predictions, &labels),
+            })
             .collect(),
+        target: simulated.map(|s| TargetPrediction {
+            name: s.name.to_owned(),
+            top1: right(&at_target),
+            here: s.here,
+            predictions: at_target.clone(),
+        }),
         tensors: traced.map(tensors::Traced::report),
         predictions,
     })
@@ -180,6 +220,7 @@ impl<'a> Batches<'a> {
 /// One setting of the runtime on its way through the samples.
 struct Running {
     optimizations: Optimizations,
+    at_target: bool,
     session: RuntimeSession,
     predictions: Vec<u32>,
     largest: f32,
@@ -187,9 +228,10 @@ struct Running {
 }
 
 impl Running {
-    fn new(optimizations: Optimizations, session: RuntimeSession) -> Self {
+    fn new(optimizations: Optimizations, at_target: bool, session: RuntimeSession) -> Self {
         Self {
             optimizations,
+            at_target,
             session,
             predictions: Vec::new(),
             largest: 0.0,
@@ -248,6 +290,7 @@ impl Running {
         }
         RuntimeRun {
             optimizations: self.optimizations,
+            at_target: self.at_target,
             top1: proportion(hits, n),
             agreement: proportion(same, n),
             same_labels: same,

@@ -1,15 +1,17 @@
 //! A finished run held against the deployment runtime: the exported file in its folder, on the samples it was judged on.
 
 use super::{
-    LOCK_FILE, Lock, MODEL_FILE, PipelineError, RECIPE_FILE, RecipeFile, files::sha256,
-    lock::classes_text,
+    LOCK_FILE, Lock, MODEL_FILE, PipelineError, RECIPE_FILE, RecipeError, RecipeFile,
+    files::sha256, lock::classes_text,
 };
 use crate::{
-    confirm::{self, ConfirmOptions, Confirmation},
+    confirm::{self, ConfirmOptions, Confirmation, Simulated},
     data::Dataset,
     eval::Observer,
     exec::CancelToken,
-    measure::runtime::{Optimizations, Runtime, RuntimeSearch},
+    formats::onnx,
+    measure::runtime::{Optimizations, Runtime, RuntimeSearch, adds_in_16_bits},
+    target::Saturation,
 };
 use std::path::Path;
 
@@ -84,8 +86,28 @@ pub fn confirm(
         tensor_samples: question.tensor_samples,
         threads: question.threads,
     };
-    let confirmation = confirm::confirm(&model, &data, &options, &runtime, observer, cancel)?;
-    let text = classes_text(&confirmation.predictions);
+    let target = file
+        .recipe
+        .target()
+        .map_err(|e| RecipeError::new(e.to_string()).file(&file.path))?;
+    let graph = onnx::read_bytes(model.clone().into())?;
+    let mut saturation = target.as_ref().and_then(|t| Saturation::of(&graph, t));
+    let simulated = saturation
+        .as_mut()
+        .zip(target.as_ref())
+        .map(|(taps, target)| Simulated {
+            name: &target.name,
+            taps,
+            here: adds_in_16_bits(),
+        });
+    let confirmation = confirm::confirm(
+        &model, &data, &options, &runtime, simulated, observer, cancel,
+    )?;
+    let predicted = match &confirmation.target {
+        Some(target) => &target.predictions,
+        None => &confirmation.predictions,
+    };
+    let text = classes_text(predicted);
     if differences.is_empty() && sha256(text.as_bytes()) != lock.predictions_sha256 {
         differences.push(
             "this machine predicts other labels than the run did: carry it out again here (`limbeck verify` without --runtime says \

@@ -12,6 +12,7 @@ mod pipeline;
 mod plan;
 mod resolve;
 mod session;
+mod targets;
 mod text;
 mod validate;
 mod verdict;
@@ -34,6 +35,7 @@ pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
+pub use targets::evaluate_at;
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};
 pub use validate::RECIPE_VERSION;
@@ -89,7 +91,8 @@ pub struct QuantizeStep {
     pub default: Choice<Precision>,
     #[serde(default)]
     pub layers: Vec<Rule<Precision>>,
-    #[serde(default)]
+    /// What a recipe leaves out is the target's, where it names one.
+    #[serde(default, deserialize_with = "targets::scheme")]
     pub scheme: QuantScheme,
 }
 

@@ -89,6 +89,9 @@ pub struct Eval {
     /// Write the predicted class index of every sample, one a line.
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
+    /// Of a quantised model: what it gives at this deployment target, its saturation simulated (docs/targets.md).
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
 }
 
 #[derive(Args)]

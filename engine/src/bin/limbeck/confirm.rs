@@ -60,6 +60,19 @@ fn words(c: &Confirmation) -> String {
         c.split
     );
     let _ = writeln!(out, "  predicted      top-1 {}", percent(&c.predicted));
+    if let Some(target) = &c.target {
+        let _ = writeln!(
+            out,
+            "  at {}  top-1 {}, by simulating its arithmetic{}",
+            target.name,
+            percent(&target.top1),
+            if target.here {
+                "; the run with optimisations on is held against this"
+            } else {
+                "; this machine's processor adds up exactly, so that the runtime cannot confirm it here"
+            }
+        );
+    }
     for run in &c.runs {
         out.push_str(&run_words(run));
     }
@@ -193,10 +206,14 @@ fn runtime(c: &Confirmation) -> Value {
         "split": c.split.name(),
         "n": c.n,
         "predicted": { "provenance": "measured", "top1": estimate(&c.predicted) },
+        "target": c.target.as_ref().map(|t| json!({
+            "name": t.name, "provenance": "simulated", "top1": estimate(&t.top1), "here": t.here,
+        })),
         "runs": c.runs.iter().map(|r| json!({
             "optimizations": r.optimizations,
             "provenance": "measured",
             "agrees": r.agrees(),
+            "at_target": r.at_target,
             "top1": estimate(&r.top1),
             "agreement": estimate(&r.agreement),
             "same_labels": r.same_labels,

@@ -15,7 +15,7 @@ pub const ENVIRONMENT_VARIABLE: &str = "LIMBECK_ONNXRUNTIME";
 
 /// What to do where no runtime can be used.
 pub(super) const ADVICE: &str = "Install it (`pip install onnxruntime`), or name its library (libonnxruntime.so, onnxruntime.dll, \
-     libonnxruntime.dylib) or the folder it lies in: by --runtime-library, in the window's settings, or in the environment variable \
+     libonnxruntime.dylib) or the folder it lies in: by --runtime-library or in the environment variable \
      LIMBECK_ONNXRUNTIME";
 
 /// How long a Python interpreter may take to say where its package is.
