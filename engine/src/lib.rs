@@ -14,7 +14,11 @@ pub mod eval;
 
 pub mod measure;
 
+pub mod confirm;
+
 pub mod compress;
+
+pub mod target;
 
 pub mod train;
 

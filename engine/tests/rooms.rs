@@ -13,11 +13,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("data", &["exec"]),
     ("eval", &["exec", "data"]),
     ("measure", &["graph", "formats"]),
+    ("confirm", &["exec", "data", "eval", "measure"]),
     ("compress", &["graph", "exec", "eval"]),
+    ("target", &["compress", "eval"]),
     ("train", &["exec", "data", "eval", "compress"]),
     ("sensitivity", &["compress", "eval"]),
     ("search", &["sensitivity", "measure"]),
-    ("recipe", &["search", "train", "formats", "measure"]),
+    (
+        "recipe",
+        &["search", "train", "formats", "confirm", "target"],
+    ),
     ("project", &["recipe"]),
     ("jobs", &["project"]),
 ];

@@ -170,6 +170,9 @@ pub struct QuantScheme {
     pub calibration: Calibration,
     /// Samples of the calibration split that ranges are taken from.
     pub samples: usize,
+    /// Deployment target that this is for (see [`crate::target`]): what it cannot run is refused, and its arithmetic is predicted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 impl Default for QuantScheme {
@@ -182,6 +185,7 @@ impl Default for QuantScheme {
             symmetry: Symmetry::Asymmetric,
             calibration: Calibration::Mse,
             samples: 256,
+            target: None,
         }
     }
 }

@@ -6,7 +6,8 @@ mod run;
 mod stats;
 
 pub use outputs::{RowReader, mean_kl};
-pub use run::{Logits, evaluate, evaluate_with_logits, rows_of};
+pub use run::{Logits, evaluate, evaluate_tapped, evaluate_with_logits, rows_of};
+pub(crate) use run::{batch_size, rows};
 pub use stats::{mean, paired_drop, proportion};
 
 use crate::{data::SplitName, exec::ExecError};

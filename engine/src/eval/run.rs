@@ -3,7 +3,7 @@
 use super::{EvalError, Evaluation, Observer, outputs};
 use crate::{
     data::{Dataset, SplitName},
-    exec::{CancelToken, ExecError, NoTaps, Program},
+    exec::{CancelToken, ExecError, NoTaps, Program, Taps},
 };
 use candle_core::{DType, Tensor};
 
@@ -23,7 +23,28 @@ pub fn evaluate(
     observer: &mut dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Evaluation, EvalError> {
-    run(program, data, split, limit, observer, cancel, None)
+    run(
+        program,
+        data,
+        split,
+        limit,
+        &mut NoTaps,
+        (observer, cancel),
+        None,
+    )
+}
+
+/// [`evaluate`], with values observed or replaced on the way.
+pub fn evaluate_tapped(
+    program: &Program,
+    data: &Dataset,
+    split: SplitName,
+    limit: Option<usize>,
+    taps: &mut dyn Taps,
+    observer: &mut dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Evaluation, EvalError> {
+    run(program, data, split, limit, taps, (observer, cancel), None)
 }
 
 /// [`evaluate`], keeping the outputs too (4 bytes a class and sample).
@@ -44,8 +65,8 @@ pub fn evaluate_with_logits(
         data,
         split,
         limit,
-        observer,
-        cancel,
+        &mut NoTaps,
+        (observer, cancel),
         Some(&mut logits.values),
     )?;
     Ok((evaluation, logits))
@@ -53,7 +74,7 @@ pub fn evaluate_with_logits(
 
 /// Samples a batch: enough to keep the kernels busy on small images, few enough that the activations of large ones stay
 /// in tens of megabytes. Depends on the data alone, so that a run always has the same batches.
-fn batch_size(sample_shape: &[usize]) -> usize {
+pub(crate) fn batch_size(sample_shape: &[usize]) -> usize {
     let elements: usize = sample_shape.iter().product::<usize>().max(1);
     (2_500_000 / elements).clamp(4, 64)
 }
@@ -93,8 +114,8 @@ fn run(
     data: &Dataset,
     split: SplitName,
     limit: Option<usize>,
-    observer: &mut dyn Observer,
-    cancel: &CancelToken,
+    taps: &mut dyn Taps,
+    (observer, cancel): (&mut dyn Observer, &CancelToken),
     mut keep: Option<&mut Vec<f32>>,
 ) -> Result<Evaluation, EvalError> {
     let info = data.info();
@@ -131,7 +152,7 @@ fn run(
             }
             _ => data.batch(split, start..end)?,
         };
-        let outputs = program.run(&[batch.images], &mut NoTaps, cancel)?;
+        let outputs = program.run(&[batch.images], taps, cancel)?;
         let mut rows = rows(&outputs, batch.labels.len(), classes, &info.name)?;
         let labels = &batch.labels[..end - start];
         rows.truncate(labels.len() * classes);
@@ -158,7 +179,12 @@ fn run(
 }
 
 /// The first output as `n` rows of `classes` numbers; [n, classes] and the same with trailing axes of 1 are accepted.
-fn rows(outputs: &[Tensor], n: usize, classes: usize, task: &str) -> Result<Vec<f32>, EvalError> {
+pub(crate) fn rows(
+    outputs: &[Tensor],
+    n: usize,
+    classes: usize,
+    task: &str,
+) -> Result<Vec<f32>, EvalError> {
     let Some(output) = outputs.first() else {
         return Err(EvalError::Shape("the model has no output".into()));
     };

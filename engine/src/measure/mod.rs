@@ -1,6 +1,8 @@
 //! Sizes of models, kept apart by what they mean: stored (bytes in the file), theoretical (what an ideal coder of the
-//! zeros and bit widths would need) and runtime (bytes of weights in memory while running). Uses `graph` and `formats`.
+//! zeros and bit widths would need) and runtime (bytes of weights in memory while running). `runtime/`: what a deployment runtime
+//! gives. Uses `graph` and `formats`.
 
+pub mod runtime;
 #[cfg(test)]
 mod tests;
 

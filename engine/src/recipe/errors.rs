@@ -2,8 +2,8 @@
 
 use super::RecipeError;
 use crate::{
-    compress::CompressError, data::DataError, eval::EvalError, exec::ExecError, formats::onnx,
-    train::TrainError,
+    compress::CompressError, confirm::ConfirmError, data::DataError, eval::EvalError,
+    exec::ExecError, formats::onnx, measure::runtime::RuntimeError, train::TrainError,
 };
 
 /// Why a recipe could not be carried out.
@@ -28,6 +28,8 @@ pub enum PipelineError {
     #[error("{0}")]
     Exec(ExecError),
     #[error("{0}")]
+    Runtime(RuntimeError),
+    #[error("{0}")]
     Io(std::io::Error),
 }
 
@@ -46,6 +48,7 @@ impl PipelineError {
                 | Self::Format(_)
                 | Self::Data(_)
                 | Self::Eval(crate::eval::EvalError::Shape(_))
+                | Self::Runtime(RuntimeError::NotFound(_) | RuntimeError::Unusable(_))
         )
     }
 }
@@ -93,6 +96,22 @@ impl From<TrainError> for PipelineError {
             TrainError::Eval(e) => e.into(),
             TrainError::Data(e) => e.into(),
             other => Self::Train(other),
+        }
+    }
+}
+impl From<RuntimeError> for PipelineError {
+    fn from(e: RuntimeError) -> Self {
+        Self::Runtime(e)
+    }
+}
+impl From<ConfirmError> for PipelineError {
+    fn from(e: ConfirmError) -> Self {
+        match e {
+            ConfirmError::Exec(e) => e.into(),
+            ConfirmError::Eval(e) => e.into(),
+            ConfirmError::Data(e) => e.into(),
+            ConfirmError::Format(e) => e.into(),
+            ConfirmError::Runtime(e) => e.into(),
         }
     }
 }

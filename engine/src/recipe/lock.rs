@@ -103,8 +103,13 @@ pub(super) fn machine() -> String {
 
 /// One predicted class index a line.
 pub fn predictions_text(evaluation: &Evaluation) -> String {
+    classes_text(&evaluation.predictions)
+}
+
+/// The same of bare classes.
+pub(super) fn classes_text(predictions: &[u32]) -> String {
     let mut text = String::new();
-    for class in &evaluation.predictions {
+    for class in predictions {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{class}");
     }

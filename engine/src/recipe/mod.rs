@@ -3,6 +3,7 @@
 
 mod channels;
 mod checkpoints;
+mod confirm;
 mod errors;
 mod files;
 mod identity;
@@ -12,6 +13,7 @@ mod pipeline;
 mod plan;
 mod resolve;
 mod session;
+mod targets;
 mod text;
 mod validate;
 mod verdict;
@@ -23,6 +25,7 @@ mod tests;
 
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
+pub use confirm::{Confirmed, RuntimeQuestion, confirm};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
 use lock::machine;
@@ -35,6 +38,7 @@ pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
+pub use targets::evaluate_at;
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};
 pub use validate::RECIPE_VERSION;
@@ -90,7 +94,8 @@ pub struct QuantizeStep {
     pub default: Choice<Precision>,
     #[serde(default)]
     pub layers: Vec<Rule<Precision>>,
-    #[serde(default)]
+    /// What a recipe leaves out is the target's, where it names one.
+    #[serde(default, deserialize_with = "targets::scheme")]
     pub scheme: QuantScheme,
 }
 

@@ -15,10 +15,11 @@ use crate::{
     },
     data::{Dataset, SplitName},
     eval::{self, Evaluation, Metrics},
-    exec::{CancelToken, ExecError, Mode, Program},
+    exec::{CancelToken, ExecError, Mode, NoTaps, Program, Taps},
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
+    target::Saturation,
     train::{self, DistilSettings, TrainPoint},
 };
 use std::{
@@ -590,7 +591,7 @@ impl<'a> Work<'a> {
         &mut self,
         session: &Session,
         recipe: Recipe,
-        built: Built,
+        mut built: Built,
         split: SplitName,
         limit: Option<usize>,
         baseline: Arc<Evaluation>,
@@ -601,9 +602,25 @@ impl<'a> Work<'a> {
         } else {
             let data = session.runnable()?;
             let program = Program::compile(&built.graph, Mode::Inference)?;
+            // What a target's kernels cut off belongs to the prediction.
+            let target = recipe
+                .target()
+                .map_err(|e| RecipeError::new(e.to_string()))?;
+            let mut saturation = target.and_then(|t| Saturation::of(&built.graph, &t));
+            let mut none = NoTaps;
+            let taps: &mut dyn Taps = match &mut saturation {
+                Some(saturation) => saturation,
+                None => &mut none,
+            };
             let mut watch = Watch::new(self, format!("judging on the {} split", split));
             let cancel = watch.cancel;
-            let result = eval::evaluate(&program, data, split, limit, &mut watch, cancel)?;
+            let result =
+                eval::evaluate_tapped(&program, data, split, limit, taps, &mut watch, cancel)?;
+            if let Some(saturation) = saturation {
+                let account = saturation.account();
+                built.accounts.retain(|a| a.pass != account.pass);
+                built.accounts.push(account);
+            }
             self.advance(result.n, "judged")?;
             Arc::new(result)
         };

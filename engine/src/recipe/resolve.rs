@@ -1,7 +1,7 @@
 //! From rules to layers: default < glob (a later one wins) < exact name.
 
 use super::{
-    Choice, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
+    Choice, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods, targets,
     text::{Anchor, nearest},
     validate::validate,
 };
@@ -138,6 +138,7 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                     &earlier,
                 )?;
                 earlier.extend(quantize.layers.iter().map(|r| r.0.as_str()));
+                targets::allowed(&quantize.scheme, &chosen, layers)?;
                 for (id, precision) in &chosen {
                     if let Some(setting) = settings.get_mut(id) {
                         setting.precision = *precision;

@@ -1,7 +1,9 @@
 //! Arguments as they stand on the command line; their help is the manual.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use limbeck_engine::{data::SplitName, recipe::CheckpointEvery, sensitivity::Candidate};
+use limbeck_engine::{
+    data::SplitName, measure::runtime, recipe::CheckpointEvery, sensitivity::Candidate,
+};
 use std::path::PathBuf;
 
 /// Makes neural networks small, measures what that costs, and repeats it to the bit.
@@ -18,7 +20,7 @@ use std::path::PathBuf;
     after_long_help = "\
 Exit codes:
   0  done
-  1  failed; for `verify`: the replay differs
+  1  failed; for `verify`: the replay differs, or the runtime gives other labels
   2  bad usage or input: a file that is missing or broken, a recipe for another model
   3  a goal of the recipe was missed (with --strict also: could not be shown to be met)
 
@@ -32,6 +34,7 @@ Examples:
   limbeck run sample-models/fashion-resnet/recipes/int8.ron --out out
   limbeck run --resume out
   limbeck verify out
+  limbeck verify out --runtime onnxruntime
   limbeck export model.onnx --format int8 --task task.ron --out model-int8.onnx"
 )]
 pub struct Arguments {
@@ -60,7 +63,7 @@ pub enum Verb {
     Run(Run),
     /// Write a model in one precision throughout.
     Export(Export),
-    /// Carry out a run again from its folder and compare everything with its lock, to the bit.
+    /// Carry out a run again from its folder and compare everything with its lock, to the bit; or ask a deployment runtime about it.
     Verify(Verify),
 }
 
@@ -89,6 +92,9 @@ pub struct Eval {
     /// Write the predicted class index of every sample, one a line.
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
+    /// Of a quantised model: what it gives at this deployment target, its saturation simulated (docs/targets.md).
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
 }
 
 #[derive(Args)]
@@ -192,6 +198,42 @@ pub struct Verify {
     /// Where the task is now, if it has moved.
     #[arg(long)]
     pub task: Option<PathBuf>,
+    /// Instead of repeating the run: run its exported model in this deployment runtime, on the same samples, and compare with what
+    /// Limbeck predicts.
+    #[arg(long, value_enum)]
+    pub runtime: Option<RuntimeName>,
+    /// The runtime's own optimisations: off runs every operator as the file has it, on is how it is deployed.
+    #[arg(long, value_enum, default_value_t = Optimizations::Both, requires = "runtime")]
+    pub optimizations: Optimizations,
+    /// The runtime's library, or the folder it lies in [default: LIMBECK_ONNXRUNTIME, else an installed Python package, else the
+    /// system's].
+    #[arg(long, value_name = "PATH", requires = "runtime")]
+    pub runtime_library: Option<PathBuf>,
+    /// Samples of which every quantised tensor is compared too (optimisations off); 0: none.
+    #[arg(long, value_name = "N", default_value_t = 256, requires = "runtime")]
+    pub tensors: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeName {
+    Onnxruntime,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Optimizations {
+    Off,
+    On,
+    Both,
+}
+
+impl Optimizations {
+    pub fn list(self) -> Vec<runtime::Optimizations> {
+        match self {
+            Self::Off => vec![runtime::Optimizations::Off],
+            Self::On => vec![runtime::Optimizations::On],
+            Self::Both => vec![runtime::Optimizations::Off, runtime::Optimizations::On],
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

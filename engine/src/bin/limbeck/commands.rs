@@ -176,7 +176,11 @@ pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
     let session = open(&a.model, a.task.as_deref())?;
     let split = SplitName::from(a.split);
     session.samples(split, a.limit)?;
-    let result = session.baseline(split, a.limit, &mut watch, &CancelToken::default())?;
+    let cancel = CancelToken::default();
+    let (result, account) = match &a.target {
+        Some(name) => recipe::evaluate_at(&session, name, split, a.limit, &mut watch, &cancel)?,
+        None => (session.baseline(split, a.limit, &mut watch, &cancel)?, None),
+    };
     watch.finish();
     if let Some(path) = &a.predictions {
         write_atomic(path, predictions_text(&result).as_bytes())?;
@@ -185,9 +189,10 @@ pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
     let info = session.runnable()?.info();
     Ok(Report {
         text: format!(
-            "{}\n{}",
+            "{}\n{}{}",
             text::metrics(&metrics, &session.model_path.display().to_string()),
-            text::classes(&metrics, &info.classes)
+            text::classes(&metrics, &info.classes),
+            account.as_ref().map(done_lines).unwrap_or_default()
         ),
         json: json!({
             "command": "eval",
@@ -195,9 +200,21 @@ pub fn eval(a: &args::Eval, mut watch: Watch) -> Result<Report, Stop> {
             "data": json::data(info),
             "metrics": json::metrics(&metrics, &info.classes),
             "predictions_sha256": recipe::sha256(predictions_text(&result).as_bytes()),
+            "target": a.target.as_ref().map(|name| json!({ "name": name, "account": account })),
         }),
         code: DONE,
     })
+}
+
+/// What was done to each layer.
+fn done_lines(account: &limbeck_engine::compress::Account) -> String {
+    use limbeck_engine::compress::Outcome;
+    let mut out = format!("\n{}:\n", account.pass);
+    for entry in &account.entries {
+        let (Outcome::Done(words) | Outcome::NotDone(words)) = &entry.outcome;
+        let _ = writeln!(out, "  {}: {words}", entry.layer.0);
+    }
+    out
 }
 
 pub fn sensitivity(a: &args::Sensitivity, mut watch: Watch) -> Result<Report, Stop> {
@@ -506,16 +523,22 @@ pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
     })
 }
 
-pub fn verify(a: &args::Verify, mut watch: Watch) -> Result<Report, Stop> {
-    if !a.folder.is_dir() {
-        return Err(Stop {
-            message: format!(
-                "{} is not a folder; one that `limbeck run` wrote was expected",
-                a.folder.display()
-            ),
-            code: BAD_INPUT,
-        });
+/// The folder of a run must be one.
+pub fn run_folder(folder: &Path) -> Result<(), Stop> {
+    if folder.is_dir() {
+        return Ok(());
     }
+    Err(Stop {
+        message: format!(
+            "{} is not a folder; one that `limbeck run` wrote was expected",
+            folder.display()
+        ),
+        code: BAD_INPUT,
+    })
+}
+
+pub fn verify(a: &args::Verify, mut watch: Watch) -> Result<Report, Stop> {
+    run_folder(&a.folder)?;
     let verified = recipe::verify(
         &a.folder,
         a.model.as_deref(),

@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod confirm;
 mod json;
 mod start;
 mod text;
@@ -78,6 +79,9 @@ fn main() -> ExitCode {
         Verb::Sensitivity(a) => commands::sensitivity(a, watch),
         Verb::Run(a) => commands::run(a, watch),
         Verb::Export(a) => commands::export(a, watch),
+        Verb::Verify(a) if a.runtime.is_some() => {
+            confirm::confirm(a, arguments.threads.unwrap_or(0), watch)
+        }
         Verb::Verify(a) => commands::verify(a, watch),
     };
     let (out, code) = match result {

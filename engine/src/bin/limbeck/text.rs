@@ -64,7 +64,7 @@ pub fn table(header: &[(&str, bool)], rows: &[Vec<String>]) -> String {
     out
 }
 
-fn percent(e: &Estimate) -> String {
+pub fn percent(e: &Estimate) -> String {
     format!(
         "{:.2} % (95 % interval {:.2} to {:.2})",
         e.value * 100.0,

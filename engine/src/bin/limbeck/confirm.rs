@@ -1,0 +1,240 @@
+//! `limbeck verify --runtime`: what a deployment runtime makes of a run's exported file.
+
+use crate::{
+    DONE, FAILED, Report, Stop, args, commands,
+    text::{percent, table, thousands},
+    watch::Watch,
+};
+use limbeck_engine::{
+    confirm::{Codes, Confirmation, RuntimeRun, TensorReport},
+    exec::CancelToken,
+    measure::runtime::RuntimeSearch,
+    recipe::{self, RuntimeQuestion},
+};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+pub fn confirm(a: &args::Verify, threads: usize, mut watch: Watch) -> Result<Report, Stop> {
+    commands::run_folder(&a.folder)?;
+    let question = RuntimeQuestion {
+        search: RuntimeSearch {
+            given: a.runtime_library.clone(),
+            setting: None,
+        },
+        optimizations: a.optimizations.list(),
+        tensor_samples: a.tensors,
+        threads,
+    };
+    let confirmed = recipe::confirm(
+        &a.folder,
+        a.task.as_deref(),
+        &question,
+        &mut watch,
+        &CancelToken::default(),
+    )?;
+    watch.finish();
+    let agrees = confirmed.confirmation.agrees() && confirmed.differences.is_empty();
+    let mut out = words(&confirmed.confirmation);
+    for difference in &confirmed.differences {
+        let _ = writeln!(out, "  {difference}");
+    }
+    Ok(Report {
+        text: out,
+        json: json!({
+            "command": "verify",
+            "agrees": agrees,
+            "differences": confirmed.differences,
+            "exported_sha256": confirmed.lock.exported_sha256,
+            "runtime": runtime(&confirmed.confirmation),
+        }),
+        code: if agrees { DONE } else { FAILED },
+    })
+}
+
+fn words(c: &Confirmation) -> String {
+    let mut out = format!(
+        "ONNX Runtime {} ({}), measured on {} samples of the {} split\n",
+        c.runtime,
+        c.library.display(),
+        thousands(c.n),
+        c.split
+    );
+    let _ = writeln!(out, "  predicted      top-1 {}", percent(&c.predicted));
+    if let Some(target) = &c.target {
+        let _ = writeln!(
+            out,
+            "  at {}  top-1 {}, by simulating its arithmetic{}",
+            target.name,
+            percent(&target.top1),
+            if target.here {
+                "; the run with optimisations on is held against this"
+            } else {
+                "; this machine's processor adds up exactly, so that the runtime cannot confirm it here"
+            }
+        );
+    }
+    for run in &c.runs {
+        out.push_str(&run_words(run));
+    }
+    match &c.tensors {
+        Some(tensors) => out.push_str(&tensor_words(tensors)),
+        None if c.runs.iter().any(|r| r.optimizations.name() == "off") => {
+            out.push_str("  tensors        none compared\n");
+        }
+        None => {}
+    }
+    for run in c.runs.iter().filter(|run| !run.agrees()) {
+        let _ = writeln!(
+            out,
+            "DISAGREES: with optimisations {} the runtime gives another label on {} of {} samples (at most 0.1 % may differ)",
+            run.optimizations.name(),
+            thousands(run.agreement.n - run.same_labels),
+            thousands(run.agreement.n)
+        );
+    }
+    if c.agrees() {
+        out.push_str("Agrees: at least 99.9 % of the labels are those predicted.\n");
+    }
+    out
+}
+
+fn run_words(run: &RuntimeRun) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "  optimisations {}\n    top-1        {}\n    labels       {} of {} as predicted ({:.2} %)\n    lost         {:+.2} points against the prediction (95 % interval {:+.2} to {:+.2}, paired)\n    outputs      differ by at most {:.3e}",
+        run.optimizations.name(),
+        percent(&run.top1),
+        thousands(run.same_labels),
+        thousands(run.agreement.n),
+        run.agreement.value * 100.0,
+        run.drop.drop * 100.0,
+        run.drop.ci[0] * 100.0,
+        run.drop.ci[1] * 100.0,
+        run.largest_difference
+    );
+    if let Some(lead) = run.clearest_lead {
+        let _ = writeln!(
+            out,
+            "    other labels the clearest prediction among them led by {lead:.3e}{}",
+            if lead <= 2.0 * run.largest_difference {
+                ": near ties all of them"
+            } else {
+                ""
+            }
+        );
+    }
+    out
+}
+
+/// Shares of elements, and where the two part.
+fn tensor_words(report: &TensorReport) -> String {
+    let (own, through) = report.totals();
+    let shares = |c: &Codes| {
+        format!(
+            "{:.4} % equal, {:.4} % within one step, at most {} steps apart",
+            c.share_equal() * 100.0,
+            c.share_within_one() * 100.0,
+            c.largest
+        )
+    };
+    let mut out = format!(
+        "  tensors        {} quantised, optimisations off, {} samples, {} codes\n    each from the runtime's codes before it: {}\n    from the model's input on, differences carried along: {}\n",
+        report.tensors.len(),
+        thousands(report.samples),
+        thousands(own.elements),
+        shares(&own),
+        shares(&through)
+    );
+    let Some(first) = report.first_parting() else {
+        out.push_str("    all codes are the same\n");
+        return out;
+    };
+    let _ = writeln!(
+        out,
+        "    they part first in {}: {} of {} codes differ, by at most {} steps",
+        first.name,
+        thousands(first.own.elements - first.own.equal),
+        thousands(first.own.elements),
+        first.own.largest
+    );
+    if let Some(first) = report.first_beyond_one() {
+        let _ = writeln!(
+            out,
+            "    by more than one step first in {}: {} codes, at most {} steps",
+            first.name,
+            thousands(first.own.elements - first.own.within_one),
+            first.own.largest
+        );
+    }
+    let rows: Vec<Vec<String>> = report
+        .tensors
+        .iter()
+        .map(|t| {
+            let mut row = vec![format!("    {}", t.name), thousands(t.own.elements)];
+            for codes in [&t.own, &t.through] {
+                row.push(format!("{:.4}", codes.share_equal() * 100.0));
+                row.push(format!("{:.4}", codes.share_within_one() * 100.0));
+                row.push(codes.largest.to_string());
+            }
+            row
+        })
+        .collect();
+    out.push_str(&table(
+        &[
+            ("    tensor", false),
+            ("codes", true),
+            ("equal %", true),
+            ("within one %", true),
+            ("steps", true),
+            ("carried: equal %", true),
+            ("within one %", true),
+            ("steps", true),
+        ],
+        &rows,
+    ));
+    out
+}
+
+fn runtime(c: &Confirmation) -> Value {
+    let estimate =
+        |e: &limbeck_engine::eval::Estimate| json!({ "value": e.value, "n": e.n, "ci": e.ci });
+    json!({
+        "name": "onnxruntime",
+        "version": c.runtime,
+        "library": c.library,
+        "split": c.split.name(),
+        "n": c.n,
+        "predicted": { "provenance": "measured", "top1": estimate(&c.predicted) },
+        "target": c.target.as_ref().map(|t| json!({
+            "name": t.name, "provenance": "simulated", "top1": estimate(&t.top1), "here": t.here,
+        })),
+        "runs": c.runs.iter().map(|r| json!({
+            "optimizations": r.optimizations,
+            "provenance": "measured",
+            "agrees": r.agrees(),
+            "at_target": r.at_target,
+            "top1": estimate(&r.top1),
+            "agreement": estimate(&r.agreement),
+            "same_labels": r.same_labels,
+            "drop": {
+                "value": r.drop.drop, "n": r.drop.n, "ci": r.drop.ci,
+                "only_baseline": r.drop.only_baseline, "only_candidate": r.drop.only_candidate,
+            },
+            "largest_difference": r.largest_difference,
+            "clearest_lead": r.clearest_lead,
+        })).collect::<Value>(),
+        "tensors": c.tensors.as_ref().map(|t| {
+            let (own, through) = t.totals();
+            json!({
+                "samples": t.samples,
+                "own": own,
+                "through": through,
+                "first_parting": t.first_parting().map(|t| &t.name),
+                "first_beyond_one": t.first_beyond_one().map(|t| &t.name),
+                "worst": t.worst().map(|t| json!({ "name": t.name, "within_one_share": t.own.share_within_one() })),
+                "each": t.tensors,
+            })
+        }),
+    })
+}

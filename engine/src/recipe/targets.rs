@@ -1,0 +1,148 @@
+//! A recipe's deployment target: defaults of its scheme, and what the target cannot run.
+
+use super::{PipelineError, Recipe, RecipeError, Session, Step, text::Anchor};
+use crate::{
+    compress::{Account, Precision, QuantScheme},
+    data::SplitName,
+    eval::{self, Evaluation, Observer},
+    exec::{CancelToken, Mode, Program, Taps},
+    graph::LayerId,
+    search::LayerFacts,
+    target::{self, Saturation, SchemeText, Target, TargetError},
+};
+use serde::{Deserialize, Deserializer, de::Error};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Reads a scheme; keys that are left out are the named target's, or the engine's.
+pub(super) fn scheme<'de, D: Deserializer<'de>>(from: D) -> Result<QuantScheme, D::Error> {
+    let text = SchemeText::deserialize(from)?;
+    let base = match &text.target {
+        Some(name) => target::find(name).map_err(D::Error::custom)?.defaults(),
+        None => QuantScheme::default(),
+    };
+    Ok(text.over(base))
+}
+
+impl Recipe {
+    /// The target that its quantisation is for.
+    ///
+    /// # Errors
+    /// A target that is not known or whose description cannot be read.
+    pub fn target(&self) -> Result<Option<Arc<Target>>, TargetError> {
+        let name = self.steps.iter().find_map(|step| match step {
+            Step::Quantize(quantize) => quantize.scheme.target.as_deref(),
+            _ => None,
+        });
+        name.map(target::find).transpose()
+    }
+}
+
+/// What an opened quantised model gives at a target on the first `limit` samples of a split, and what its arithmetic does to each layer;
+/// `None` where it does nothing.
+///
+/// # Errors
+/// An unknown target, no data, a model that cannot run, cancellation.
+pub fn evaluate_at(
+    session: &Session,
+    name: &str,
+    split: SplitName,
+    limit: Option<usize>,
+    observer: &mut dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(Arc<Evaluation>, Option<Account>), PipelineError> {
+    let target = target::find(name).map_err(|e| RecipeError::new(e.to_string()))?;
+    let data = session.runnable()?;
+    let program = Program::compile(&session.graph, Mode::Inference)?;
+    let Some(mut saturation) = Saturation::of(&session.graph, &target) else {
+        return Ok((session.baseline(split, limit, observer, cancel)?, None));
+    };
+    let taps: &mut dyn Taps = &mut saturation;
+    let result = eval::evaluate_tapped(&program, data, split, limit, taps, observer, cancel)?;
+    Ok((Arc::new(result), Some(saturation.account())))
+}
+
+/// Refuses, with the reason, layers that the scheme's target would not compute as asked.
+pub(super) fn allowed(
+    scheme: &QuantScheme,
+    chosen: &BTreeMap<LayerId, Precision>,
+    layers: &[LayerFacts],
+) -> Result<(), RecipeError> {
+    let Some(name) = &scheme.target else {
+        return Ok(());
+    };
+    let here = || Anchor::Literal(name.clone(), 0);
+    let target = target::find(name).map_err(|e| RecipeError::new(e.to_string()).at(here()))?;
+    for layer in layers {
+        let Some(precision) = chosen.get(&layer.id) else {
+            continue;
+        };
+        if let Err(why) = target.takes(&layer.op, *precision, scheme) {
+            return Err(RecipeError::new(format!(
+                "Quantize: the target {} cannot run the layer `{}` ({}) at {}: {why}",
+                target.name,
+                layer.id.0,
+                layer.op,
+                precision.label()
+            ))
+            .at(here()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::{Activations, Granularity, testkit};
+    use std::path::Path;
+
+    fn recipe(scheme: &str) -> Result<Recipe, RecipeError> {
+        let text = format!(
+            "(version: 1, model: \"m\", task: \"t\", steps: [Quantize(default: set(int4),\n scheme: ({scheme}))])"
+        );
+        Recipe::parse(&text, Path::new("r.ron"))
+    }
+
+    fn scheme_of(recipe: &Recipe) -> &QuantScheme {
+        match &recipe.steps[0] {
+            Step::Quantize(quantize) => &quantize.scheme,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_target_fills_in_what_is_left_out_and_survives_writing() {
+        let recipe = recipe("target: \"weight-only-int4\", samples: 7").expect("reads");
+        let scheme = scheme_of(&recipe);
+        assert_eq!(scheme.activations, Activations::Float);
+        assert_eq!(scheme.int4_weights, Granularity::Group(32));
+        assert_eq!(scheme.samples, 7);
+        let text = recipe.to_ron().expect("writes");
+        let again = Recipe::parse(&text, Path::new("r.ron")).expect("reads");
+        assert_eq!(again, recipe);
+        // Nothing is written of a target where there is none.
+        let plain = self::recipe("samples: 7").expect("reads");
+        assert_eq!(scheme_of(&plain).target, None);
+        assert!(!plain.to_ron().expect("writes").contains("target"));
+    }
+
+    #[test]
+    fn an_unknown_target_and_what_a_target_cannot_run_are_refused() {
+        let error = recipe("target: \"weight-only\"")
+            .expect_err("unknown")
+            .to_string();
+        assert!(
+            error.contains("r.ron:2:") && error.contains("weight-only-int4"),
+            "{error}"
+        );
+        let layers = LayerFacts::of(&testkit::classifier(1).graph);
+        let recipe = recipe("target: \"onnxruntime-cpu\"").expect("reads");
+        let error = super::super::resolve(&recipe, &layers)
+            .expect_err("int4 there")
+            .to_string();
+        assert!(
+            error.contains("first") && error.contains("int8 or int7"),
+            "{error}"
+        );
+    }
+}

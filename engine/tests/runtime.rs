@@ -1,0 +1,389 @@
+//! Exported files in the real ONNX Runtime: does it give what Limbeck predicts? Where none is found the tests that need it say so and
+//! pass; with LIMBECK_RUNTIME_REQUIRED set (CI does) they fail instead.
+
+use limbeck_engine::{
+    confirm::{ConfirmOptions, Confirmation, confirm},
+    data::{Dataset, SplitName},
+    eval::NoObserver,
+    exec::CancelToken,
+    graph::{Dim, ElementType, Graph, Op, TensorData, UnaryOp, ValueId},
+    measure::runtime::{Optimizations, Runtime, RuntimeError, RuntimeSearch},
+    recipe::{self, Recipe, Session, Unwatched},
+};
+use serde_json::Value;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+fn sample(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../sample-models/fashion-resnet")
+        .join(file)
+}
+
+/// The runtime, or `None` with the reason told.
+fn runtime() -> Option<Runtime> {
+    match Runtime::find(&RuntimeSearch::default()) {
+        Ok(runtime) => Some(runtime),
+        Err(e) if std::env::var_os("LIMBECK_RUNTIME_REQUIRED").is_some() => {
+            panic!("LIMBECK_RUNTIME_REQUIRED is set: {e}")
+        }
+        Err(e) => {
+            let said = format!("skipped, nothing was held against ONNX Runtime: {e}\n");
+            std::io::stderr()
+                .write_all(said.as_bytes())
+                .expect("stderr");
+            None
+        }
+    }
+}
+
+/// The bytes that a recipe with these steps exports.
+fn export(session: &Session, steps: &str) -> Vec<u8> {
+    let text = format!("(version: 1, model: \"m\", task: \"t\", seed: 3, steps: [{steps}])");
+    let recipe = Recipe::parse(&text, Path::new("test.ron")).expect("a recipe");
+    let cancel = CancelToken::default();
+    let built = recipe::build(session, &recipe, &mut Unwatched, &cancel).expect("builds");
+    built.bytes.to_vec()
+}
+
+fn ask(
+    runtime: &Runtime,
+    bytes: &[u8],
+    data: &Dataset,
+    limit: usize,
+    optimizations: &[Optimizations],
+) -> Confirmation {
+    let options = ConfirmOptions {
+        split: SplitName::Holdout,
+        limit: Some(limit),
+        optimizations: optimizations.to_vec(),
+        tensor_samples: 48,
+        threads: 2,
+    };
+    let cancel = CancelToken::default();
+    confirm(
+        bytes,
+        data,
+        &options,
+        runtime,
+        None,
+        &mut NoObserver,
+        &cancel,
+    )
+    .expect("confirms")
+}
+
+/// With optimisations off: labels, outputs and every tensor of codes.
+fn assert_agrees(what: &str, c: &Confirmation, tensors: usize) {
+    let off = &c.runs[0];
+    assert_eq!(off.optimizations, Optimizations::Off);
+    assert!(c.agrees(), "{what}: {off:?}");
+    assert_eq!(off.drop.n, c.n);
+    assert!(off.largest_difference < 2.0, "{what}: {off:?}");
+    let found = c.tensors.as_ref().map_or(0, |t| t.tensors.len());
+    assert_eq!(found, tensors, "{what}: {:?}", c.tensors);
+    for tensor in c.tensors.iter().flat_map(|t| &t.tensors) {
+        assert!(tensor.own.elements > 0, "{what}: {tensor:?}");
+        // At 16 bits a step is about what the order of a float sum moves: a few steps apart is the same.
+        let same = match what.contains("int16") {
+            true => tensor.own.largest <= 32,
+            false => tensor.own.share_within_one() >= 0.9999,
+        };
+        assert!(same, "{what}: {tensor:?}");
+    }
+}
+
+/// Every way of quantising that is exported, on the bundled network.
+#[test]
+fn what_is_predicted_of_the_sample_is_what_the_runtime_gives() {
+    let Some(runtime) = runtime() else { return };
+    let task = sample("task.ron");
+    let session = Session::open(&sample("fashion-resnet.onnx"), Some(&task)).expect("opens");
+    let data = session.data.as_ref().expect("data");
+    // 22 layers; three inputs of blocks are read by two layers each (the shortcut convolutions), so 20 tensors.
+    let all = 20;
+    for (scheme, precision, tensors) in [
+        ("", "int8", all),
+        ("symmetry: symmetric", "int8", all),
+        (
+            "int8_weights: per_tensor, weight_symmetry: asymmetric",
+            "int8",
+            all,
+        ),
+        ("activations: int16", "int8", all),
+        ("", "int7", all),
+        ("", "int4", all),
+        ("activations: float, int4_weights: group(16)", "int4", 0),
+        ("activations: dynamic", "int8", 1),
+        ("", "fp16", 0),
+    ] {
+        let steps = format!(
+            "FoldBatchNorm, Quantize(default: set({precision}), scheme: (samples: 32, {scheme}))"
+        );
+        let bytes = export(&session, &steps);
+        let limit = if scheme.contains("dynamic") { 60 } else { 300 };
+        let c = ask(&runtime, &bytes, data, limit, &[Optimizations::Off]);
+        assert_eq!(c.n, limit as u64);
+        assert_agrees(&format!("{precision} ({scheme})"), &c, tensors);
+    }
+    // As deployed: whatever the processor's kernels do, it is measured on the same samples and told apart.
+    let bytes = export(
+        &session,
+        "FoldBatchNorm, Quantize(default: set(int7), scheme: (samples: 32))",
+    );
+    let both = [Optimizations::Off, Optimizations::On];
+    let c = ask(&runtime, &bytes, data, 300, &both);
+    assert_eq!(
+        (c.runs.len(), c.runs[1].optimizations),
+        (2, Optimizations::On)
+    );
+    assert!(c.runs[1].top1.value > 0.85, "{:?}", c.runs[1]);
+    assert_eq!(c.predictions.len(), 300);
+}
+
+/// A network of two products and its data, in a folder.
+fn products(dir: &Path) -> (PathBuf, PathBuf) {
+    let mut graph = Graph {
+        name: "products".into(),
+        ..Graph::default()
+    };
+    let shape = vec![Dim::Symbol("N".into()), Dim::Known(12)];
+    let x = graph.add_value("x", Some(ElementType::F32), Some(shape));
+    graph.inputs.push(x);
+    // Numbers without a pattern that quantisation could follow.
+    let noise = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n)
+            .map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0)
+            .collect()
+    };
+    let layer = |graph: &mut Graph, name: &str, x: ValueId, [k, n]: [usize; 2]| {
+        let weight = TensorData::from_f32(&[k, n], &noise(k * n, n));
+        let weight = graph.add_constant(&format!("{name}.weight"), weight);
+        let y = graph.add_value(&format!("{name}.out"), None, None);
+        graph.add_node(name, Op::MatMul, vec![Some(x), Some(weight)], vec![Some(y)]);
+        y
+    };
+    let y = layer(&mut graph, "first", x, [12, 16]);
+    let z = graph.add_value("z", None, None);
+    graph.add_node(
+        "relu",
+        Op::Unary(UnaryOp::Relu),
+        vec![Some(y)],
+        vec![Some(z)],
+    );
+    let out = layer(&mut graph, "second", z, [16, 4]);
+    graph.outputs.push(out);
+    let model = dir.join("products.onnx");
+    limbeck_engine::formats::onnx::write(&graph, &model).expect("writes");
+    npy(
+        &dir.join("x.npy"),
+        "<f4",
+        "(90, 12)",
+        noise(90 * 12, 5).iter().flat_map(|v| v.to_le_bytes()),
+    );
+    npy(
+        &dir.join("y.npy"),
+        "<i8",
+        "(90,)",
+        (0..90i64).flat_map(|i| (i % 4).to_le_bytes()),
+    );
+    let task = dir.join("task.ron");
+    let text = r#"Task(version: 1, name: "made", sources: { "all": Npy(images: "x.npy", labels: "y.npy") },
+        preprocess: (scale: 1.0), classes: Count(4), metric: top1, splits: (holdout: Rows(from: "all", start: 0, count: 60),
+        calibration: Rows(from: "all", start: 60, count: 30)))"#;
+    std::fs::write(&task, text).expect("writes");
+    (model, task)
+}
+
+/// A NumPy file.
+fn npy(path: &Path, kind: &str, shape: &str, bytes: impl Iterator<Item = u8>) {
+    let mut head = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
+    while (10 + head.len() + 1) % 64 != 0 {
+        head.push(' ');
+    }
+    head.push('\n');
+    let mut all = b"\x93NUMPY\x01\x00".to_vec();
+    all.extend((head.len() as u16).to_le_bytes());
+    all.extend(head.bytes());
+    all.extend(bytes);
+    std::fs::write(path, all).expect("writes");
+}
+
+#[test]
+fn products_agree_static_and_dynamic() {
+    let Some(runtime) = runtime() else { return };
+    let dir = tempfile::tempdir().expect("dir");
+    let (model, task) = products(dir.path());
+    let session = Session::open(&model, Some(&task)).expect("opens");
+    let data = session.data.as_ref().expect("data");
+    for (scheme, tensors) in [
+        ("", 2),
+        ("activations: dynamic", 2),
+        ("activations: int16, symmetry: symmetric", 2),
+        ("activations: float", 0),
+    ] {
+        let steps = format!("Quantize(default: set(int8), scheme: (samples: 30, {scheme}))");
+        let bytes = export(&session, &steps);
+        let c = ask(&runtime, &bytes, data, 60, &[Optimizations::Off]);
+        assert_agrees(scheme, &c, tensors);
+    }
+}
+
+fn limbeck(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_limbeck"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary starts")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A finished run in a folder.
+fn finished(dir: &Path) -> String {
+    let (model, task) = products(dir);
+    let recipe = dir.join("r.ron");
+    let text = format!(
+        "(version: 1, model: {model:?}, task: {task:?}, steps: [Quantize(default: set(int8), scheme: (samples: 30))])"
+    );
+    std::fs::write(&recipe, text).expect("writes");
+    let out = dir.join("out").to_str().expect("UTF-8").to_owned();
+    let run = limbeck(&["run", recipe.to_str().expect("UTF-8"), "--out", &out]);
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    out
+}
+
+#[test]
+fn verify_asks_the_runtime_and_notices_a_file_that_is_not_the_run_s() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = finished(dir.path());
+    if runtime().is_none() {
+        return;
+    }
+    let ask = |rest: &[&str]| {
+        let mut all = vec!["verify", &out, "--runtime", "onnxruntime", "--json"];
+        all.extend(rest);
+        limbeck(&all)
+    };
+    let output = ask(&["--optimizations", "off", "--tensors", "20"]);
+    let value = json(&output);
+    assert_eq!(output.status.code(), Some(0), "{value:#}");
+    assert_eq!(value["agrees"], true);
+    let told = &value["runtime"];
+    assert_eq!(
+        (&told["n"], &told["split"]),
+        (&60.into(), &"holdout".into())
+    );
+    assert_eq!(told["runs"][0]["same_labels"], 60);
+    assert_eq!(
+        told["predicted"]["top1"]["value"],
+        told["runs"][0]["top1"]["value"]
+    );
+    assert_eq!(told["tensors"]["samples"], 20);
+    assert_eq!(told["tensors"]["each"].as_array().map(Vec::len), Some(2));
+    assert!(
+        told["version"]
+            .as_str()
+            .is_some_and(|v| v.starts_with("1.")),
+        "{told}"
+    );
+    let people = limbeck(&["verify", &out, "--runtime", "onnxruntime"]);
+    let people = String::from_utf8_lossy(&people.stdout).into_owned();
+    for word in [
+        "optimisations off",
+        "optimisations on",
+        "60 of 60 as predicted",
+        "within one step",
+    ] {
+        assert!(people.contains(word), "{word}: {people}");
+    }
+    // The same network exported otherwise: not what the run predicted.
+    let session = Session::open(
+        &dir.path().join("products.onnx"),
+        Some(&dir.path().join("task.ron")),
+    );
+    let other = export(
+        &session.expect("opens"),
+        "Quantize(default: set(int2), scheme: (samples: 30))",
+    );
+    std::fs::write(Path::new(&out).join("model.onnx"), other).expect("writes");
+    let output = ask(&["--optimizations", "off"]);
+    let value = json(&output);
+    assert_eq!(output.status.code(), Some(1), "{value:#}");
+    assert_eq!(value["agrees"], false);
+    let said = value["differences"][0].as_str().expect("words");
+    assert!(said.contains("changed after the run"), "{said}");
+}
+
+#[test]
+fn a_runtime_that_is_none_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = finished(dir.path());
+    let refused = |library: &Path| {
+        let library = library.to_str().expect("UTF-8");
+        let output = limbeck(&[
+            "verify",
+            &out,
+            "--runtime",
+            "onnxruntime",
+            "--runtime-library",
+            library,
+        ]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        assert!(
+            said.contains("pip install onnxruntime") && said.contains(library),
+            "{said}"
+        );
+        said
+    };
+    assert!(refused(&dir.path().join("none.so")).contains("cannot be read"));
+    assert!(refused(dir.path()).contains("holds no library"));
+    let broken = dir.path().join("libonnxruntime.so");
+    std::fs::write(&broken, "no library").expect("writes");
+    assert!(refused(&broken).contains("cannot be used"));
+    // Looked for everywhere, in a world without any.
+    let output = Command::new(env!("CARGO_BIN_EXE_limbeck"))
+        .args(["verify", &out, "--runtime", "onnxruntime"])
+        .env_clear()
+        .env("PATH", dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.code() == Some(2) {
+        for word in [
+            "LIMBECK_ONNXRUNTIME is not set",
+            "VIRTUAL_ENV is not set",
+            "no python3 on the path",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    } else {
+        // One of the system's libraries.
+        assert!(runtime().is_some(), "{said}");
+    }
+    // Asked for again by another name, the one that is loaded says so.
+    if let Some(loaded) = runtime() {
+        let given = Some(broken);
+        let error = Runtime::find(&RuntimeSearch {
+            given,
+            setting: None,
+        });
+        let Err(RuntimeError::Unusable(said)) = error else {
+            panic!("another library cannot be loaded: {loaded:?}");
+        };
+        assert!(said.contains("loaded already"), "{said}");
+    }
+}
