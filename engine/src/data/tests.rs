@@ -467,7 +467,7 @@ fn the_bundled_task_opens() {
 /// Every file of the samples is the one whose provenance is written down.
 #[test]
 fn the_samples_have_their_digests() {
-    for sample in ["fashion-resnet", "efficientnet-lite0"] {
+    for sample in ["fashion-resnet", "efficientnet-lite0", "fashion-encoder"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../sample-models")
             .join(sample);
