@@ -500,9 +500,42 @@ fn read(path: &Path) -> Result<(Header, Blobs), String> {
     train::decode(&Bytes::from(bytes))
 }
 
+/// Removes what this engine put there, and the folder where nothing else is in it: others keep files in folders of this name.
 fn remove(folder: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+    let start = folder.join(START_FILE);
+    for path in files(folder)
+        .into_iter()
+        .map(|(_, path)| path)
+        .chain([start])
+    {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    // One that holds more stays.
+    let _ = std::fs::remove_dir(folder);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_others_are_left_alone() {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join(CHECKPOINT_FOLDER);
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["mine.pt", "000001.checkpoint", START_FILE] {
+            std::fs::write(folder.join(name), name).unwrap();
+        }
+        Checkpoints::done(out.path()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), "mine.pt");
+        std::fs::remove_file(folder.join("mine.pt")).unwrap();
+        Checkpoints::done(out.path()).unwrap();
+        assert!(!folder.exists());
     }
 }

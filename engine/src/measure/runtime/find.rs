@@ -231,7 +231,8 @@ fn site_packages(environment: &Path) -> Vec<PathBuf> {
 
 /// Folder of the package as an interpreter would find it, without importing it.
 fn package_of(python: &str) -> Result<Option<PathBuf>, String> {
-    const ASK: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
+    // Not from the current folder, which `-c` puts first: a library found there would be run.
+    const ASK: &str = "import sys; sys.path[:] = [p for p in sys.path if p]; import importlib.util as u; s = u.find_spec('onnxruntime'); \
                        print(next(iter(s.submodule_search_locations or []), '') if s else '')";
     let silent = |why: String| Err(format!("{python} could not be asked: {why}"));
     let child = Command::new(python)
