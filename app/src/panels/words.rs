@@ -235,9 +235,10 @@ pub fn point_hover(point: &NamedPoint) -> String {
     let p = &point.point;
     let m = &p.metrics;
     let mut text = format!(
-        "{}\ntop-1 {} %, measured on {}, n {}",
+        "{}\ntop-1 {} %, {} on {}, n {}",
         point.name,
         top1(point),
+        m.origin(),
         split_label(m.split),
         number::grouped(m.top1.n)
     );

@@ -408,6 +408,7 @@ pub fn point(job: u64, recipe: Recipe, split: SplitName, top1: f64, stored: u64)
                 only_baseline: 100,
                 only_candidate: 40,
             }),
+            simulated: None,
         },
         recipe,
         sizes: Sizes {

@@ -64,10 +64,19 @@ fn share(part: u64, all: u64) -> f64 {
 pub struct TensorComparison {
     /// Of the value in the exported file that holds the codes.
     pub name: String,
-    /// Computed from the runtime's codes in all tensors before: what this part of the network alone does otherwise.
-    pub own: Codes,
+    /// Computed from the runtime's codes in all tensors before: what this part of the network alone does otherwise. `None` from the first
+    /// tensor on whose codes cannot be handed on: ranges of each inference (whose scales, too, may differ), or several dequantisations or
+    /// none by the same constants.
+    pub own: Option<Codes>,
     /// Computed from the model's input: what was rounded otherwise before is carried along.
     pub through: Codes,
+}
+
+impl TensorComparison {
+    /// By itself where that is known, else with what is carried along.
+    pub fn best(&self) -> Codes {
+        self.own.unwrap_or(self.through)
+    }
 }
 
 /// All quantised tensors, in the graph's order.
@@ -80,28 +89,33 @@ pub struct TensorReport {
 impl TensorReport {
     /// The first tensor in which any code differs.
     pub fn first_parting(&self) -> Option<&TensorComparison> {
-        self.tensors.iter().find(|t| t.own.equal < t.own.elements)
+        self.tensors.iter().find(|t| {
+            let codes = t.best();
+            codes.equal < codes.elements
+        })
     }
 
-    /// The first that is by itself more than a step away anywhere.
+    /// The first that is more than a step away anywhere, by itself where that is known.
     pub fn first_beyond_one(&self) -> Option<&TensorComparison> {
-        self.tensors.iter().find(|t| t.own.largest > 1)
+        self.tensors.iter().find(|t| t.best().largest > 1)
     }
 
-    /// The tensor that has by itself the least share within one step.
+    /// The tensor that has the least share within one step, by itself where that is known.
     pub fn worst(&self) -> Option<&TensorComparison> {
-        let share = |t: &TensorComparison| t.own.share_within_one();
+        let share = |t: &TensorComparison| t.best().share_within_one();
         self.tensors
             .iter()
             .min_by(|a, b| share(a).total_cmp(&share(b)))
     }
 
-    /// Over all tensors: each by itself, and carried along.
-    pub fn totals(&self) -> (Codes, Codes) {
-        let none = (Codes::default(), Codes::default());
-        self.tensors.iter().fold(none, |(own, through), t| {
-            (own.and(t.own), through.and(t.through))
-        })
+    /// Over all tensors: each by itself (`None` where that is known of none), and carried along.
+    pub fn totals(&self) -> (Option<Codes>, Codes) {
+        let own = self.tensors.iter().filter_map(|t| t.own);
+        let through = self.tensors.iter().map(|t| t.through);
+        (
+            own.reduce(Codes::and),
+            through.fold(Codes::default(), Codes::and),
+        )
     }
 }
 
@@ -111,6 +125,8 @@ struct Watched {
     /// What is tapped: the dequantised value (quantising and dequantising is one step of ours), or the codes themselves.
     tapped: ValueId,
     steps: Option<Steps>,
+    /// All that reads it goes on from the runtime's codes.
+    handed_on: bool,
 }
 
 /// How a dequantised value gives its codes back.
@@ -184,6 +200,7 @@ impl Traced {
                     name,
                     tapped: codes,
                     steps: None,
+                    handed_on: false,
                 },
                 // Of weights both sides have the same codes in the file.
                 Op::QuantizeLinear { .. } if graph.constant_behind(input).is_some() => continue,
@@ -204,11 +221,13 @@ impl Traced {
                             name,
                             tapped: back,
                             steps: Some(steps),
+                            handed_on: consumers.get(&codes).is_some_and(|all| all.len() == 1),
                         },
                         _ => Watched {
                             name,
                             tapped: codes,
                             steps: None,
+                            handed_on: false,
                         },
                     }
                 }
@@ -228,10 +247,14 @@ impl Traced {
             session: runtime.session(&bytes, Optimizations::Off, threads)?,
             found: watched
                 .iter()
-                .map(|w| TensorComparison {
-                    name: w.name.clone(),
-                    own: Codes::default(),
-                    through: Codes::default(),
+                .scan(true, |alone, w| {
+                    let own = alone.then(Codes::default);
+                    *alone &= w.handed_on;
+                    Some(TensorComparison {
+                        name: w.name.clone(),
+                        own,
+                        through: Codes::default(),
+                    })
                 })
                 .collect(),
             watched,
@@ -389,12 +412,14 @@ impl Taps for Compare<'_> {
         };
         let found = &mut self.found[*index];
         let codes = if self.follow {
-            &mut found.own
+            found.own.as_mut()
         } else {
-            &mut found.through
+            Some(&mut found.through)
         };
-        for (a, b) in ours.iter().zip(theirs.iter()).take(take) {
-            codes.count(*a, b);
+        if let Some(codes) = codes {
+            for (a, b) in ours.iter().zip(theirs.iter()).take(take) {
+                codes.count(*a, b);
+            }
         }
         match &watched.steps {
             Some(steps) if self.follow => {
@@ -453,7 +478,7 @@ mod tests {
             apart.iter().for_each(|a| own.count(*a, 0));
             TensorComparison {
                 name: name.to_owned(),
-                own,
+                own: Some(own),
                 through: own,
             }
         };
@@ -468,7 +493,7 @@ mod tests {
         assert_eq!(report.first_parting().map(|t| &*t.name), Some("b"));
         assert_eq!(report.first_beyond_one().map(|t| &*t.name), Some("c"));
         assert_eq!(report.worst().map(|t| &*t.name), Some("c"));
-        let all = report.totals().0;
+        let all = report.totals().0.expect("known of all");
         assert_eq!(
             (all.elements, all.equal, all.within_one, all.largest),
             (9, 6, 8, 3)

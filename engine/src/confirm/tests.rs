@@ -92,9 +92,9 @@ fn another_network_is_found_out_where_it_begins() {
     let same = report(1.0);
     assert_eq!(same.tensors.len(), 3);
     assert_eq!(same.first_beyond_one(), None);
-    assert_eq!(same.totals().0.elements, 3 * 7 * 6);
+    assert_eq!(same.totals().1.elements, 3 * 7 * 6);
     let other = report(1.1);
     let first = other.first_parting().expect("they part");
-    assert_eq!((&*first.name, first.own.largest > 1), ("q2", true));
-    assert_eq!(other.tensors[1].own.equal, 42, "{other:?}");
+    assert_eq!((&*first.name, first.best().largest > 1), ("q2", true));
+    assert_eq!(other.tensors[1].best().equal, 42, "{other:?}");
 }

@@ -33,6 +33,8 @@ pub struct Evaluation {
     pub top5_correct: Vec<bool>,
     /// Cross-entropy of every sample, nats.
     pub losses: Vec<f32>,
+    /// The target whose arithmetic was simulated; `None`: measured as computed here.
+    pub simulated: Option<String>,
 }
 
 /// Summary of an [`Evaluation`], fractions in 0..=1.
@@ -48,6 +50,19 @@ pub struct Metrics {
     pub per_class: Vec<Estimate>,
     /// Baseline top-1 minus this top-1 (fraction), paired on the same samples.
     pub drop: Option<PairedDrop>,
+    /// The target whose arithmetic was simulated; `None`: measured as computed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<String>,
+}
+
+impl Metrics {
+    /// Where the numbers come from: "measured", or "simulated at" a target.
+    pub fn origin(&self) -> String {
+        match &self.simulated {
+            None => "measured".to_owned(),
+            Some(target) => format!("simulated at {target}"),
+        }
+    }
 }
 
 /// Difference of two accuracies on the same n samples. `only_baseline`: right only in the baseline (b),
@@ -117,6 +132,7 @@ impl Evaluation {
                 .map(|(hits, n)| proportion(hits, n))
                 .collect(),
             drop: baseline.map(|b| self.drop_from(b)),
+            simulated: self.simulated.clone(),
         }
     }
 
@@ -160,6 +176,7 @@ mod tests {
             predictions: predictions.to_vec(),
             top5_correct: vec![true; labels.len()],
             losses: vec![0.5; labels.len()],
+            simulated: None,
         }
     }
 
@@ -178,6 +195,15 @@ mod tests {
         assert_eq!((d.only_baseline, d.only_candidate, d.n), (2, 1, 5));
         assert!((d.drop - 0.2).abs() < 1e-12);
         assert!(base.metrics(None).drop.is_none());
+        assert_eq!(m.origin(), "measured");
+        let there = Evaluation {
+            simulated: Some("onnxruntime-avx2".into()),
+            ..other
+        };
+        assert_eq!(
+            there.metrics(None).origin(),
+            "simulated at onnxruntime-avx2"
+        );
     }
 
     #[test]

@@ -136,6 +136,7 @@ fn run(
         predictions: Vec::with_capacity(total),
         top5_correct: Vec::with_capacity(total),
         losses: Vec::with_capacity(total),
+        simulated: None,
     };
     let mut reading = None;
     let mut start = 0;

@@ -20,6 +20,7 @@ mod scalar;
 mod support;
 #[cfg(test)]
 mod tests;
+mod trained;
 mod value;
 
 pub use claims::{CLAIMS, Claim};

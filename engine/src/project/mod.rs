@@ -210,6 +210,7 @@ mod tests {
                     only_baseline: 3,
                     only_candidate: 2,
                 }),
+                simulated: None,
             },
             sizes: Sizes {
                 stored: Bytes(1),

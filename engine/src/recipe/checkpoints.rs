@@ -13,7 +13,9 @@ use crate::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
-    fmt, io,
+    fmt,
+    fs::{File, TryLockError},
+    io,
     path::{Path, PathBuf},
     str::FromStr,
     time::{Duration, Instant},
@@ -22,6 +24,8 @@ use std::{
 /// The folder in a run's folder that holds its checkpoints; gone once the run is complete.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 const START_FILE: &str = "run.ron";
+/// Locked by the process that works in the folder; the lock ends with the process, however it ends.
+const ALONE_FILE: &str = "at-work";
 const EXTENSION: &str = "checkpoint";
 /// Of [`RunStart`].
 const START_VERSION: u32 = 1;
@@ -235,6 +239,8 @@ impl ModelText {
 /// The checkpoints of one run.
 pub struct Checkpoints {
     folder: PathBuf,
+    /// Locked as long as the run is at work.
+    _alone: File,
     every: CheckpointEvery,
     /// Known once the run is at work.
     identity: Option<Identity>,
@@ -248,11 +254,13 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// For a run that begins in the folder `out`, which exists.
+    /// Claims the folder `out`, which exists, for a run that is to begin there: no other process works in it, and nothing of an earlier run
+    /// is left to go on with. [`Checkpoints::begin`] is called once the recipe lies there.
     ///
     /// # Errors
-    /// Checkpoints of an unfinished run lie there: they are not thrown away unasked. A folder that cannot be written to.
-    pub fn begin(out: &Path, start: &RunStart) -> Result<Self, PipelineError> {
+    /// Another process is at work there; checkpoints of an unfinished run lie there: they are not thrown away unasked. A folder that cannot be
+    /// written to.
+    pub fn claim(out: &Path) -> Result<Self, PipelineError> {
         let folder = out.join(CHECKPOINT_FOLDER);
         let complete = out.join(super::LOCK_FILE).exists();
         if !complete && !files(&folder).is_empty() {
@@ -267,18 +275,28 @@ impl Checkpoints {
             let said = format!("cannot write {}: {e}", folder.display());
             PipelineError::Io(io::Error::new(e.kind(), said))
         };
-        remove(&folder).map_err(cannot)?;
         std::fs::create_dir_all(&folder).map_err(cannot)?;
+        let alone = alone_in(&folder)?;
+        clear(&folder).map_err(cannot)?;
+        Ok(Self::new(folder, CheckpointEvery::default(), alone))
+    }
+
+    /// Writes down what the run was started with: from now on it can be gone on with.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn begin(&mut self, start: &RunStart) -> Result<(), PipelineError> {
         let text = to_ron(start)?;
-        write_atomic(&folder.join(START_FILE), text.as_bytes()).map_err(PipelineError::Io)?;
-        Ok(Self::new(folder, start.every))
+        write_atomic(&self.folder.join(START_FILE), text.as_bytes()).map_err(PipelineError::Io)?;
+        self.every = start.every;
+        Ok(())
     }
 
     /// Those of the unfinished run in the folder `out`, with what it was started with. The newest checkpoint that is whole is gone on
     /// from; where there is none yet, the run starts over.
     ///
     /// # Errors
-    /// No run was begun there; checkpoints lie there, but none can be read: the message says why of each.
+    /// No run was begun there; another process is at work there; checkpoints lie there, but none can be read: the message says why of each.
     pub fn open(out: &Path) -> Result<(Self, RunStart), PipelineError> {
         let folder = out.join(CHECKPOINT_FOLDER);
         let path = folder.join(START_FILE);
@@ -290,6 +308,7 @@ impl Checkpoints {
                 out.display()
             )));
         }
+        let alone = alone_in(&folder)?;
         let text = read_text(&path)?;
         if let Some(version) = super::claimed_version(&text)
             && version != START_VERSION
@@ -302,7 +321,7 @@ impl Checkpoints {
             .into());
         }
         let start: RunStart = from_ron(&text, &path)?;
-        let mut kept = Self::new(folder, start.every);
+        let mut kept = Self::new(folder, start.every, alone);
         let files = files(&kept.folder);
         kept.next = files.last().map_or(1, |(number, _)| number + 1);
         let mut broken = Vec::new();
@@ -335,9 +354,10 @@ impl Checkpoints {
         )))
     }
 
-    fn new(folder: PathBuf, every: CheckpointEvery) -> Self {
+    fn new(folder: PathBuf, every: CheckpointEvery, alone: File) -> Self {
         Self {
             folder,
+            _alone: alone,
             every,
             identity: None,
             next: 1,
@@ -500,20 +520,41 @@ fn read(path: &Path) -> Result<(Header, Blobs), String> {
     train::decode(&Bytes::from(bytes))
 }
 
-/// Removes what this engine put there, and the folder where nothing else is in it: others keep files in folders of this name.
-fn remove(folder: &Path) -> io::Result<()> {
+/// Locks the folder against other processes.
+fn alone_in(folder: &Path) -> Result<File, PipelineError> {
+    let path = folder.join(ALONE_FILE);
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let file = File::create(&path).map_err(|e| PipelineError::Io(named(e)))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(PipelineError::NotRunnable(format!(
+            "another limbeck is at work on the run in {}: wait for it, stop it, or name another folder",
+            folder.parent().unwrap_or(folder).display()
+        ))),
+        // Some network file systems know no locks: the run goes on without.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(file),
+        Err(TryLockError::Error(e)) => Err(PipelineError::Io(named(e))),
+    }
+}
+
+/// Removes what an earlier run can be gone on with by.
+fn clear(folder: &Path) -> io::Result<()> {
     let start = folder.join(START_FILE);
-    for path in files(folder)
-        .into_iter()
-        .map(|(_, path)| path)
-        .chain([start])
-    {
+    let ours = files(folder).into_iter().map(|(_, path)| path);
+    for path in ours.chain([start]) {
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
     }
-    // One that holds more stays.
+    Ok(())
+}
+
+/// Removes what this engine put there, and the folder where nothing else is in it: others keep files in folders of this name.
+fn remove(folder: &Path) -> io::Result<()> {
+    clear(folder)?;
+    // What cannot go, because it is open or the folder holds more, stays and does no harm.
+    let _ = std::fs::remove_file(folder.join(ALONE_FILE));
     let _ = std::fs::remove_dir(folder);
     Ok(())
 }
@@ -527,7 +568,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join(CHECKPOINT_FOLDER);
         std::fs::create_dir(&folder).unwrap();
-        for name in ["mine.pt", "000001.checkpoint", START_FILE] {
+        for name in ["mine.pt", "000001.checkpoint", START_FILE, ALONE_FILE] {
             std::fs::write(folder.join(name), name).unwrap();
         }
         Checkpoints::done(out.path()).unwrap();
@@ -537,5 +578,22 @@ mod tests {
         std::fs::remove_file(folder.join("mine.pt")).unwrap();
         Checkpoints::done(out.path()).unwrap();
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_worked_in_is_not_taken() {
+        let out = tempfile::tempdir().unwrap();
+        let start = RunStart::new(Path::new("r.ron"), SplitName::Holdout, None, false);
+        let mut first = Checkpoints::claim(out.path()).unwrap();
+        let busy = |error: PipelineError| error.to_string().contains("at work");
+        assert!(Checkpoints::claim(out.path()).is_err_and(busy));
+        first.begin(&start).unwrap();
+        assert!(Checkpoints::open(out.path()).is_err_and(busy));
+        drop(first);
+        // Nothing was trained yet: it starts over, and may be begun anew.
+        assert_eq!(Checkpoints::open(out.path()).unwrap().1, start);
+        Checkpoints::claim(out.path()).unwrap();
+        let nothing = |error: PipelineError| error.to_string().contains("no run");
+        assert!(Checkpoints::open(out.path()).is_err_and(nothing));
     }
 }

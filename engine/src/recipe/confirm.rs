@@ -94,6 +94,7 @@ pub fn confirm(
     let mut saturation = target.as_ref().and_then(|t| Saturation::of(&graph, t));
     let simulated = saturation
         .as_mut()
+        .filter(|saturation| saturation.target().is_some())
         .zip(target.as_ref())
         .map(|(taps, target)| Simulated {
             name: &target.name,

@@ -614,9 +614,10 @@ impl<'a> Work<'a> {
             };
             let mut watch = Watch::new(self, format!("judging on the {} split", split));
             let cancel = watch.cancel;
-            let result =
+            let mut result =
                 eval::evaluate_tapped(&program, data, split, limit, taps, &mut watch, cancel)?;
             if let Some(saturation) = saturation {
+                result.simulated = saturation.target().map(str::to_owned);
                 let account = saturation.account();
                 built.accounts.retain(|a| a.pass != account.pass);
                 built.accounts.push(account);

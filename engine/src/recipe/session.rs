@@ -310,6 +310,7 @@ fn first(all: &Arc<Evaluation>, n: usize) -> Arc<Evaluation> {
         predictions: cut(&all.predictions, n),
         top5_correct: cut(&all.top5_correct, n),
         losses: cut(&all.losses, n),
+        simulated: all.simulated.clone(),
     })
 }
 

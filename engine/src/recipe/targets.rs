@@ -57,7 +57,8 @@ pub fn evaluate_at(
         return Ok((session.baseline(split, limit, observer, cancel)?, None));
     };
     let taps: &mut dyn Taps = &mut saturation;
-    let result = eval::evaluate_tapped(&program, data, split, limit, taps, observer, cancel)?;
+    let mut result = eval::evaluate_tapped(&program, data, split, limit, taps, observer, cancel)?;
+    result.simulated = saturation.target().map(str::to_owned);
     Ok((Arc::new(result), Some(saturation.account())))
 }
 

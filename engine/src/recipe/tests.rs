@@ -208,6 +208,7 @@ fn metrics(drop: Option<PairedDrop>) -> Metrics {
         agreement: None,
         per_class: Vec::new(),
         drop,
+        simulated: None,
     }
 }
 

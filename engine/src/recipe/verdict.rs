@@ -131,11 +131,15 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         ci: Some(ci),
         samples_needed,
         words: format!(
-            "top-1 drop against the original at most {limit} {unit}: {measured:.2} lost (95 % interval {:.2} to {:.2}, n = {}, paired, {} split){tail}",
+            "top-1 drop against the original at most {limit} {unit}: {measured:.2} lost (95 % interval {:.2} to {:.2}, n = {}, paired, {} split{}){tail}",
             ci[0],
             ci[1],
             grouped(drop.n),
             metrics.split,
+            match &metrics.simulated {
+                None => String::new(),
+                Some(target) => format!(", simulated at {target}"),
+            },
         ),
     }
 }

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 pub struct Saturation {
     target: String,
     layers: Vec<Saturating>,
+    /// Layers whose inputs are quantised by the range of each inference: what they do there is not known.
+    unknown: Vec<LayerId>,
     /// Codes of the inputs in this batch, and how many layers still read them.
     inputs: BTreeMap<ValueId, Codes>,
 }
@@ -69,7 +71,7 @@ enum Form {
 }
 
 impl Saturation {
-    /// `None` where the target adds up exactly or no layer of the exported graph can saturate there.
+    /// `None` where the target adds up exactly or no layer of the exported graph is known to be able to saturate there, or unknown.
     pub fn of(graph: &Graph, target: &Target) -> Option<Self> {
         if target.products == Products::Exact {
             return None;
@@ -78,12 +80,15 @@ impl Saturation {
             .into_iter()
             .map(|q| (q.layer.clone(), q))
             .collect();
-        let mut layers = Vec::new();
+        let (mut layers, mut unknown) = (Vec::new(), Vec::new());
         for layer in integer_layers(graph, &target.fusion) {
             let Some(kept) = kept.get(&layer.id) else {
                 continue;
             };
             let (Some(weight), Some(input)) = (&kept.weight, &kept.input) else {
+                if kept.weight.is_some() {
+                    unknown.push(layer.id.clone());
+                }
                 continue;
             };
             // Unsigned weights go another way, which is exact.
@@ -95,7 +100,8 @@ impl Saturation {
             } else {
                 0
             };
-            let Ok(zero_point) = u8::try_from(input.zero_point[0] + up) else {
+            let zero_point = input.zero_point.first().map(|z| u8::try_from(z + up));
+            let Some(Ok(zero_point)) = zero_point else {
                 continue;
             };
             let Some((form, channels)) = pairs_of(graph, &layer, &weight.scale) else {
@@ -115,11 +121,17 @@ impl Saturation {
                 count: SaturationCount::default(),
             });
         }
-        (!layers.is_empty()).then(|| Self {
+        (!layers.is_empty() || !unknown.is_empty()).then(|| Self {
             target: target.name.clone(),
             layers,
+            unknown,
             inputs: BTreeMap::new(),
         })
+    }
+
+    /// The target, where any of its arithmetic is simulated.
+    pub fn target(&self) -> Option<&str> {
+        (!self.layers.is_empty()).then_some(&self.target)
     }
 
     /// What saturated so far, by layer in the graph's order; layers that cannot saturate have no entry.
@@ -148,6 +160,12 @@ impl Saturation {
                     layer: layer.clone(),
                     outcome: Outcome::Done(words(count)),
                 })
+                .chain(self.unknown.iter().map(|layer| AccountEntry {
+                    layer: layer.clone(),
+                    outcome: Outcome::NotDone(
+                        "computed as if exact: what the target does with ranges of each inference is not simulated".into(),
+                    ),
+                }))
                 .collect(),
         }
     }

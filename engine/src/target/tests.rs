@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     compress::{
-        Model, Pass, Quantize, Ranges, pack,
+        Model, Outcome, Pass, Quantize, Ranges, pack,
         testkit::{Net, batch, run_on, with_context},
     },
     exec::{CancelToken, Mode, Program},
@@ -119,10 +119,10 @@ fn network() -> Graph {
         trans_b: true,
     };
     let x = net.node("head", gemm, &inputs);
-    quantised(net.finish(&[x]))
+    quantised(net.finish(&[x]), QuantScheme::default())
 }
 
-fn quantised(model: Model) -> Graph {
+fn quantised(model: Model, scheme: QuantScheme) -> Graph {
     let layers: BTreeMap<LayerId, Precision> = model
         .graph
         .layers()
@@ -138,7 +138,7 @@ fn quantised(model: Model) -> Graph {
         values.insert(model.graph.value(id).name.clone(), [lo, hi]);
     }
     let pass = Quantize {
-        scheme: QuantScheme::default(),
+        scheme,
         layers,
         ranges: Some(std::sync::Arc::new(Ranges { values })),
     };
@@ -254,4 +254,23 @@ fn sums_of_pairs_are_cut_off_as_the_instruction_does_it() {
     // The exact target has nothing to take off.
     let exact = find("onnxruntime-cpu").expect("known");
     assert!(Saturation::of(&graph, &exact).is_none());
+}
+
+#[test]
+fn ranges_of_each_inference_are_said_not_to_be_simulated() {
+    let mut net = Net::new(3, &[12]);
+    let inputs = [ValueId(0), net.weight("head.weight", &[12, 3], 0.7, 1.0)];
+    let x = net.node("head", Op::MatMul, &inputs);
+    let scheme = QuantScheme {
+        activations: Activations::Dynamic,
+        ..QuantScheme::default()
+    };
+    let graph = quantised(net.finish(&[x]), scheme);
+    let target = find("onnxruntime-avx2").expect("known");
+    let saturation = Saturation::of(&graph, &target).expect("there is something to say");
+    assert_eq!(saturation.target(), None, "nothing is simulated");
+    let account = saturation.account();
+    let said = |outcome: &Outcome| matches!(outcome, Outcome::NotDone(why) if why.contains("not simulated"));
+    assert_eq!(account.entries.len(), 1, "{account:?}");
+    assert!(said(&account.entries[0].outcome), "{account:?}");
 }

@@ -383,7 +383,7 @@ impl<'a> Training<'a> {
         let step = self.at.step;
         if self.done.rollbacks.len() >= MOST_ROLLBACKS {
             return Err(TrainError::Diverged(format!(
-                "training diverged: {what} at step {step} of {}, learning rate {rate:.3e}; going back and trying a quarter of the rate                  did not help {MOST_ROLLBACKS} times; lower `rate` (now {:.3e})",
+                "training diverged: {what} at step {step} of {}, learning rate {rate:.3e}; going back and trying a quarter of the rate did not help {MOST_ROLLBACKS} times; lower `rate` (now {:.3e})",
                 self.steps, self.settings.rate
             )));
         }

@@ -129,7 +129,11 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
         );
         let room = ui.available_rect_before_wrap();
         let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 24.0), Sense::hover());
-        let label = format!("{}: top-1 {summary}, measured", point.name);
+        let label = format!(
+            "{}: top-1 {summary}, {}",
+            point.name,
+            point.point.metrics.origin()
+        );
         response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &label));
         let name_width = widgets::text_width(ui.painter(), &point.name, theme::strong());
         let name = rect.with_max_x((rect.left() + name_width + 2.0).min(rect.right()));

@@ -401,6 +401,7 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         "metrics": json::metrics(&outcome.metrics, &info.classes),
         "sizes": json::sizes(&outcome.sizes),
         "verdict": recipe::overall(&outcome.verdicts),
+        "strict": begun.strict,
         "goals": json::verdicts(&outcome.verdicts),
         "accounts": outcome.accounts,
         "exported": { "file": MODEL_FILE, "bytes": outcome.bytes.len(), "sha256": outcome.model_sha256 },

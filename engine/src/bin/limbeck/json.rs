@@ -58,11 +58,12 @@ fn estimate(e: &Estimate) -> Value {
     json!({ "value": e.value, "n": e.n, "ci": e.ci })
 }
 
-/// Fractions in 0..=1; `provenance` is always `measured`.
+/// Fractions in 0..=1; `provenance` is `measured`, or `simulated` with the target under `at`.
 pub fn metrics(m: &Metrics, classes: &[String]) -> Value {
     json!({
         "split": m.split.name(),
-        "provenance": "measured",
+        "provenance": if m.simulated.is_some() { "simulated" } else { "measured" },
+        "at": m.simulated,
         "top1": estimate(&m.top1),
         "top5": estimate(&m.top5),
         "cross_entropy": estimate(&m.cross_entropy),

@@ -111,13 +111,12 @@ pub fn prepare(
     if work.resumed.is_none() {
         work.start.model.clone_from(&session.model_path);
     }
-    let checkpoints = match work.resumed.take() {
-        Some(checkpoints) => {
-            sweep(out);
-            checkpoints
-        }
-        None => Checkpoints::begin(out, &work.start)?,
+    let begins = work.resumed.is_none();
+    let mut checkpoints = match work.resumed.take() {
+        Some(checkpoints) => checkpoints,
+        None => Checkpoints::claim(out)?,
     };
+    sweep(out);
     // A lock stands only beside the files it speaks of: an earlier run's goes before the first of them is replaced.
     match std::fs::remove_file(out.join(LOCK_FILE)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -126,6 +125,10 @@ pub fn prepare(
         _ => {}
     }
     write_atomic(&out.join(RECIPE_FILE), text.as_bytes()).map_err(|e| bad(e.to_string()))?;
+    // What the run was started with comes last: where it stands, the recipe beside it is the run's own.
+    if begins {
+        checkpoints.begin(&work.start)?;
+    }
     Ok((text, checkpoints))
 }
 
@@ -154,7 +157,8 @@ fn complete(out: &Path) -> Result<Report, Stop> {
     let report: Value =
         serde_json::from_str(&text).map_err(|e| bad(format!("is no report of a run: {e}")))?;
     Checkpoints::done(out)?;
-    let missed = report["verdict"] == json!("fail");
+    let missed = report["verdict"] == json!("fail")
+        || report["strict"] == json!(true) && report["verdict"] == json!("inconclusive");
     Ok(Report {
         text: format!(
             "The run in {} is complete: nothing is left to go on with. `limbeck verify {}` carries it out again.\n",

@@ -73,13 +73,14 @@ pub fn percent(e: &Estimate) -> String {
     )
 }
 
-/// A measured result with split and n.
+/// A result with where it comes from, split and n.
 pub fn metrics(m: &Metrics, whose: &str) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail; the results are dropped for that reason throughout.
     let _ = writeln!(
         out,
-        "{whose}: measured on {} samples of the {} split",
+        "{whose}: {} on {} samples of the {} split",
+        m.origin(),
         thousands(m.top1.n),
         m.split.name()
     );
