@@ -307,3 +307,66 @@ fn dynamic_quantisation_takes_the_range_of_the_tensor() {
     // Zero is always in the range.
     assert_eq!(of(&[2.0, 1.5]).0, [255.0, 191.0]);
 }
+
+/// x (64×24) times w (24×4), fake-quantised to 4 bits by a scale a column that is far too small, far too large, or about right.
+fn badly_scaled(w: &[f32]) -> Graph {
+    let mut g = Graph::default();
+    let some = |v: &[ValueId]| v.iter().map(|&v| Some(v)).collect::<Vec<_>>();
+    let input = g.add_value("x", Some(ElementType::F32), None);
+    g.inputs.push(input);
+    let weight = g.add_constant("w", f(&[24, 4], w));
+    let s = g.add_constant("s", f(&[4], &[0.02, 0.9, 0.14, 0.02]));
+    let z = g.add_constant("z", as_type(ElementType::I4, &[4], &[0; 4]));
+    let [q, d, y] = ["q", "d", "y"].map(|name| g.add_value(name, None, None));
+    g.add_node("q", Q, some(&[weight, s, z]), some(&[q]));
+    let back = Op::DequantizeLinear { axis: 1, block: 0 };
+    g.add_node("dq", back, some(&[q, s, z]), some(&[d]));
+    g.add_node("mm", Op::MatMul, some(&[input, d]), some(&[y]));
+    g.outputs.push(y);
+    g
+}
+
+#[test]
+fn step_sizes_alone_learn_their_way_out_of_a_bad_start() {
+    let (w, x) = (noise(96, 1.0), noise(64 * 24, 1.0));
+    let mut g = badly_scaled(&w);
+    let x = tensor(&x, &[64, 24]);
+    let exact = x.matmul(&tensor(&w, &[24, 4])).unwrap();
+    let mut p = Program::compile(&g, Mode::Training).unwrap();
+    assert_eq!(p.learn_step_sizes(&g).unwrap(), 1);
+    assert_eq!(p.parameters().keys().collect::<Vec<_>>(), ["s", "w"]);
+    let loss = |rows: std::ops::Range<usize>, y: &[Tensor]| {
+        let exact = exact.narrow(0, rows.start, rows.len())?;
+        (&y[0] - &exact)?.sqr()?.sum_all()? / (64.0 * 4.0)
+    };
+    let cancel = CancelToken::default();
+    let times = p.parameters()["s"].clone();
+    // Adam's step without its moments: each factor by a hundredth of itself, against its gradient.
+    let mut losses = Vec::new();
+    for _ in 0..400 {
+        let found = p.gradients(&x, &loss, &cancel).unwrap();
+        losses.push(found.loss);
+        let slope = found.store.get(&times).unwrap().sign().unwrap();
+        let share = slope.affine(-0.01, 1.0).unwrap();
+        let next = (times.as_tensor() * share).unwrap();
+        times.set(&next.detach()).unwrap();
+    }
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    assert!(last < 0.1 * first, "{first} {last}");
+    // What was learned goes into the graph, where both halves of the pair find it.
+    p.store(&mut g).unwrap();
+    let scales = g
+        .value(g.find_value("s").unwrap())
+        .data
+        .as_ref()
+        .unwrap()
+        .to_f32_vec();
+    assert!(
+        scales[0] > 0.1 && scales[1] < 0.2 && scales[3] > 0.1,
+        "{scales:?}"
+    );
+    let left = tensor(&run(&g, &x, Mode::Inference), &[64, 4]);
+    let left = (left - &exact).unwrap().sqr().unwrap().mean_all().unwrap();
+    assert!(f64::from(left.to_scalar::<f32>().unwrap()) < 0.1 * first);
+    close(&values(p.parameters()["w"].as_tensor()), &w, 0.0);
+}
