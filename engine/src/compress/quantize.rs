@@ -384,24 +384,24 @@ impl Edit<'_> {
             return done;
         }
         let name = self.graph.values[value.0 as usize].name.clone();
-        let quantised = self.value(format!("{name}_quantized"), ElementType::U8, value);
-        let dequantised = self.value(format!("{name}_dequantized"), ElementType::F32, value);
+        let quantised = self.value(format!("{name}_q"), ElementType::U8, value);
+        let dequantised = self.value(format!("{name}_dq"), ElementType::F32, value);
         let mut scalar = |suffix: &str, element: ElementType| {
             let id = self.value(format!("{name}_{suffix}"), element, value);
             self.graph.value_mut(id).shape = Some(Vec::new());
             id
         };
         let scale = scalar("scale", ElementType::F32);
-        let zero = scalar("zero_point", ElementType::U8);
+        let zero = scalar("zp", ElementType::U8);
         let nodes = vec![
             Node {
-                name: self.names.unique(format!("{name}_quantize")),
+                name: self.graph.value(quantised).name.clone(),
                 op: Op::DynamicQuantizeLinear,
                 inputs: vec![Some(value)],
                 outputs: vec![Some(quantised), Some(scale), Some(zero)],
             },
             Node {
-                name: self.names.unique(format!("{name}_dequantize")),
+                name: self.graph.value(dequantised).name.clone(),
                 op: Op::DequantizeLinear { axis: 1, block: 0 },
                 inputs: vec![Some(quantised), Some(scale), Some(zero)],
                 outputs: vec![Some(dequantised)],
@@ -425,12 +425,12 @@ impl Edit<'_> {
         let to = zero_point.element;
         let scale_name = self.names.unique(format!("{name}_scale"));
         let scale = add_constant(self.graph, scale_name, scale);
-        let zero_name = self.names.unique(format!("{name}_zero_point"));
+        let zero_name = self.names.unique(format!("{name}_zp"));
         let zero = add_constant(self.graph, zero_name, zero_point);
-        let quantised = self.value(format!("{name}_quantized"), to, value);
-        let dequantised = self.value(format!("{name}_dequantized"), ElementType::F32, value);
+        let quantised = self.value(format!("{name}_q"), to, value);
+        let dequantised = self.value(format!("{name}_dq"), ElementType::F32, value);
         let mut nodes = vec![Node {
-            name: self.names.unique(format!("{name}_quantize")),
+            name: self.graph.value(quantised).name.clone(),
             op: Op::QuantizeLinear { axis, block, to },
             inputs: vec![Some(value), Some(scale), Some(zero)],
             outputs: vec![Some(quantised)],
@@ -452,7 +452,7 @@ impl Edit<'_> {
             });
         }
         nodes.push(Node {
-            name: self.names.unique(format!("{name}_dequantize")),
+            name: self.graph.value(dequantised).name.clone(),
             op: Op::DequantizeLinear { axis, block },
             inputs: vec![Some(codes), Some(scale), Some(zero)],
             outputs: vec![Some(dequantised)],

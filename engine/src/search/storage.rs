@@ -2,7 +2,7 @@
 //! protobuf around the nodes that quantisation adds (exact but for the lengths of names it cannot know).
 
 use super::LayerFacts;
-use crate::compress::{Activations, Precision, QuantScheme, ScaleLayout};
+use crate::compress::{Activations, Precision, QuantScheme, ScaleLayout, Symmetry};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerBytes {
@@ -19,7 +19,7 @@ impl LayerBytes {
         // Biases and the tensor's own header stay as they are.
         let rest = float.saturating_sub(weights * 4);
         let name = layer.id.0.len() as u64;
-        let rank = layer.weight_shape.len() as u64;
+        let asymmetric = scheme.weight_symmetry == Symmetry::Asymmetric;
         let quantised = |bits: u64, granularity| {
             let layout = ScaleLayout::of(
                 &layer.op,
@@ -29,24 +29,36 @@ impl LayerBytes {
             );
             let scales: u64 = layout.shape.iter().map(|d| *d as u64).product();
             let axes = layout.shape.len() as u64;
+            let zeros = if asymmetric {
+                (scales * bits).div_ceil(8)
+            } else {
+                0
+            };
+            let attributes = if layout.axis == 1 {
+                0
+            } else {
+                attribute("axis")
+            } + if layout.block > 0 {
+                attribute("block_size")
+            } else {
+                0
+            };
             let input = match scheme.activations {
-                Activations::Int8 => input_pair(name, rank),
-                // A wider zero point.
-                Activations::Int16 => input_pair(name, rank) + 1,
+                Activations::Int8 | Activations::Int16 => input_pair(name),
                 Activations::Dynamic if matches!(&*layer.op, "MatMul" | "Gemm") => {
-                    dynamic_pair(name, rank)
+                    dynamic_pair(name)
                 }
                 Activations::Dynamic | Activations::Float => 0,
             };
             rest + (weights * bits).div_ceil(8)
                 + scales * 4
-                + (scales * bits).div_ceil(8)
-                + weight_pair(name, rank, axes, layout.block > 0)
+                + zeros
+                + weight_pair(name, axes, attributes, asymmetric)
                 + input
         };
         Self {
             float,
-            fp16: rest + weights * 2 + cast(name, rank),
+            fp16: rest + weights * 2 + cast(name),
             int8: quantised(8, scheme.int8_weights),
             int4: quantised(4, scheme.int4_weights),
         }
@@ -72,10 +84,14 @@ fn field(length: u64) -> u64 {
     1 + digits + length
 }
 
-/// A node: its inputs, output and name, its operator's name, and the bytes of its attributes.
-fn node(inputs: &[u64], output: u64, name: u64, op: &str, attributes: u64) -> u64 {
-    let names: u64 = inputs.iter().map(|length| field(*length)).sum();
-    field(names + field(output) + field(name) + field(op.len() as u64) + attributes)
+/// A node: its inputs, output and name (where it is written), its operator's name, and the bytes of its attributes.
+fn node(inputs: &[u64], output: u64, name: Option<u64>, op: &str, attributes: u64) -> u64 {
+    let names: u64 = inputs
+        .iter()
+        .chain(&name)
+        .map(|length| field(*length))
+        .sum();
+    field(names + field(output) + field(op.len() as u64) + attributes)
 }
 
 /// What surrounds the values of a tensor: key, extents, element type, name, and the key of the values.
@@ -88,11 +104,6 @@ fn attribute(name: &str) -> u64 {
     field(field(name.len() as u64) + 2 + 3)
 }
 
-/// What is stated of a computed value: name, element type and extents.
-fn value_info(name: u64, rank: u64) -> u64 {
-    field(field(name) + field(field(2 + field(5 * rank))))
-}
-
 /// Weights are mostly called after their layer, as PyTorch does.
 const WEIGHT: u64 = ".weight".len() as u64;
 /// And inputs after the node that made them.
@@ -102,83 +113,53 @@ fn suffixed(name: u64, suffix: &str) -> u64 {
     name + suffix.len() as u64
 }
 
-/// DequantizeLinear behind a packed weight, with its scale and zero point.
-fn weight_pair(layer: u64, rank: u64, axes: u64, blocked: bool) -> u64 {
+/// DequantizeLinear behind a packed weight, with its scale and, where weights are asymmetric, its zero point.
+fn weight_pair(layer: u64, axes: u64, attributes: u64, zero: bool) -> u64 {
     let w = layer + WEIGHT;
-    let inputs = ["_quantized", "_scale", "_zero_point"].map(|s| suffixed(w, s));
-    let attributes = attribute("axis") + if blocked { attribute("block_size") } else { 0 };
-    node(
-        &inputs,
-        suffixed(w, "_dequantized"),
-        suffixed(w, "_dequantize"),
-        "DequantizeLinear",
-        attributes,
-    ) + "_quantized".len() as u64
-        + "_dequantized".len() as u64
-        + value_info(suffixed(w, "_dequantized"), rank)
-        + tensor(inputs[1], axes)
-        + tensor(inputs[2], axes)
+    let inputs = ["_q", "_scale", "_zp"].map(|s| suffixed(w, s));
+    let inputs = if zero { &inputs[..] } else { &inputs[..2] };
+    let dequantised = suffixed(w, "_dq");
+    let node = node(inputs, dequantised, None, "DequantizeLinear", attributes);
+    let parameters: u64 = inputs[1..].iter().map(|name| tensor(*name, axes)).sum();
+    node + ("_q".len() + "_dq".len()) as u64 + parameters
 }
 
-/// QuantizeLinear and DequantizeLinear on the layer's input, with a scale and a zero point of one element.
-fn input_pair(layer: u64, rank: u64) -> u64 {
+/// QuantizeLinear and DequantizeLinear on the layer's input, with a scale of one element. Behind a Relu the zero point is
+/// 0 and not written; for what can be negative this is too little by some 60 bytes.
+fn input_pair(layer: u64) -> u64 {
     let v = layer + VALUE;
-    let (scale, zero) = (suffixed(v, "_scale"), suffixed(v, "_zero_point"));
-    let quantised = suffixed(v, "_quantized");
-    node(
-        &[v, scale, zero],
-        quantised,
-        suffixed(v, "_quantize"),
-        "QuantizeLinear",
-        attribute("axis"),
-    ) + dequantised(v, rank)
+    let [quantised, scale] = ["_q", "_scale"].map(|s| suffixed(v, s));
+    node(&[v, scale], quantised, None, "QuantizeLinear", 0)
+        + dequantised(v, &[quantised, scale])
         + tensor(scale, 0)
         + 4
-        + tensor(zero, 0)
-        + 1
 }
 
-/// DequantizeLinear behind the codes of an input, and what is stated of both.
-fn dequantised(v: u64, rank: u64) -> u64 {
-    let quantised = suffixed(v, "_quantized");
-    let inputs = [quantised, suffixed(v, "_scale"), suffixed(v, "_zero_point")];
-    node(
-        &inputs,
-        suffixed(v, "_dequantized"),
-        suffixed(v, "_dequantize"),
-        "DequantizeLinear",
-        attribute("axis"),
-    ) + "_dequantized".len() as u64
-        + value_info(quantised, rank)
-        + value_info(suffixed(v, "_dequantized"), rank)
+/// DequantizeLinear behind the codes of an input.
+fn dequantised(v: u64, inputs: &[u64]) -> u64 {
+    let dequantised = suffixed(v, "_dq");
+    node(inputs, dequantised, None, "DequantizeLinear", 0) + "_dq".len() as u64
 }
 
 /// DynamicQuantizeLinear and DequantizeLinear on the layer's input.
-fn dynamic_pair(layer: u64, rank: u64) -> u64 {
+fn dynamic_pair(layer: u64) -> u64 {
     let v = layer + VALUE;
-    let (scale, zero) = (suffixed(v, "_scale"), suffixed(v, "_zero_point"));
-    let quantised = suffixed(v, "_quantized");
-    node(
-        &[v],
-        quantised,
-        suffixed(v, "_quantize"),
-        "DynamicQuantizeLinear",
-        field(scale) + field(zero),
-    ) + dequantised(v, rank)
-        + value_info(scale, 0)
-        + value_info(zero, 0)
+    let [quantised, scale, zero] = ["_q", "_scale", "_zp"].map(|s| suffixed(v, s));
+    let outputs = field(scale) + field(zero);
+    node(&[v], quantised, None, "DynamicQuantizeLinear", outputs)
+        + dequantised(v, &[quantised, scale, zero])
 }
 
 /// Cast from half behind a packed weight.
-fn cast(layer: u64, rank: u64) -> u64 {
+fn cast(layer: u64) -> u64 {
     let w = layer + WEIGHT;
+    let name = Some(suffixed(w, "_to_float"));
+    let inputs = [suffixed(w, "_half")];
     node(
-        &[suffixed(w, "_half")],
+        &inputs,
         suffixed(w, "_float"),
-        suffixed(w, "_to_float"),
+        name,
         "Cast",
         attribute("to"),
-    ) + "_half".len() as u64
-        + "_float".len() as u64
-        + value_info(suffixed(w, "_float"), rank)
+    ) + ("_half".len() + "_float".len()) as u64
 }

@@ -1,5 +1,6 @@
 //! One node of the IR as `NodeProto`, in the form of opset 17 or the newer one that it needs.
 
+use super::defaults;
 use super::proto::{self, kind};
 use super::tensor::{self, element_code};
 use super::write::Names;
@@ -111,6 +112,13 @@ impl Attributes {
         self.push(name, kind::INT).i = Some(v);
         self
     }
+    /// An integer that is `default` where it is not stated.
+    fn unless_int(&mut self, name: &str, v: i64, default: i64) -> &mut Self {
+        if v == default {
+            return self;
+        }
+        self.int(name, v)
+    }
     fn flag(&mut self, name: &str, v: bool) -> &mut Self {
         self.int(name, i64::from(v))
     }
@@ -133,13 +141,22 @@ impl Attributes {
 
     fn window(&mut self, window: &Window) -> &mut Self {
         match &window.padding {
+            Padding::Explicit(pads) if pads.iter().all(|&p| p == 0) => &mut *self,
             Padding::Explicit(pads) => self.sizes("pads", pads),
             Padding::SameUpper => self.string("auto_pad", "SAME_UPPER"),
             Padding::SameLower => self.string("auto_pad", "SAME_LOWER"),
             Padding::Valid => self.string("auto_pad", "VALID"),
         };
         self.sizes("kernel_shape", &window.kernel)
-            .sizes("strides", &window.strides)
+            .unless_ones("strides", &window.strides)
+    }
+
+    /// Sizes that are 1 where they are not stated.
+    fn unless_ones(&mut self, name: &str, v: &[usize]) -> &mut Self {
+        if v.iter().all(|&v| v == 1) {
+            return self;
+        }
+        self.sizes(name, v)
     }
 }
 
@@ -162,10 +179,12 @@ pub(super) fn node(
         Op::Unsupported { domain, .. } if !domain.is_empty() => Some(domain.clone()),
         _ => None,
     };
+    let output = list(&node.outputs);
+    let implied = defaults::implied_name(node.op.name(), output.first().map(String::as_str));
     let built = proto::Node {
         input: list(&node.inputs),
-        output: list(&node.outputs),
-        name: Some(node.name.clone()),
+        name: (implied != Some(&*node.name)).then(|| node.name.clone()),
+        output,
         op_type: Some(node.op.name().to_string()),
         attribute: a.0,
         domain,
@@ -215,12 +234,11 @@ fn flattened(softmax: proto::Node, axis: i64, names: &mut Names, out: &mut Vec<p
 }
 
 fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String> {
-    let group_of = |group: &usize| *group as i64;
     match &node.op {
         Op::Conv { window, group } => {
             a.window(window)
-                .sizes("dilations", &window.dilations)
-                .int("group", group_of(group));
+                .unless_ones("dilations", &window.dilations)
+                .unless_int("group", *group as i64, 1);
         }
         Op::ConvTranspose {
             window,
@@ -229,8 +247,8 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
             output_shape,
         } => {
             a.window(window)
-                .sizes("dilations", &window.dilations)
-                .int("group", group_of(group))
+                .unless_ones("dilations", &window.dilations)
+                .unless_int("group", *group as i64, 1)
                 .sizes("output_padding", output_padding);
             if let Some(shape) = output_shape {
                 a.sizes("output_shape", shape);
@@ -238,7 +256,7 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
         }
         Op::MaxPool { window, ceil } => {
             a.window(window)
-                .sizes("dilations", &window.dilations)
+                .unless_ones("dilations", &window.dilations)
                 .flag("ceil_mode", *ceil);
         }
         Op::AveragePool {
@@ -250,7 +268,7 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
                 .flag("ceil_mode", *ceil)
                 .flag("count_include_pad", *count_include_pad);
             if opset >= 19 {
-                a.sizes("dilations", &window.dilations);
+                a.unless_ones("dilations", &window.dilations);
             }
         }
         Op::BatchNormalization { epsilon } | Op::InstanceNormalization { epsilon } => {
@@ -265,10 +283,16 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
             trans_a,
             trans_b,
         } => {
-            a.float("alpha", *alpha)
-                .float("beta", *beta)
-                .flag("transA", *trans_a)
-                .flag("transB", *trans_b);
+            for (name, v) in [("alpha", *alpha), ("beta", *beta)] {
+                if v != 1.0 {
+                    a.float(name, v);
+                }
+            }
+            a.unless_int("transA", i64::from(*trans_a), 0).unless_int(
+                "transB",
+                i64::from(*trans_b),
+                0,
+            );
         }
         Op::LeakyRelu { alpha }
         | Op::Elu { alpha }
@@ -359,7 +383,7 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
             a.push("value", kind::TENSOR).t = Some(tensor::write(None, value));
         }
         Op::QuantizeLinear { axis, block, to } => {
-            a.int("axis", *axis);
+            a.unless_int("axis", *axis, 1);
             if *block > 0 {
                 a.int("block_size", *block as i64);
             }
@@ -368,7 +392,7 @@ fn attributes(node: &Node, opset: i64, a: &mut Attributes) -> Result<(), String>
             }
         }
         Op::DequantizeLinear { axis, block } => {
-            a.int("axis", *axis);
+            a.unless_int("axis", *axis, 1);
             if *block > 0 {
                 a.int("block_size", *block as i64);
             }

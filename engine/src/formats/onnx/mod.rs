@@ -5,6 +5,7 @@
 
 mod attributes;
 mod convert;
+mod defaults;
 mod encode;
 mod external;
 mod operators;

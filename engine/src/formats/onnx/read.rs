@@ -4,7 +4,7 @@ use super::external::ExternalFiles;
 use super::proto::{self, Extent};
 use super::write::DEFAULT_NAME;
 use super::{FormatError, ModelFile, OLDEST_OPSET};
-use super::{attributes, convert, tensor};
+use super::{attributes, convert, defaults, tensor};
 use crate::graph::{
     self, Dim, ElementType, Graph, Node, Op, RawAttribute, TensorData, Value, ValueId,
 };
@@ -398,7 +398,11 @@ impl Reader<'_> {
         }
         let stated = node.name.as_deref().unwrap_or("");
         let name = if stated.is_empty() {
-            self.unique_node_name(&format!("{op_type}_{index}"))
+            let output = node.output.first().map(String::as_str);
+            match defaults::implied_name(op_type, output) {
+                Some(implied) => self.unique_node_name(implied),
+                None => self.unique_node_name(&format!("{op_type}_{index}")),
+            }
         } else if used.insert(stated.to_string()) {
             stated.to_string()
         } else {

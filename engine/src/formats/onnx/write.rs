@@ -1,7 +1,7 @@
 //! From the graph to `ModelProto`: opset, types, constants; and files replaced only when complete.
 
 use super::proto::{self, Extent};
-use super::{FormatError, LOCAL_FUNCTION, SOURCE_OPSET, encode, tensor};
+use super::{FormatError, LOCAL_FUNCTION, SOURCE_OPSET, defaults, encode, tensor};
 use crate::graph::{Dim, ElementType, Graph, Node, Op, RawAttribute, Value, ValueId};
 use prost::Message;
 use std::{
@@ -48,6 +48,7 @@ fn model(graph: &Graph) -> Result<proto::Model, String> {
     graph.validate().map_err(|e| e.to_string())?;
     // Unused values are not written, and stated shapes must fit what the nodes compute after edits.
     let mut graph = graph.clone();
+    defaults::leave_out_zero_points(&mut graph);
     graph.compact();
     graph.infer_shapes();
     let (opset, domains) = opsets(&graph)?;
@@ -66,12 +67,10 @@ fn model(graph: &Graph) -> Result<proto::Model, String> {
             .map_err(|e| format!("node {} ({}): {e}", node.name, node.op.name()))?;
     }
     let info = |&id: &ValueId| value_info(graph.value(id));
-    let listed: Vec<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
-    let computed = (0u32..)
-        .map(ValueId)
-        .zip(&graph.values)
-        .filter(|(id, v)| v.data.is_none() && v.element.is_some() && !listed.contains(id))
-        .map(|(_, v)| value_info(v));
+    let mut stated = defaults::to_be_stated(&graph);
+    for output in &graph.outputs {
+        stated.remove(output);
+    }
     let constants = graph
         .values
         .iter()
@@ -102,7 +101,7 @@ fn model(graph: &Graph) -> Result<proto::Model, String> {
             }),
             input: graph.inputs.iter().map(info).collect(),
             output: graph.outputs.iter().map(info).collect(),
-            value_info: computed.collect(),
+            value_info: stated.iter().map(info).collect(),
             initializer: constants.collect(),
             node: nodes,
             ..Default::default()

@@ -1,5 +1,6 @@
 //! Reading and writing, with models made here: old spellings, hostile bytes, round trips.
 
+mod defaults;
 mod hostile;
 mod older;
 mod reading;
