@@ -1,5 +1,6 @@
-//! Biases of a network whose batch norms are folded: corrected so that every layer's channels have on average what they had
-//! before channels went (bias correction, Nagel et al. 2019, §4.2). What taking statistics again is to batch norms.
+//! Layers of a network whose batch norms are folded: scaled and shifted so that every channel has the mean and the spread it
+//! had before channels went. What taking statistics again is to batch norms; of biases alone it is bias correction (Nagel
+//! et al. 2019, §4.2), with the spread it is what REPAIR does for merged networks (Jordan et al. 2023).
 
 use super::{
     groups::Structure,
@@ -19,43 +20,136 @@ use crate::{
 use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Means and mean squares by channel.
+#[derive(Clone, Default)]
+struct Moments {
+    means: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Moments {
+    fn of(tensor: &Tensor) -> Result<Self, ExecError> {
+        let (means, squares) = moments(tensor)?;
+        Ok(Self { means, squares })
+    }
+
+    /// Adds those of so many samples more; all that was added has to be divided by the number of samples.
+    fn add(&mut self, other: &Self, weight: f64) {
+        for (sums, values) in [
+            (&mut self.means, &other.means),
+            (&mut self.squares, &other.squares),
+        ] {
+            sums.resize(values.len(), 0.0);
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value * weight;
+            }
+        }
+    }
+
+    fn divided(mut self, by: f64) -> Self {
+        let all = self.means.iter_mut().chain(&mut self.squares);
+        all.for_each(|sum| *sum /= by);
+        self
+    }
+
+    fn of_channels(&self, kept: Option<&[usize]>) -> Self {
+        let Some(kept) = kept else {
+            return self.clone();
+        };
+        let pick = |values: &[f64]| kept.iter().map(|&c| values[c]).collect();
+        Self {
+            means: pick(&self.means),
+            squares: pick(&self.squares),
+        }
+    }
+
+    fn variances(&self) -> Vec<f64> {
+        let pairs = self.means.iter().zip(&self.squares);
+        pairs.map(|(m, s)| (s - m * m).max(0.0)).collect()
+    }
+}
+
+/// What a layer's channels are multiplied by, and what is added then.
+struct Affine {
+    factors: Vec<f64>,
+    shifts: Vec<f64>,
+}
+
+/// A channel that hardly varies is not blown up: this share of the mean variance is added to both.
+const FLOOR: f64 = 1e-3;
+
+impl Affine {
+    /// From `own` to `wanted`; the means only where the layer cannot be scaled.
+    fn between(wanted: &Moments, own: &Moments, scaled: bool) -> Self {
+        let (to, from) = (wanted.variances(), own.variances());
+        let floor = FLOOR * to.iter().sum::<f64>() / to.len().max(1) as f64;
+        let factor = |(to, from): (&f64, &f64)| match scaled && from + floor > 0.0 {
+            true => ((to + floor) / (from + floor)).sqrt(),
+            false => 1.0,
+        };
+        let factors: Vec<f64> = to.iter().zip(&from).map(factor).collect();
+        let means = wanted.means.iter().zip(&own.means);
+        let shifts = means.zip(&factors).map(|((to, from), f)| to - f * from);
+        Self {
+            shifts: shifts.collect(),
+            factors,
+        }
+    }
+}
+
 /// A layer of the pruned graph.
 struct Layer {
     bias: ValueId,
+    /// The weight and its axis of output channels, where it can be scaled by channel.
+    weight: Option<(ValueId, usize)>,
     /// Of the original's output channels, those that are left; `None`: all.
     kept: Option<Vec<usize>>,
     /// What the original computes, as a value of it.
     original: ValueId,
-    sums: Vec<f64>,
-    weight: f64,
+    /// Over the samples so far: what the original's channels have, and what its own have.
+    wanted: Moments,
+    own: Moments,
+    samples: f64,
 }
 
 impl Layer {
-    /// What its channels lack, by the original's means and its own.
-    fn shifts(&self, wanted: &[f64], own: &[f64]) -> Vec<f64> {
-        own.iter()
-            .enumerate()
-            .map(|(c, own)| {
-                let from = self.kept.as_ref().map_or(c, |kept| kept[c]);
-                wanted[from] - own
-            })
-            .collect()
+    fn affine(&self, wanted: &Moments, own: &Moments) -> Affine {
+        Affine::between(wanted, own, self.weight.is_some())
     }
 
-    /// The bias with the mean shift added.
-    fn corrected(&self, graph: &Graph) -> Option<TensorData> {
-        let data = graph.value(self.bias).data.as_ref()?;
-        let values: Vec<f32> = data
-            .to_f32_vec()
-            .iter()
-            .zip(&self.sums)
-            .map(|(b, s)| (f64::from(*b) + s / self.weight) as f32)
-            .collect();
-        Some(TensorData::from_f32_as(data.element, &data.shape, &values))
+    /// Bias and weight with the whole of the samples' correction in them.
+    fn corrected(self, graph: &Graph) -> Option<Vec<(ValueId, TensorData)>> {
+        let (wanted, own) = (
+            self.wanted.divided(self.samples),
+            self.own.divided(self.samples),
+        );
+        let Affine { factors, shifts } = Affine::between(&wanted, &own, self.weight.is_some());
+        let changed = |id: ValueId, change: &dyn Fn(usize, f64) -> f64| {
+            let data = graph.value(id).data.as_ref()?;
+            let values = data.to_f32_vec();
+            let values: Vec<f32> = values
+                .iter()
+                .enumerate()
+                .map(|(at, v)| change(at, f64::from(*v)) as f32)
+                .collect();
+            Some((
+                id,
+                TensorData::from_f32_as(data.element, &data.shape, &values),
+            ))
+        };
+        let mut all = vec![changed(self.bias, &|c, b| factors[c] * b + shifts[c])?];
+        if let Some((weight, axis)) = self.weight {
+            let inner: usize = graph.value(weight).data.as_ref()?.shape[axis + 1..]
+                .iter()
+                .product();
+            let channel = |at: usize| at / inner % factors.len();
+            all.push(changed(weight, &|at, w| factors[channel(at)] * w)?);
+        }
+        Some(all)
     }
 }
 
-/// Corrects the biases of `pruned`, which is `structure`'s graph without `removed`, by the calibration split. How many.
+/// Corrects the layers of `pruned`, which is `structure`'s graph without `removed`, by the calibration split. How many.
 pub(super) fn correct(
     structure: &Structure,
     removed: &BTreeSet<Unit>,
@@ -75,27 +169,34 @@ pub(super) fn correct(
             _ => false,
         };
         let kept = structure.kept(old.output, 1, removed);
-        // A bias of one value for all channels, or one that others read, cannot be corrected by channel.
-        let Some(bias) = new.bias.filter(|b| {
-            let shape = pruned.value(*b).data.as_ref().map(|d| &d.shape);
+        let channels = pruned
+            .value(new.output)
+            .shape
+            .as_ref()
+            .and_then(|s| s.get(1)?.known());
+        let own = |id: ValueId| {
             let readers = pruned.nodes.iter().flat_map(|n| n.inputs.iter().flatten());
-            let channels = pruned
-                .value(new.output)
-                .shape
-                .as_ref()
-                .and_then(|s| s.get(1)?.known());
-            shape.is_some_and(|s| s.len() == 1 && Some(s[0]) == channels)
-                && readers.filter(|v| *v == b).count() == 1
+            readers.filter(|v| **v == id).count() == 1
+        };
+        let shape = |id: ValueId| pruned.value(id).data.as_ref().map(|d| &d.shape);
+        // A bias of one value for all channels, or one that others read, cannot be corrected by channel.
+        let Some(bias) = new.bias.filter(|&b| {
+            shape(b).is_some_and(|s| s.len() == 1 && Some(s[0]) == channels) && own(b)
         }) else {
             continue;
         };
+        let axis = new.channel_axis;
+        let by_channel =
+            |w: ValueId| shape(w).and_then(|s| s.get(axis).copied()) == channels && own(w);
         if plain {
             let layer = Layer {
                 bias,
+                weight: by_channel(new.weight).then_some((new.weight, axis)),
                 kept,
                 original: old.output,
-                sums: Vec::new(),
-                weight: 0.0,
+                wanted: Moments::default(),
+                own: Moments::default(),
+                samples: 0.0,
             };
             layers.insert(new.output, layer);
         }
@@ -112,7 +213,10 @@ pub(super) fn correct(
         Program::compile(pruned, Mode::Inference)?,
     );
     let mut means = Means {
-        found: layers.values().map(|l| (l.original, Vec::new())).collect(),
+        found: layers
+            .values()
+            .map(|l| (l.original, Moments::default()))
+            .collect(),
     };
     let mut shift = Shift {
         layers,
@@ -128,11 +232,13 @@ pub(super) fn correct(
         after.run(std::slice::from_ref(&images), &mut shift, context.cancel)?;
     }
     let mut done = 0;
-    for layer in shift.layers.into_values().filter(|l| l.weight > 0.0) {
+    for layer in shift.layers.into_values().filter(|l| l.samples > 0.0) {
         let Some(data) = layer.corrected(pruned) else {
             continue;
         };
-        pruned.set_data(layer.bias, data);
+        for (id, data) in data {
+            pruned.set_data(id, data);
+        }
         done += 1;
     }
     Ok(done)
@@ -155,44 +261,42 @@ fn one_by_one(
         let Some(mut layer) = layers.remove(&new.output) else {
             continue;
         };
-        let wanted = means_of(&mut before, layer.original, context)?;
-        let own = means_of(&mut after, new.output, context)?;
-        layer.sums = layer.shifts(&wanted, &own);
-        layer.weight = 1.0;
+        let wanted = moments_of(&mut before, layer.original, context)?;
+        layer.wanted = wanted.of_channels(layer.kept.as_deref());
+        layer.own = moments_of(&mut after, new.output, context)?;
+        layer.samples = 1.0;
         let Some(data) = layer.corrected(pruned) else {
             continue;
         };
-        after.graph.set_data(layer.bias, data.clone());
-        pruned.set_data(layer.bias, data);
+        for (id, data) in data {
+            after.graph.set_data(id, data.clone());
+            pruned.set_data(id, data);
+        }
         done += 1;
     }
     Ok(done)
 }
 
-/// Means of a value by channel over all samples.
-fn means_of(
+/// Moments of a value by channel over all samples.
+fn moments_of(
     walk: &mut Walk,
     value: ValueId,
     context: &PassContext<'_>,
-) -> Result<Vec<f64>, CompressError> {
-    let mut sums: Vec<f64> = Vec::new();
+) -> Result<Moments, CompressError> {
+    let mut sums = Moments::default();
     let mut total = 0.0;
     walk.visit(value, context.cancel, |x| {
-        let own = moments(x)?.0;
         let weight = x.dim(0).map_err(ExecError::from)? as f64;
-        sums.resize(own.len(), 0.0);
-        for (sum, own) in sums.iter_mut().zip(&own) {
-            *sum += own * weight;
-        }
+        sums.add(&Moments::of(x)?, weight);
         total += weight;
         Ok(())
     })?;
-    Ok(sums.into_iter().map(|sum| sum / total).collect())
+    Ok(sums.divided(total))
 }
 
-/// Means of the original's layers by channel, over one mini-batch.
+/// Moments of the original's layers by channel, over one mini-batch.
 struct Means {
-    found: BTreeMap<ValueId, Vec<f64>>,
+    found: BTreeMap<ValueId, Moments>,
 }
 
 impl Taps for Means {
@@ -200,15 +304,15 @@ impl Taps for Means {
         self.found.contains_key(&value)
     }
     fn visit(&mut self, value: ValueId, tensor: &Tensor) -> Result<Option<Tensor>, ExecError> {
-        self.found.insert(value, moments(tensor)?.0);
+        self.found.insert(value, Moments::of(tensor)?);
         Ok(None)
     }
 }
 
-/// Shifts every layer of the pruned network to the original's means as it goes, and sums the shifts up.
+/// Brings every layer of the pruned network to the original's moments as it goes, and sums both up.
 struct Shift {
     layers: BTreeMap<ValueId, Layer>,
-    wanted: BTreeMap<ValueId, Vec<f64>>,
+    wanted: BTreeMap<ValueId, Moments>,
 }
 
 impl Taps for Shift {
@@ -216,23 +320,27 @@ impl Taps for Shift {
         self.layers.contains_key(&value)
     }
     fn visit(&mut self, value: ValueId, tensor: &Tensor) -> Result<Option<Tensor>, ExecError> {
-        let (Some(layer), own) = (self.layers.get_mut(&value), moments(tensor)?.0) else {
+        let (Some(layer), own) = (self.layers.get_mut(&value), Moments::of(tensor)?) else {
             return Ok(None);
         };
         let Some(wanted) = self.wanted.get(&layer.original) else {
             return Ok(None);
         };
-        let shifts = layer.shifts(wanted, &own);
-        let weight = tensor.dim(0)? as f64;
-        layer.sums.resize(shifts.len(), 0.0);
-        for (sum, shift) in layer.sums.iter_mut().zip(&shifts) {
-            *sum += shift * weight;
-        }
-        layer.weight += weight;
-        let mut shape = vec![1; tensor.rank()];
-        shape[1] = shifts.len();
-        let shifts: Vec<f32> = shifts.into_iter().map(|s| s as f32).collect();
-        let shifts = Tensor::from_vec(shifts, shape, &Device::Cpu)?;
-        Ok(Some(tensor.broadcast_add(&shifts)?))
+        let wanted = wanted.of_channels(layer.kept.as_deref());
+        let samples = tensor.dim(0)? as f64;
+        layer.wanted.add(&wanted, samples);
+        layer.own.add(&own, samples);
+        layer.samples += samples;
+        let affine = layer.affine(&wanted, &own);
+        let by_channel = |values: Vec<f64>| {
+            let mut shape = vec![1; tensor.rank()];
+            shape[1] = values.len();
+            let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)
+        };
+        let (factors, shifts) = (by_channel(affine.factors)?, by_channel(affine.shifts)?);
+        Ok(Some(
+            tensor.broadcast_mul(&factors)?.broadcast_add(&shifts)?,
+        ))
     }
 }

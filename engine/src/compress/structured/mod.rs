@@ -116,8 +116,8 @@ pub struct ChannelSettings {
     pub least: usize,
     /// Samples of the calibration split that criteria look at and statistics are taken from.
     pub samples: usize,
-    /// Take the statistics of batch norms again afterwards; where there are none, correct biases so that layers keep their mean
-    /// outputs. Needs data; without any, what is left computes exactly what it computed before, the removed channels being zero.
+    /// Take the statistics of batch norms again afterwards; where there are none, scale and shift layers so that their channels keep
+    /// mean and spread. Needs data; without any, what is left computes exactly what it computed before, the removed channels being zero.
     pub reestimate: bool,
 }
 

@@ -79,7 +79,7 @@ impl Pass for PruneChannels {
                     reestimate(graph, n, context)?
                 ),
                 (true, false) => format!(
-                    "; {} biases corrected to keep mean outputs",
+                    "; {} layers scaled and shifted to the means and spreads they had",
                     correct(&structure, &removed, graph, n, context)?
                 ),
                 (false, true) => "; batch norms keep their old statistics".to_owned(),

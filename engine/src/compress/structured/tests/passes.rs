@@ -292,7 +292,7 @@ fn shared_weights_lose_the_same_channels() {
 }
 
 #[test]
-fn biases_make_up_for_what_went() {
+fn means_and_spreads_make_up_for_what_went() {
     // Without norms: conv with a bias, its channels far from zero on average, and a reader.
     let mut net = Net::new(6, &[1, 6, 6]);
     let a = net.conv("a", ValueId(0), [8, 1, 3, 3], 1, true);
@@ -320,24 +320,22 @@ fn biases_make_up_for_what_went() {
         .batch(crate::data::SplitName::Calibration, 0..40)
         .expect("images")
         .images;
-    let means = |graph: &Graph| -> Vec<f64> {
+    let moments = |graph: &Graph| -> Vec<f64> {
         let out = run_on(graph, &images);
-        (0..4)
-            .map(|c| {
-                (0..40 * 36)
-                    .map(|i| f64::from(out[(i / 36 * 4 + c) * 36 + i % 36]))
-                    .sum::<f64>()
-                    / 1440.0
-            })
-            .collect()
+        let moment = |c: usize, power: i32| {
+            let values = (0..40 * 36).map(|i| f64::from(out[(i / 36 * 4 + c) * 36 + i % 36]));
+            values.map(|v| v.powi(power)).sum::<f64>() / 1440.0
+        };
+        let spread = |c| (moment(c, 2) - moment(c, 1).powi(2)).sqrt();
+        (0..4).flat_map(|c| [moment(c, 1), spread(c)]).collect()
     };
     let away = |graph: &Graph| -> f64 {
-        let pairs = means(&model.graph).into_iter().zip(means(graph));
+        let pairs = moments(&model.graph).into_iter().zip(moments(graph));
         pairs.map(|(x, y)| (x - y).abs()).sum()
     };
     let ((plain, _), (corrected, account)) = (prune(false), prune(true));
     assert!(
-        account.pass.contains("2 biases corrected"),
+        account.pass.contains("2 layers scaled and shifted"),
         "{}",
         account.pass
     );
@@ -526,7 +524,7 @@ fn norms_of_a_fixed_batch_get_the_statistics_of_all_samples() {
 }
 
 #[test]
-fn biases_of_a_fixed_batch_bring_the_means_back() {
+fn layers_of_a_fixed_batch_have_their_means_again() {
     let (_folder, data) = task(24);
     let context = PassContext {
         data: Some(&data),
