@@ -62,6 +62,10 @@ pub enum Command {
     Browse,
     /// The system's file picker for labelled data, where the open dialog has a second field for it.
     BrowseData,
+    /// The system's file picker for the description of a target of one's own.
+    BrowseTarget,
+    /// Reads the description of a target of one's own (a path that ends in `.ron`).
+    ReadTarget(String),
     /// Whatever it is by its name: model, `task.ron`, project (`.limbeck.ron`) or recipe.
     Open(PathBuf),
     OpenModel {
@@ -171,7 +175,8 @@ impl Command {
             Self::Show(Dialog::About) => "About Limbeck…".into(),
             Self::Show(Dialog::Unsaved(_)) => "Unsaved changes…".into(),
             Self::CloseDialog => "Close dialog".into(),
-            Self::Browse | Self::BrowseData => "Browse…".into(),
+            Self::Browse | Self::BrowseData | Self::BrowseTarget => "Browse…".into(),
+            Self::ReadTarget(path) => format!("Read the target {path}"),
             Self::Open(path)
             | Self::OpenModel { model: path, .. }
             | Self::OpenTask(path)
@@ -288,7 +293,10 @@ impl Command {
                         Self::ExportModel {
                             format: ExportFormat::Plan,
                             ..
-                        } => Ok(state.buildable()?),
+                        } => {
+                            state.buildable()?;
+                            state.target_allows()
+                        }
                         _ => Ok(()),
                     },
                 }
@@ -298,14 +306,14 @@ impl Command {
                 if state.model().is_some_and(|m| m.task_path.is_none()) {
                     return Err("A recipe needs labelled data: open a task.ron first".into());
                 }
-                Ok(())
+                state.target_allows()
             }
             Self::MeasurePlan(split) => {
                 state.measurable()?;
                 if state.split_len(*split) == 0 {
                     return Err(format!("The data has no {} samples", split_label(*split)));
                 }
-                Ok(())
+                state.target_allows()
             }
             Self::StartMap => {
                 state.measurable()?;
@@ -331,7 +339,7 @@ impl Command {
                 if state.is_busy(JobKind::Distil) {
                     return Err("A distillation is running".into());
                 }
-                Ok(())
+                state.target_allows()
             }
             Self::SetDistil(None) if state.document.distil.is_none() => {
                 Err("The plan has no distillation".into())

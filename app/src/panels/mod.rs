@@ -1,6 +1,7 @@
 //! One file a panel: each reads the state and puts commands into a list; none changes anything or calls the engine.
 //! [`workbench`] arranges them in the window.
 
+mod advice;
 mod columns;
 mod inspector;
 mod jobs;

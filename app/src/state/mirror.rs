@@ -8,6 +8,7 @@ use limbeck_engine::{
     recipe::Step,
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
+    target::Target,
     train::TrainPoint,
 };
 use std::{
@@ -194,11 +195,14 @@ pub struct Mirror {
     /// Newest last.
     pub curves: Vec<Curves>,
     pub inspection: Option<Arc<Inspection>>,
+    /// Descriptions of targets of one's own, by path, or why they could not be read.
+    pub targets: BTreeMap<String, Result<Arc<Target>, String>>,
     pub log: VecDeque<LogLine>,
     /// Grows with each change of the model, of cells, of points; caches compare them.
     pub model_version: u64,
     pub cells_version: u64,
     pub points_version: u64,
+    pub targets_version: u64,
     started: Instant,
     next_point: u64,
 }
@@ -219,10 +223,12 @@ impl Default for Mirror {
             jobs: Vec::new(),
             curves: Vec::new(),
             inspection: None,
+            targets: BTreeMap::new(),
             log: VecDeque::new(),
             model_version: 0,
             cells_version: 0,
             points_version: 0,
+            targets_version: 0,
             started: Instant::now(),
             next_point: 1,
         }
@@ -549,6 +555,18 @@ impl Mirror {
             }
             Event::Log { message } => self.log(false, message.clone()),
         }
+    }
+
+    /// A description of a target of one's own is read (again).
+    pub fn forget_target(&mut self, name: &str) {
+        self.targets.remove(name);
+        self.targets_version += 1;
+    }
+
+    /// A description of a target of one's own was read, or could not be.
+    pub fn set_target(&mut self, name: String, target: Result<Target, String>) {
+        self.targets.insert(name, target.map(Arc::new));
+        self.targets_version += 1;
     }
 
     fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {

@@ -6,6 +6,7 @@ mod derived;
 mod document;
 pub mod fixture;
 mod mirror;
+mod target;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -14,6 +15,7 @@ mod view;
 pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
 pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
+pub use target::{AtTarget, Refusal};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
 pub use view::{
     AfterSave, ColourBy, Dialog, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice, View,
@@ -31,6 +33,7 @@ use limbeck_engine::{
     sensitivity::{Candidate, Cell, Tier},
 };
 use std::{path::PathBuf, sync::Arc};
+pub(crate) use target::is_file as is_target_file;
 
 /// How bad a notice is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -286,6 +286,7 @@ impl Worker {
             metrics: outcome.metrics,
             sizes: outcome.sizes,
             accounts: outcome.accounts,
+            saturation: outcome.saturation,
             model_sha256: outcome.model_sha256,
             seconds: outcome.seconds,
             limit: outcome.limit,

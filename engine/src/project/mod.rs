@@ -7,6 +7,7 @@ use crate::{
     measure::Sizes,
     recipe::{Goal, Recipe, RecipeError, from_ron, read_text, to_ron},
     sensitivity::Cell,
+    target::LayerSaturation,
     train::DistilSettings,
 };
 use std::{
@@ -31,6 +32,9 @@ pub struct Point {
     pub metrics: Metrics,
     pub sizes: Sizes,
     pub accounts: Vec<Account>,
+    /// Layers whose sums can saturate at the recipe's target, and how far they did in the samples that were judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saturation: Vec<LayerSaturation>,
     /// Hash of the exported bytes, hex.
     pub model_sha256: String,
     pub seconds: f64,
@@ -226,6 +230,12 @@ mod tests {
                     layer: LayerId("fc".into()),
                     outcome: Outcome::NotDone("kept".into()),
                 }],
+            }],
+            saturation: vec![LayerSaturation {
+                layer: LayerId("fc".into()),
+                outputs: 100,
+                saturated: 3,
+                most: 0.25,
             }],
             model_sha256: "ab".into(),
             seconds: 0.1,

@@ -55,6 +55,7 @@ impl Session {
                         .notify(NoticeKind::Info, format!("Wrote {}{note}", path.display()));
                 }
             },
+            Event::Failed { job, message } if self.target_failed(job, &message) => {}
             Event::Failed { job, message } => {
                 // A measurement that fails once fails again.
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
@@ -246,6 +247,7 @@ impl Session {
                 }
                 Err(error) => self.fail(error.to_string()),
             },
+            Some(Then::ReadTarget(name)) => self.target_read(name, text),
             _ => {}
         }
     }

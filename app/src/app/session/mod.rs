@@ -4,6 +4,7 @@
 mod edits;
 mod events;
 mod opening;
+mod targets;
 mod work;
 
 use super::files;
@@ -61,6 +62,8 @@ enum Then {
     Data,
     ReadProject,
     ReadRecipe,
+    /// The description of a target of one's own, by the name that the scheme has for it.
+    ReadTarget(String),
     /// What is safe on disk once the project is written.
     Saved {
         path: PathBuf,
@@ -188,6 +191,7 @@ impl Session {
     }
 
     fn settle(&mut self) {
+        self.read_own_target();
         self.state.refresh();
         self.inspect();
         self.measure_original();
@@ -208,6 +212,8 @@ impl Session {
                     self.requests.push(Request::Browse(dialog));
                 }
             }
+            Command::BrowseTarget => self.requests.push(Request::Browse(Dialog::Scheme)),
+            Command::ReadTarget(name) => self.read_target(name),
             Command::BrowseData => self.requests.push(Request::Browse(Dialog::OpenTask)),
             Command::Open(path) => self.guarded(AfterSave::Open(path)),
             Command::OpenSample => self.guarded(AfterSave::OpenSample),

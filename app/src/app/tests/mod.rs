@@ -3,6 +3,7 @@
 mod channels;
 mod distilling;
 mod saving;
+mod targets;
 mod undo;
 mod window;
 
