@@ -83,6 +83,9 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
             .set_title("Choose the description of a target")
             .add_filter("Targets", &["ron"])
             .pick_file(),
+        Dialog::Runtime => chooser
+            .set_title("Choose ONNX Runtime's library")
+            .pick_file(),
         Dialog::Distil | Dialog::Goals | Dialog::About | Dialog::Unsaved(_) => None,
     }
 }

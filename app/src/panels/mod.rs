@@ -9,6 +9,7 @@ mod layers;
 mod log;
 mod menu;
 mod notices;
+mod pair;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,8 @@ use crate::{
 use egui::{
     Align, CursorIcon, Id, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
+
+pub use pair::{in_short as pair_in_short, words as pair_words};
 
 /// What panels answer with: commands in the order they were given.
 pub type Commands = Vec<Command>;

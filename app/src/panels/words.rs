@@ -315,6 +315,9 @@ pub fn point_hover(point: &NamedPoint) -> String {
     if let Some(macs) = p.sizes.macs {
         text += &format!("\n{} M MACs", number::millions(macs));
     }
+    if let Some(pair) = &p.confirmed {
+        text += &format!("\n{}", super::pair::words(pair));
+    }
     text += &format!("\n{}", steps(&p.recipe.steps));
     if p.recipe.is_partial() {
         text += "\npartial: its training was cancelled, this is the best epoch until then";

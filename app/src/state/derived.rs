@@ -442,6 +442,11 @@ fn shown_points(state: &State) -> Shown {
         for bound in point.point.metrics.top1.ci {
             grow(along_y, bound * 100.0);
         }
+        // What a runtime gave instead is seen as well.
+        let runs = point.point.confirmed.iter().flat_map(|pair| &pair.runs);
+        for run in runs.filter(|run| !run.agrees()) {
+            grow(along_y, run.top1.value * 100.0);
+        }
     }
     shown
 }

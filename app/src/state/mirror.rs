@@ -2,9 +2,10 @@
 //! the user, and only engine events change it.
 
 use limbeck_engine::{
+    confirm::RuntimePair,
     data::SplitName,
     graph::LayerId,
-    jobs::{Event, Inspection, JobId, ModelInfo, Point},
+    jobs::{Event, Inspection, JobId, ModelInfo, Point, RuntimeFound},
     recipe::Step,
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
@@ -85,6 +86,8 @@ pub enum JobKind {
     Map,
     Inspect,
     Export,
+    /// An exported file held against a deployment runtime.
+    Confirm,
     File,
 }
 
@@ -195,6 +198,8 @@ pub struct Mirror {
     /// Newest last.
     pub curves: Vec<Curves>,
     pub inspection: Option<Arc<Inspection>>,
+    /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
+    pub runtime: Option<Result<RuntimeFound, String>>,
     /// Descriptions of targets of one's own, by path, or why they could not be read.
     pub targets: BTreeMap<String, Result<Arc<Target>, String>>,
     pub log: VecDeque<LogLine>,
@@ -223,6 +228,7 @@ impl Default for Mirror {
             jobs: Vec::new(),
             curves: Vec::new(),
             inspection: None,
+            runtime: None,
             targets: BTreeMap::new(),
             log: VecDeque::new(),
             model_version: 0,
@@ -375,6 +381,11 @@ impl Mirror {
         };
         if let Some(at) = alike.iter().find(same) {
             let old = &mut self.points[*at];
+            let mut point = point;
+            // What the runtime gave for the same file still holds.
+            if point.confirmed.is_none() && point.model_sha256 == old.point.model_sha256 {
+                point.confirmed.clone_from(&old.point.confirmed);
+            }
             old.point = Arc::new(point);
             return old.id;
         }
@@ -485,7 +496,23 @@ impl Mirror {
             | Event::Hashed { .. }
             | Event::Unsound { .. }
             | Event::Text { .. }
+            | Event::Confirmed { .. }
             | Event::Stopped { .. } => {}
+            Event::Runtime { found, .. } => {
+                match found {
+                    Ok(runtime) => self.log(
+                        false,
+                        format!(
+                            "ONNX Runtime {}: {} ({})",
+                            runtime.version,
+                            runtime.library.display(),
+                            runtime.found_by
+                        ),
+                    ),
+                    Err(why) => self.log(true, why.clone()),
+                }
+                self.runtime = Some(found.clone());
+            }
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;
@@ -557,6 +584,23 @@ impl Mirror {
         }
     }
 
+    /// The runtime's answer for an exported file, at the points that it is of: those judged on the same samples. How many they are.
+    pub fn add_pair(&mut self, model_sha256: &str, pair: &RuntimePair) -> usize {
+        let mut found = 0;
+        for named in &mut self.points {
+            let metrics = &named.point.metrics;
+            if named.point.model_sha256 == model_sha256
+                && metrics.split == pair.split
+                && metrics.top1.n == pair.n
+            {
+                Arc::make_mut(&mut named.point).confirmed = Some(pair.clone());
+                found += 1;
+            }
+        }
+        self.points_version += u64::from(found > 0);
+        found
+    }
+
     /// A description of a target of one's own is read (again).
     pub fn forget_target(&mut self, name: &str) {
         self.targets.remove(name);
@@ -586,7 +630,7 @@ impl Job {
     fn is_noteworthy(&self) -> bool {
         matches!(
             self.kind,
-            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export
+            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export | JobKind::Confirm
         )
     }
 }

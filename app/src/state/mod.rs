@@ -328,6 +328,12 @@ impl State {
         self.mirror.point(self.view.selected_point?)
     }
 
+    /// The point that stands for the present plan: on the holdout if it was measured there.
+    pub fn exported_point(&self) -> Option<&NamedPoint> {
+        let splits = [SplitName::Holdout, SplitName::Search];
+        splits.iter().find_map(|split| self.plan_point(*split))
+    }
+
     /// A point's place on the plot: (kB or million MACs, top-1 %).
     pub fn plot_position(&self, point: &NamedPoint) -> Option<(f64, f64)> {
         let x = derived::axis_value(

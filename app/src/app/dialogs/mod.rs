@@ -3,6 +3,7 @@
 
 mod forms;
 mod goals;
+mod runtime;
 mod scheme;
 
 use super::files;
@@ -32,6 +33,7 @@ pub struct Dialogs {
     path: String,
     task: String,
     format: ExportFormat,
+    confirm: bool,
     distil: DistilSettings,
     goals: GoalForm,
     scheme: SchemeForm,
@@ -45,6 +47,7 @@ impl Default for Dialogs {
             path: String::new(),
             task: String::new(),
             format: ExportFormat::Plan,
+            confirm: true,
             distil: DistilSettings::default(),
             goals: GoalForm::default(),
             scheme: SchemeForm::default(),
@@ -103,6 +106,7 @@ impl Dialogs {
                     Dialog::Distil => self.distil(ui, state, out),
                     Dialog::Goals => self.goals.show(ui, state, out),
                     Dialog::Scheme => self.scheme.show(ui, state, out),
+                    Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -128,6 +132,7 @@ impl Dialogs {
                     .join(suggested_name(dialog, state))
                     .display()
                     .to_string();
+                self.confirm = state.view.confirm_exports;
             }
             Dialog::Distil => {
                 self.distil = state.document.distil.clone().unwrap_or_default();
@@ -136,6 +141,10 @@ impl Dialogs {
             }
             Dialog::Scheme => self.scheme = SchemeForm::of(state),
             Dialog::Goals => self.goals = GoalForm::of(state),
+            Dialog::Runtime => {
+                let known = state.view.runtime.as_ref();
+                self.path = known.map_or_else(String::new, |path| path.display().to_string());
+            }
             _ => {}
         }
     }
@@ -244,12 +253,38 @@ impl Dialogs {
         if let Some(why) = blocked {
             without_data(ui, state, why, out);
         }
+        if let (ExportFormat::Plan, Err(why)) = (self.format, state.target_allows()) {
+            let warning = theme::of(ui).warning;
+            widgets::note_card(
+                ui,
+                warning,
+                "Refused by the target",
+                &format!("{why}."),
+                |ui| {
+                    ui.add_space(4.0);
+                    if Button::new("Quantisation scheme…").low().show(ui) {
+                        out.push(Command::Show(Dialog::Scheme));
+                    }
+                },
+            );
+        }
+        if self.format == ExportFormat::Plan && state.measurable().is_ok() {
+            runtime::after_export(ui, state, &mut self.confirm);
+        }
         let enter = self.file(ui, out);
-        let blocked = blocked.map(str::to_owned).or_else(|| missing(&self.path));
+        let refused = match self.format {
+            ExportFormat::Plan => state.target_allows().err(),
+            _ => None,
+        };
+        let blocked = blocked
+            .map(str::to_owned)
+            .or(refused)
+            .or_else(|| missing(&self.path));
         if buttons(ui, "Export", blocked, enter, out) {
             out.push(Command::ExportModel {
                 format: self.format,
                 path: PathBuf::from(self.path.trim()),
+                confirm: self.confirm,
             });
         }
     }
