@@ -5,13 +5,14 @@ use crate::{
     commands::Command,
     state::{AtTarget, Dialog, State},
     theme,
-    widgets::{self, Button},
+    widgets::{self, Button, number},
 };
 use egui::{RichText, Ui};
 use limbeck_engine::{
     compress::{Granularity, Precision},
     jobs::Inspection,
     search::LayerFacts,
+    sensitivity::Candidate,
     target::LayerSaturation,
 };
 
@@ -47,7 +48,7 @@ fn card(ui: &mut Ui, advice: &Advice<'_>, state: &State, out: &mut Commands) {
 }
 
 /// What the plan's target refuses of this layer, or what its arithmetic does to it.
-pub fn at_target(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+fn at_target(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let target = state.document.scheme.target.as_deref();
     match (target, state.at_target(&layer.id)) {
         (Some(target), Some(AtTarget::Refused { what, why })) => {
@@ -106,8 +107,8 @@ fn saturates(
         false => vec![layer.id.clone()],
     };
     let text = match layers.as_slice() {
-        [_] => "Use 7-bit weights here".to_owned(),
-        many => format!("Use 7-bit weights in the {} layers that do", many.len()),
+        [_] => "7-bit weights here".to_owned(),
+        many => format!("7-bit weights in {} layers", many.len()),
     };
     let seven = Command::SetPrecision {
         layers,
@@ -132,12 +133,69 @@ fn saturates(
     );
 }
 
-/// Symptom, reason and a button, where something about this layer's setting stands out.
+/// What stands out of this layer's setting: at the target, then whatever that is.
 pub fn show(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
-    let t = theme::of(ui);
-    let setting = state.setting(&layer.id);
+    at_target(ui, layer, state, out);
+    outer(ui, layer, state, out);
+    dominated(ui, layer, state, out);
+}
+
+/// The first or the last layer below 8 bits, where its own measurement says that it minds.
+fn outer(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let ids = state.mirror.layer_ids();
+    let place = match (ids.first(), ids.last()) {
+        _ if ids.len() < 3 => return,
+        (Some(first), _) if *first == layer.id => "first",
+        (_, Some(last)) if *last == layer.id => "last",
+        _ => return,
+    };
+    let precision = state.setting(&layer.id).precision;
+    if precision.bits().is_none_or(|bits| bits > 4) {
+        return;
+    }
+    let measured = |candidate| {
+        let row = state.mirror.layer_index(&layer.id)?;
+        state.mirror.slot(row, candidate)?.measured.as_ref()
+    };
+    let (Some(four), Some(eight)) = (measured(Candidate::Int4), measured(Candidate::Int8)) else {
+        return;
+    };
+    // More than chance does, and more than 8 bits cost.
+    if four.ci.is_none_or(|ci| ci[0] <= 0.0) || four.value <= eight.value {
+        return;
+    }
+    let bytes = |bits: u64| number::kilobytes(layer.params * bits / 8);
+    let keep = Command::SetPrecision {
+        layers: vec![layer.id.clone()],
+        precision: Precision::Int8,
+    };
+    card(
+        ui,
+        &Advice {
+            head: &format!("The {place} layer minds 4 bits"),
+            symptom: &format!(
+                "Alone at int4 it costs {} pt of top-1, at int8 {} pt (measured on search, {}).",
+                words::cell_value(four),
+                words::cell_value(eight),
+                words::cell_origin(four)
+            ),
+            remedies: &[("Keep it at 8 bits".to_owned(), keep)],
+            why: &format!(
+                "Why: nothing before or behind it evens its error out, and it is small: {} kB of weights at int8, {} kB at int4.",
+                bytes(8),
+                bytes(4)
+            ),
+        },
+        state,
+        out,
+    );
+}
+
+/// One channel far wider than the others, where all share a scale.
+fn dominated(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let precision = state.setting(&layer.id).precision;
     let scheme = &state.document.scheme;
-    let whole = scheme.granularity(setting.precision) == Some(Granularity::PerTensor);
+    let whole = scheme.granularity(precision) == Some(Granularity::PerTensor);
     let inspection = state
         .mirror
         .inspection
@@ -146,14 +204,39 @@ pub fn show(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) 
     let Some((channel, times)) = inspection.filter(|_| whole).and_then(|i| widest(i)) else {
         return;
     };
-    let head = format!("Channel {channel} sets the scale");
-    let body = format!("{times:.0}× wider than the typical one, and all share one scale.");
-    widgets::note_card(ui, t.warning, &head, &body, |ui| {
-        ui.add_space(4.0);
-        if Button::new("Use a scale per channel…").low().show(ui) {
-            out.push(Command::Show(Dialog::Scheme));
+    let mut per_channel = scheme.clone();
+    let which = match precision.bits() {
+        Some(..=4) => {
+            per_channel.int4_weights = Granularity::PerChannel;
+            "int4 and below"
         }
-    });
+        _ => {
+            per_channel.int8_weights = Granularity::PerChannel;
+            "int8 to int5"
+        }
+    };
+    card(
+        ui,
+        &Advice {
+            head: &format!("Channel {channel} sets the scale"),
+            symptom: &format!(
+                "Its weights reach {times:.0}× as far as the typical channel's, and all share one scale (exact, of {} channels).",
+                number::grouped(inspection.map_or(0, |i| i.channel_ranges.len()) as u64)
+            ),
+            remedies: &[
+                (
+                    "Use a scale per channel".to_owned(),
+                    Command::SetScheme(per_channel),
+                ),
+                ("Scheme…".to_owned(), Command::Show(Dialog::Scheme)),
+            ],
+            why: &format!(
+                "Why: with a scale of its own every channel has all the levels; it costs about 5 bytes a channel (scale and zero point). It goes for all layers at {which}."
+            ),
+        },
+        state,
+        out,
+    );
 }
 
 /// The channel whose range is more than three times the median one, and how many times.

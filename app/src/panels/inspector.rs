@@ -49,7 +49,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .id_salt("candidates-scroll")
                 .auto_shrink(false)
                 .show(ui, |ui| {
-                    advice::at_target(ui, layer, state, out);
+                    advice::show(ui, layer, state, out);
                     // What the plan is about comes first.
                     if state.document.channels {
                         ui.add_space(4.0);
@@ -61,7 +61,6 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                         ui.add_space(8.0);
                         channels(ui, layer, state, out);
                     }
-                    advice::show(ui, layer, state, out);
                 });
         },
     );

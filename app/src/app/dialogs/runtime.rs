@@ -61,11 +61,11 @@ impl Dialogs {
 
 /// In the export dialog: whether the file is to be confirmed, and what is known of this plan's.
 pub(super) fn after_export(ui: &mut Ui, state: &State, confirm: &mut bool) {
-    ui.checkbox(confirm, "Confirm in ONNX Runtime afterwards")
-        .on_hover_text(
-            "Runs the exported file in the background on the samples that the plan was judged on, and sets the runtime's accuracy and labels \
-             beside the predicted ones.",
-        );
+    ui.checkbox(confirm, "Confirm in ONNX Runtime afterwards");
+    note(
+        ui,
+        "In the background, on the samples that the plan was judged on: predicted and runtime stand side by side then.",
+    );
     match state
         .exported_point()
         .and_then(|p| p.point.confirmed.as_ref())

@@ -217,6 +217,8 @@ fn the_dialog_says_whether_the_plan_is_confirmed_and_takes_the_tick() {
     let session = &mut harness.state_mut().as_mut().expect("made").session;
     session.state.mirror.add_pair(&hash(), &pair(1_000));
     harness.run();
+    // The dialog has grown: it finds its middle in the next frame.
+    harness.run_steps(2);
     let said = "relu_3 (12 of 5,000 codes, at most 1 step)";
     assert!(harness.query_by_label_contains(said).is_some());
     jobs.try_iter().for_each(drop);
