@@ -62,6 +62,10 @@ pub enum Command {
     Browse,
     /// The system's file picker for labelled data, where the open dialog has a second field for it.
     BrowseData,
+    /// The system's file picker for the description of a target of one's own.
+    BrowseTarget,
+    /// Reads the description of a target of one's own (a path that ends in `.ron`).
+    ReadTarget(String),
     /// Whatever it is by its name: model, `task.ron`, project (`.limbeck.ron`) or recipe.
     Open(PathBuf),
     OpenModel {
@@ -78,6 +82,8 @@ pub enum Command {
     ExportModel {
         format: ExportFormat,
         path: PathBuf,
+        /// Hold the file against the deployment runtime afterwards (a plan's only).
+        confirm: bool,
     },
     ExportRecipe(PathBuf),
     Quit,
@@ -152,6 +158,12 @@ pub enum Command {
     StartDistil(DistilSettings),
     /// Measures the cells of the sensitivity map not known yet.
     StartMap,
+    /// Holds a point's exported file against ONNX Runtime, on the samples that the point was judged on.
+    Confirm(PointId),
+    /// The same of the selected point, else of the present plan's.
+    ConfirmPlan,
+    /// Where ONNX Runtime lies (library or folder), and looks for it; `None`: in the usual places.
+    SetRuntime(Option<PathBuf>),
     CancelJob(JobId),
     CancelAll,
 }
@@ -168,10 +180,12 @@ impl Command {
             Self::Show(Dialog::Distil) => "Distil…".into(),
             Self::Show(Dialog::Goals) => "Goals…".into(),
             Self::Show(Dialog::Scheme) => "Quantisation scheme…".into(),
+            Self::Show(Dialog::Runtime) => "ONNX Runtime…".into(),
             Self::Show(Dialog::About) => "About Limbeck…".into(),
             Self::Show(Dialog::Unsaved(_)) => "Unsaved changes…".into(),
             Self::CloseDialog => "Close dialog".into(),
-            Self::Browse | Self::BrowseData => "Browse…".into(),
+            Self::Browse | Self::BrowseData | Self::BrowseTarget => "Browse…".into(),
+            Self::ReadTarget(path) => format!("Read the target {path}"),
             Self::Open(path)
             | Self::OpenModel { model: path, .. }
             | Self::OpenTask(path)
@@ -226,6 +240,8 @@ impl Command {
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
             Self::StartDistil(_) => "Start distillation".into(),
             Self::StartMap => "Measure the sensitivity map".into(),
+            Self::Confirm(_) | Self::ConfirmPlan => "Confirm in ONNX Runtime".into(),
+            Self::SetRuntime(_) => "Look for ONNX Runtime".into(),
             Self::CancelJob(_) => "Cancel".into(),
             Self::CancelAll => "Cancel all jobs".into(),
         }
@@ -288,7 +304,10 @@ impl Command {
                         Self::ExportModel {
                             format: ExportFormat::Plan,
                             ..
-                        } => Ok(state.buildable()?),
+                        } => {
+                            state.buildable()?;
+                            state.target_allows()
+                        }
                         _ => Ok(()),
                     },
                 }
@@ -298,14 +317,14 @@ impl Command {
                 if state.model().is_some_and(|m| m.task_path.is_none()) {
                     return Err("A recipe needs labelled data: open a task.ron first".into());
                 }
-                Ok(())
+                state.target_allows()
             }
             Self::MeasurePlan(split) => {
                 state.measurable()?;
                 if state.split_len(*split) == 0 {
                     return Err(format!("The data has no {} samples", split_label(*split)));
                 }
-                Ok(())
+                state.target_allows()
             }
             Self::StartMap => {
                 state.measurable()?;
@@ -331,8 +350,24 @@ impl Command {
                 if state.is_busy(JobKind::Distil) {
                     return Err("A distillation is running".into());
                 }
+                state.target_allows()
+            }
+            Self::Confirm(id) => {
+                state.measurable()?;
+                if state.mirror.point(*id).is_none() {
+                    return Err("This point is gone".into());
+                }
+                if state.is_busy(JobKind::Confirm) {
+                    return Err("A file is being held against ONNX Runtime".into());
+                }
                 Ok(())
             }
+            Self::ConfirmPlan => match state.selected_point().or(state.exported_point()) {
+                Some(point) => Self::Confirm(point.id).enabled(state),
+                None => {
+                    Err("The plan is not measured yet: there is no prediction to confirm".into())
+                }
+            },
             Self::SetDistil(None) if state.document.distil.is_none() => {
                 Err("The plan has no distillation".into())
             }
@@ -388,6 +423,8 @@ impl Command {
             Self::Show(Dialog::Distil),
             Self::SetDistil(None),
             Self::StartMap,
+            Self::ConfirmPlan,
+            Self::Show(Dialog::Runtime),
             Self::CancelAll,
             Self::Undo,
             Self::Redo,

@@ -158,6 +158,7 @@ fn what_the_window_measured_is_what_its_recipe_gives_headless() {
     session.run(Command::ExportModel {
         format: ExportFormat::Plan,
         path: plain.clone(),
+        confirm: false,
     });
     settle(&mut session);
     let bytes = fs::read(&plain).expect("exported");
@@ -188,6 +189,7 @@ fn what_the_window_measured_is_what_its_recipe_gives_headless() {
     session.run(Command::ExportModel {
         format: ExportFormat::Plan,
         path: exported.clone(),
+        confirm: false,
     });
     settle(&mut session);
     let exported = fs::read(&exported).expect("exported");

@@ -7,6 +7,7 @@ use limbeck_engine::{
     eval::NoObserver,
     exec::CancelToken,
     graph::{Dim, ElementType, Graph, Op, TensorData, UnaryOp, ValueId},
+    jobs::{self, Engine, Event, JobId},
     measure::runtime::{Optimizations, Runtime, RuntimeError, RuntimeSearch},
     recipe::{self, Recipe, Session, Unwatched},
 };
@@ -15,6 +16,8 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::Arc,
+    time::Duration,
 };
 
 fn sample(file: &str) -> PathBuf {
@@ -386,4 +389,122 @@ fn a_runtime_that_is_none_is_refused_with_what_to_do() {
         };
         assert!(said.contains("loaded already"), "{said}");
     }
+}
+
+/// The window's way: the engine thread holds a recipe's file against the runtime, with progress, and can be stopped.
+#[test]
+fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
+    let engine = Engine::start(Arc::new(|| {}));
+    let send = |command| engine.commands.send(command).expect("listens");
+    let until_end = |job: u64| {
+        let mut seen = Vec::new();
+        loop {
+            let event = engine
+                .events
+                .recv_timeout(Duration::from_secs(300))
+                .expect("the job ends");
+            let end = matches!(
+                event,
+                Event::Finished { job: j } | Event::Cancelled { job: j } | Event::Failed { job: j, .. }
+                    if j.0 == job
+            );
+            seen.push(event);
+            if end {
+                return seen;
+            }
+        }
+    };
+    send(jobs::Command::Open {
+        job: JobId(1),
+        model: sample("fashion-resnet.onnx"),
+        task: Some(sample("task.ron")),
+    });
+    until_end(1);
+    let text = "(version: 1, model: \"m\", task: \"t\", steps: [FoldBatchNorm, Quantize(default: set(int8), scheme: (samples: 64))])";
+    let recipe = Arc::new(Recipe::parse(text, Path::new("test.ron")).expect("a recipe"));
+    let ask = |job: u64, limit: usize, library: Option<PathBuf>| {
+        send(jobs::Command::Confirm {
+            job: JobId(job),
+            recipe: recipe.clone(),
+            split: SplitName::Search,
+            limit: Some(limit),
+            library,
+        });
+    };
+    if std::env::var_os("LIMBECK_ONNXRUNTIME").is_none() {
+        // A path in the settings is taken or nothing is.
+        let nowhere = PathBuf::from("/nowhere/libonnxruntime.so");
+        ask(2, 10, Some(nowhere));
+        let events = until_end(2);
+        let said = events.iter().find_map(|e| match e {
+            Event::Runtime {
+                found: Err(why), ..
+            } => Some(why.clone()),
+            _ => None,
+        });
+        let said = said.expect("it says that there is none");
+        assert!(
+            said.contains("/nowhere") && said.contains("pip install"),
+            "{said}"
+        );
+        assert!(
+            matches!(events.last(), Some(Event::Failed { .. })),
+            "{events:?}"
+        );
+    }
+    let Some(loaded) = runtime() else { return };
+    ask(3, 200, None);
+    let events = until_end(3);
+    let found = events.iter().any(|e| {
+        matches!(e, Event::Runtime { found: Ok(found), .. } if found.version == loaded.version())
+    });
+    assert!(found, "{events:?}");
+    let confirmed = events.iter().find_map(|e| match e {
+        Event::Confirmed {
+            model_sha256, pair, ..
+        } => Some((model_sha256.clone(), pair.clone())),
+        _ => None,
+    });
+    let (sha256, pair) = confirmed.unwrap_or_else(|| panic!("{events:?}"));
+    assert_eq!((pair.n, pair.split), (200, SplitName::Search));
+    assert_eq!(pair.runs.len(), 2);
+    assert!(pair.runs[0].agrees(), "{pair:?}");
+    assert!(
+        pair.tensors
+            .as_ref()
+            .is_some_and(|t| t.samples == 64 && t.tensors == 20)
+    );
+    // The very file that is measured and exported.
+    send(jobs::Command::Measure {
+        job: JobId(4),
+        recipe: recipe.clone(),
+        split: SplitName::Search,
+        limit: Some(200),
+    });
+    let events = until_end(4);
+    let point = events.iter().find_map(|e| match e {
+        Event::Point(point) => Some(point.clone()),
+        _ => None,
+    });
+    let point = point.expect("measured");
+    assert_eq!(point.model_sha256, sha256);
+    assert_eq!(point.metrics.top1, pair.predicted);
+    // Asked to stop, it does.
+    ask(5, 2_000, None);
+    loop {
+        let event = engine
+            .events
+            .recv_timeout(Duration::from_secs(300))
+            .expect("progress");
+        if matches!(event, Event::Progress { job: JobId(5), .. }) {
+            break;
+        }
+    }
+    send(jobs::Command::Cancel(JobId(5)));
+    let events = until_end(5);
+    assert!(
+        matches!(events.last(), Some(Event::Cancelled { .. })),
+        "{events:?}"
+    );
+    assert!(!events.iter().any(|e| matches!(e, Event::Confirmed { .. })));
 }

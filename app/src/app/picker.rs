@@ -79,8 +79,13 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
             .set_title("Export the recipe")
             .set_file_name(suggested)
             .save_file(),
-        Dialog::Distil | Dialog::Goals | Dialog::Scheme | Dialog::About | Dialog::Unsaved(_) => {
-            None
-        }
+        Dialog::Scheme => chooser
+            .set_title("Choose the description of a target")
+            .add_filter("Targets", &["ron"])
+            .pick_file(),
+        Dialog::Runtime => chooser
+            .set_title("Choose ONNX Runtime's library")
+            .pick_file(),
+        Dialog::Distil | Dialog::Goals | Dialog::About | Dialog::Unsaved(_) => None,
     }
 }

@@ -1,7 +1,7 @@
 //! The inspector: the focused layer's weights before and after its setting, its channels, its error, and what is known of every
 //! candidate, with provenance.
 
-use super::{Commands, words};
+use super::{Commands, advice, words};
 use crate::{
     commands::Command,
     state::{Dialog, SelectMode, State},
@@ -11,9 +11,7 @@ use crate::{
 use egui::{
     Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
-use limbeck_engine::{
-    compress::Granularity, jobs::Inspection, search::LayerFacts, sensitivity::Candidate,
-};
+use limbeck_engine::{jobs::Inspection, search::LayerFacts, sensitivity::Candidate};
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     let Some(layer) = state.focus() else {
@@ -51,6 +49,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .id_salt("candidates-scroll")
                 .auto_shrink(false)
                 .show(ui, |ui| {
+                    advice::show(ui, layer, state, out);
                     // What the plan is about comes first.
                     if state.document.channels {
                         ui.add_space(4.0);
@@ -62,7 +61,6 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                         ui.add_space(8.0);
                         channels(ui, layer, state, out);
                     }
-                    advice(ui, layer, state, out);
                 });
         },
     );
@@ -415,49 +413,4 @@ fn channels(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) 
         }
     });
     ui.add_space(8.0);
-}
-
-/// Symptom, reason and a button, where something about this layer's setting stands out.
-fn advice(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
-    let t = theme::of(ui);
-    let setting = state.setting(&layer.id);
-    let scheme = &state.document.scheme;
-    let whole = scheme.granularity(setting.precision) == Some(Granularity::PerTensor);
-    let inspection = state
-        .mirror
-        .inspection
-        .as_ref()
-        .filter(|i| i.layer == layer.id);
-    let Some((channel, times)) = inspection.filter(|_| whole).and_then(|i| widest(i)) else {
-        return;
-    };
-    let head = format!("Channel {channel} sets the scale");
-    let body = format!("{times:.0}× wider than the typical one, and all share one scale.");
-    widgets::note_card(ui, t.warning, &head, &body, |ui| {
-        ui.add_space(4.0);
-        if widgets::Button::new("Use a scale per channel…")
-            .low()
-            .show(ui)
-        {
-            out.push(Command::Show(Dialog::Scheme));
-        }
-    });
-}
-
-/// The channel whose range is more than three times the median one, and how many times.
-fn widest(inspection: &Inspection) -> Option<(usize, f32)> {
-    let mut widths: Vec<f32> = inspection
-        .channel_ranges
-        .iter()
-        .map(|r| r[0].abs().max(r[1].abs()))
-        .filter(|w| w.is_finite())
-        .collect();
-    let (channel, widest) = widths
-        .iter()
-        .copied()
-        .enumerate()
-        .max_by(|a, b| a.1.total_cmp(&b.1))?;
-    widths.sort_by(f32::total_cmp);
-    let median = *widths.get(widths.len() / 2)?;
-    (median > 0.0 && widest > 3.0 * median).then(|| (channel, widest / median))
 }

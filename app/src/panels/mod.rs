@@ -1,6 +1,7 @@
 //! One file a panel: each reads the state and puts commands into a list; none changes anything or calls the engine.
 //! [`workbench`] arranges them in the window.
 
+mod advice;
 mod columns;
 mod inspector;
 mod jobs;
@@ -8,6 +9,7 @@ mod layers;
 mod log;
 mod menu;
 mod notices;
+mod pair;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,8 @@ use crate::{
 use egui::{
     Align, CursorIcon, Id, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
+
+pub use pair::{in_short as pair_in_short, words as pair_words};
 
 /// What panels answer with: commands in the order they were given.
 pub type Commands = Vec<Command>;

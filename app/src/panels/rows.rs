@@ -229,7 +229,12 @@ fn row(
     pin(ui, span(columns.pin, y), id, layer, state, out);
 
     let painter = ui.painter().clone();
-    let name_rect = span(columns.name, y).with_max_x(columns.name.1 - 8.0);
+    let mut name_rect = span(columns.name, y).with_max_x(columns.name.1 - 8.0);
+    if let Some(words) = words::at_target(state, &layer.id) {
+        let mark = name_rect.with_min_x(name_rect.right() - 14.0);
+        name_rect.max.x = mark.left() - 4.0;
+        warn(ui, mark, id, name, &words);
+    }
     let cut = widgets::draw_name(&painter, name_rect, name, &layer.op, theme::sans(), t.text);
     if cut && response.hovered() {
         response.clone().on_hover_text(name);
@@ -283,6 +288,21 @@ fn row(
     }
     cells(ui, columns, y, id, index, hatch, state);
     plan(ui, columns, y, id, layer, state, out);
+}
+
+/// The mark of a layer that stands out at its target; hovering it says why.
+fn warn(ui: &mut Ui, rect: Rect, row: Id, name: &str, words: &str) {
+    let t = theme::of(ui);
+    let response = ui.interact(rect, row.with("warning"), Sense::hover());
+    response.widget_info(|| WidgetInfo::labeled(Role::Image, true, format!("{name}: {words}")));
+    widgets::icons::paint(
+        ui.painter(),
+        widgets::icons::Icon::Warning,
+        rect.center(),
+        12.0,
+        t.warning,
+    );
+    response.on_hover_text(words);
 }
 
 fn ground(ui: &Ui, rect: Rect, selected: bool, hovered: bool, focused: bool, t: &Tokens) {

@@ -2,17 +2,19 @@
 
 use crate::{
     commands::{precision_label, split_label},
-    state::{ColourBy, Document, NamedPoint, State},
+    state::{AtTarget, ColourBy, Document, NamedPoint, State},
     widgets::number,
 };
 use limbeck_engine::{
     compress::{Amount, Granularity, LayerSetting},
     data::SplitName,
+    graph::LayerId,
     recipe::{Choice, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Settled, Tier},
+    target::LayerSaturation,
 };
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 pub fn candidate(c: Candidate) -> &'static str {
     match c {
@@ -221,7 +223,56 @@ pub fn setting(s: LayerSetting, document: &Document) -> String {
         };
         text += &format!(" · {:.0} % {what}", s.sparsity.0 * 100.0);
     }
+    if let Some(target) = scheme
+        .target
+        .as_deref()
+        .filter(|_| s.precision.is_integer())
+    {
+        let name = Path::new(target).file_name();
+        let name = name.map_or(target.into(), |name| name.to_string_lossy());
+        text += &format!(" · {name}");
+    }
     text
+}
+
+/// What stands out of a layer at its target, in a line: the mark's hover in the table.
+pub fn at_target(state: &State, layer: &LayerId) -> Option<String> {
+    let target = state.document.scheme.target.as_deref()?;
+    Some(match state.at_target(layer)? {
+        AtTarget::Refused { what, why } => {
+            format!("{target} cannot run it as planned ({what}): {why}")
+        }
+        AtTarget::Saturates(found) => {
+            format!("Saturates at {target}: {}", saturation(state, found))
+        }
+    })
+}
+
+/// "13.9 % of its outputs lose part of their sum, up to 1.31 off one of them (simulated on search, n 1,000 samples)".
+pub fn saturation(state: &State, found: &LayerSaturation) -> String {
+    let on = state.target_point().map_or_else(String::new, |named| {
+        format!(
+            "{}, n {} samples",
+            split_label(named.split()),
+            number::grouped(named.samples())
+        )
+    });
+    format!(
+        "{} % of its outputs lose part of their sum, up to {:.3} off one of them (simulated on {on})",
+        share(found.share()),
+        found.most
+    )
+}
+
+/// A share in percent that is never rounded to nothing: "13.9", "0.0012".
+fn share(share: f64) -> String {
+    let percent = share * 100.0;
+    match percent {
+        p if p >= 10.0 => format!("{p:.1}"),
+        p if p >= 0.1 => format!("{p:.2}"),
+        p if p >= 1e-4 => format!("{p:.4}"),
+        _ => "<0.0001".into(),
+    }
 }
 
 /// "92.78 ± 0.21" in percent: half the 95 % interval's width.
@@ -263,6 +314,9 @@ pub fn point_hover(point: &NamedPoint) -> String {
     );
     if let Some(macs) = p.sizes.macs {
         text += &format!("\n{} M MACs", number::millions(macs));
+    }
+    if let Some(pair) = &p.confirmed {
+        text += &format!("\n{}", super::pair::words(pair));
     }
     text += &format!("\n{}", steps(&p.recipe.steps));
     if p.recipe.is_partial() {

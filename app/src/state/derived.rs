@@ -1,7 +1,9 @@
 //! What follows from document, mirror and view: rows shown, prediction, front, verdict, colours. Worked out when something
 //! changed, kept until the next change.
 
-use super::{ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, verdict};
+use super::{
+    ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, target::TargetView, verdict,
+};
 use crate::widgets::number;
 use limbeck_engine::{
     compress::{LayerSetting, QuantScheme},
@@ -87,6 +89,8 @@ pub struct Derived {
     predictor: Option<Predictor>,
     pub(super) shown: Shown,
     pub(super) ours: Ours,
+    pub(super) at_target: TargetView,
+    targets_version: u64,
     rows_key: Option<RowsKey>,
     plan_key: Option<(u64, super::Document)>,
     prediction_cells: u64,
@@ -258,6 +262,11 @@ pub fn refresh(state: &mut State) {
     if points_changed || plan_changed {
         state.derived.ours = Ours::default();
         state.derived.ours = ours(state);
+    }
+    let targets_changed = state.derived.targets_version != state.mirror.targets_version;
+    if points_changed || plan_changed || targets_changed || new_model {
+        state.derived.targets_version = state.mirror.targets_version;
+        state.derived.at_target = state.look_at_target();
     }
     if points_changed {
         state.derived.front = front(state);
@@ -432,6 +441,11 @@ fn shown_points(state: &State) -> Shown {
         grow(along_x, mark.place[0]);
         for bound in point.point.metrics.top1.ci {
             grow(along_y, bound * 100.0);
+        }
+        // What a runtime gave instead is seen as well.
+        let runs = point.point.confirmed.iter().flat_map(|pair| &pair.runs);
+        for run in runs.filter(|run| !run.agrees()) {
+            grow(along_y, run.top1.value * 100.0);
         }
     }
     shown

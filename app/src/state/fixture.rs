@@ -420,6 +420,8 @@ pub fn point(job: u64, recipe: Recipe, split: SplitName, top1: f64, stored: u64)
             macs: Some(31_000_000),
         },
         accounts: Vec::new(),
+        saturation: Vec::new(),
+        confirmed: None,
         model_sha256: "22".repeat(32),
         seconds: 0.9,
         limit: None,

@@ -2,12 +2,14 @@
 //! the user, and only engine events change it.
 
 use limbeck_engine::{
+    confirm::RuntimePair,
     data::SplitName,
     graph::LayerId,
-    jobs::{Event, Inspection, JobId, ModelInfo, Point},
+    jobs::{Event, Inspection, JobId, ModelInfo, Point, RuntimeFound},
     recipe::Step,
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
+    target::Target,
     train::TrainPoint,
 };
 use std::{
@@ -84,6 +86,8 @@ pub enum JobKind {
     Map,
     Inspect,
     Export,
+    /// An exported file held against a deployment runtime.
+    Confirm,
     File,
 }
 
@@ -194,11 +198,16 @@ pub struct Mirror {
     /// Newest last.
     pub curves: Vec<Curves>,
     pub inspection: Option<Arc<Inspection>>,
+    /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
+    pub runtime: Option<Result<RuntimeFound, String>>,
+    /// Descriptions of targets of one's own, by path, or why they could not be read.
+    pub targets: BTreeMap<String, Result<Arc<Target>, String>>,
     pub log: VecDeque<LogLine>,
     /// Grows with each change of the model, of cells, of points; caches compare them.
     pub model_version: u64,
     pub cells_version: u64,
     pub points_version: u64,
+    pub targets_version: u64,
     started: Instant,
     next_point: u64,
 }
@@ -219,10 +228,13 @@ impl Default for Mirror {
             jobs: Vec::new(),
             curves: Vec::new(),
             inspection: None,
+            runtime: None,
+            targets: BTreeMap::new(),
             log: VecDeque::new(),
             model_version: 0,
             cells_version: 0,
             points_version: 0,
+            targets_version: 0,
             started: Instant::now(),
             next_point: 1,
         }
@@ -369,6 +381,11 @@ impl Mirror {
         };
         if let Some(at) = alike.iter().find(same) {
             let old = &mut self.points[*at];
+            let mut point = point;
+            // What the runtime gave for the same file still holds.
+            if point.confirmed.is_none() && point.model_sha256 == old.point.model_sha256 {
+                point.confirmed.clone_from(&old.point.confirmed);
+            }
             old.point = Arc::new(point);
             return old.id;
         }
@@ -479,7 +496,23 @@ impl Mirror {
             | Event::Hashed { .. }
             | Event::Unsound { .. }
             | Event::Text { .. }
+            | Event::Confirmed { .. }
             | Event::Stopped { .. } => {}
+            Event::Runtime { found, .. } => {
+                match found {
+                    Ok(runtime) => self.log(
+                        false,
+                        format!(
+                            "ONNX Runtime {}: {} ({})",
+                            runtime.version,
+                            runtime.library.display(),
+                            runtime.found_by
+                        ),
+                    ),
+                    Err(why) => self.log(true, why.clone()),
+                }
+                self.runtime = Some(found.clone());
+            }
             Event::Started { job, title } => {
                 if let Some(job) = self.job_mut(*job) {
                     job.state = JobState::Running;
@@ -551,6 +584,35 @@ impl Mirror {
         }
     }
 
+    /// The runtime's answer for an exported file, at the points that it is of: those judged on the same samples. How many they are.
+    pub fn add_pair(&mut self, model_sha256: &str, pair: &RuntimePair) -> usize {
+        let mut found = 0;
+        for named in &mut self.points {
+            let metrics = &named.point.metrics;
+            if named.point.model_sha256 == model_sha256
+                && metrics.split == pair.split
+                && metrics.top1.n == pair.n
+            {
+                Arc::make_mut(&mut named.point).confirmed = Some(pair.clone());
+                found += 1;
+            }
+        }
+        self.points_version += u64::from(found > 0);
+        found
+    }
+
+    /// A description of a target of one's own is read (again).
+    pub fn forget_target(&mut self, name: &str) {
+        self.targets.remove(name);
+        self.targets_version += 1;
+    }
+
+    /// A description of a target of one's own was read, or could not be.
+    pub fn set_target(&mut self, name: String, target: Result<Target, String>) {
+        self.targets.insert(name, target.map(Arc::new));
+        self.targets_version += 1;
+    }
+
     fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
         self.jobs.iter_mut().find(|job| job.id == id)
     }
@@ -568,7 +630,7 @@ impl Job {
     fn is_noteworthy(&self) -> bool {
         matches!(
             self.kind,
-            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export
+            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export | JobKind::Confirm
         )
     }
 }

@@ -6,6 +6,7 @@ mod derived;
 mod document;
 pub mod fixture;
 mod mirror;
+mod target;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -14,6 +15,7 @@ mod view;
 pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
 pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
+pub use target::{AtTarget, Refusal};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
 pub use view::{
     AfterSave, ColourBy, Dialog, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice, View,
@@ -31,6 +33,7 @@ use limbeck_engine::{
     sensitivity::{Candidate, Cell, Tier},
 };
 use std::{path::PathBuf, sync::Arc};
+pub(crate) use target::is_file as is_target_file;
 
 /// How bad a notice is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,6 +326,12 @@ impl State {
 
     pub fn selected_point(&self) -> Option<&NamedPoint> {
         self.mirror.point(self.view.selected_point?)
+    }
+
+    /// The point that stands for the present plan: on the holdout if it was measured there.
+    pub fn exported_point(&self) -> Option<&NamedPoint> {
+        let splits = [SplitName::Holdout, SplitName::Search];
+        splits.iter().find_map(|split| self.plan_point(*split))
     }
 
     /// A point's place on the plot: (kB or million MACs, top-1 %).

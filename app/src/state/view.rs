@@ -121,6 +121,8 @@ pub enum Dialog {
     Goals,
     /// Quantisation scheme.
     Scheme,
+    /// Where the deployment runtime lies.
+    Runtime,
     About,
     /// Changes are unsaved: save, discard or stay; then go on.
     Unsaved(AfterSave),
@@ -153,6 +155,10 @@ pub struct View {
     pub log_open: bool,
     /// Newest first.
     pub recent: Vec<PathBuf>,
+    /// Library or folder of ONNX Runtime; `None`: it is looked for.
+    pub runtime: Option<PathBuf>,
+    /// Exported plans are held against it.
+    pub confirm_exports: bool,
     /// Share of the window's width that the layers take, and of the right half that the plot takes.
     pub layers_share: f32,
     pub plot_share: f32,
@@ -182,6 +188,8 @@ impl Default for View {
             split: SplitName::Search,
             log_open: false,
             recent: Vec::new(),
+            runtime: None,
+            confirm_exports: true,
             layers_share: 0.585,
             plot_share: 0.62,
             filter: String::new(),

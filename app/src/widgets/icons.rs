@@ -16,6 +16,8 @@ pub enum Icon {
     Down,
     Menu,
     Diamond,
+    /// A triangle with an exclamation mark.
+    Warning,
 }
 
 /// The flask's outline in a unit square: lip, neck, shoulders, rounded body.
@@ -99,6 +101,13 @@ pub fn paint(painter: &Painter, icon: Icon, centre: Pos2, size: f32, colour: Col
             for y in [0.25, 0.5, 0.75] {
                 painter.line_segment([at(0.12, y), at(0.88, y)], stroke);
             }
+        }
+        Icon::Warning => {
+            let points = [(0.5, 0.08), (0.98, 0.92), (0.02, 0.92)];
+            let points = points.iter().map(|(x, y)| at(*x, *y)).collect();
+            painter.add(Shape::convex_polygon(points, Color32::TRANSPARENT, stroke));
+            painter.line_segment([at(0.5, 0.38), at(0.5, 0.62)], stroke);
+            painter.circle_filled(at(0.5, 0.78), stroke.width * 0.6, colour);
         }
         Icon::Diamond => {
             let points = [(0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5)];

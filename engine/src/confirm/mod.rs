@@ -1,11 +1,13 @@
 //! Whether what Limbeck predicts of an exported file is what the deployment runtime gives: labels, outputs, and every quantised
 //! tensor. Uses `graph`, `formats`, `exec`, `data`, `eval`, `measure`.
 
+mod pair;
 mod run;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
+pub use pair::{RuntimePair, TensorSummary};
 pub use run::{Simulated, confirm};
 pub use tensors::{Codes, TensorComparison, TensorReport};
 
@@ -48,7 +50,7 @@ impl Default for ConfirmOptions {
 }
 
 /// What the runtime gave with one setting, against what Limbeck predicts on the same samples.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RuntimeRun {
     pub optimizations: Optimizations,
     /// Whether it is held against the prediction for the run's target, and not against the file's plain arithmetic.
@@ -96,7 +98,7 @@ pub struct Confirmation {
 }
 
 /// What a target's own arithmetic is predicted to give.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TargetPrediction {
     pub name: String,
     pub top1: Estimate,

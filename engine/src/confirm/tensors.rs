@@ -13,7 +13,7 @@ use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 
 /// How many codes of a tensor are the same on both sides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Codes {
     pub elements: u64,
     pub equal: u64,
@@ -60,7 +60,7 @@ fn share(part: u64, all: u64) -> f64 {
 }
 
 /// One tensor of codes, over all samples compared.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TensorComparison {
     /// Of the value in the exported file that holds the codes.
     pub name: String,

@@ -1,6 +1,7 @@
 //! The engine thread: commands in, events out, through channels; it knows nothing of any window and wakes its user through
 //! a callback. Two lanes: the interactive one (latest wins) overtakes the batch one at its next mini-batch.
 
+mod confirm;
 mod emit;
 mod map;
 mod open;
@@ -18,6 +19,7 @@ use worker::Worker;
 
 use crate::{
     compress::{ChannelGroups, LayerSetting, QuantScheme},
+    confirm::RuntimePair,
     data::{DatasetInfo, SplitName},
     graph::LayerId,
     measure::{Bytes, Sizes},
@@ -92,6 +94,20 @@ pub enum Command {
         format: ExportFormat,
         path: PathBuf,
     },
+    /// Batch lane: holds the recipe's exported file (kept, or carried out again) against ONNX Runtime, on the first `limit` samples of
+    /// `split`: `Event::Runtime`, then `Event::Confirmed`. `library`: where the settings say that the runtime lies.
+    Confirm {
+        job: JobId,
+        recipe: Arc<Recipe>,
+        split: SplitName,
+        limit: Option<usize>,
+        library: Option<PathBuf>,
+    },
+    /// Batch lane: looks for ONNX Runtime: `Event::Runtime`.
+    FindRuntime {
+        job: JobId,
+        library: Option<PathBuf>,
+    },
     /// Writes a file atomically off the window's thread (recipe, project).
     WriteText {
         job: JobId,
@@ -152,6 +168,15 @@ pub struct Inspection {
     pub levels: u32,
 }
 
+/// The deployment runtime that was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeFound {
+    pub version: String,
+    pub library: PathBuf,
+    /// How it was found, in words.
+    pub found_by: String,
+}
+
 #[derive(Clone, Debug)]
 pub enum Event {
     Opened {
@@ -191,6 +216,17 @@ pub enum Event {
     Inspected {
         job: JobId,
         inspection: Box<Inspection>,
+    },
+    /// The runtime that is used, or where one was looked for and what to do.
+    Runtime {
+        job: JobId,
+        found: Result<RuntimeFound, String>,
+    },
+    /// What the runtime gave for the exported file with this hash.
+    Confirmed {
+        job: JobId,
+        model_sha256: String,
+        pair: Box<RuntimePair>,
     },
     Text {
         job: JobId,

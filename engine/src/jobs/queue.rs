@@ -95,6 +95,8 @@ impl Work {
                 | Command::Map { job, .. }
                 | Command::Inspect { job, .. }
                 | Command::Export { job, .. }
+                | Command::Confirm { job, .. }
+                | Command::FindRuntime { job, .. }
                 | Command::WriteText { job, .. }
                 | Command::ReadText { job, .. }
                 | Command::Cancel(job) => *job,
@@ -133,6 +135,8 @@ impl Work {
                 Command::Export { .. } => Kind::Export,
                 Command::WriteText { .. } | Command::ReadText { .. } => Kind::File,
                 Command::Run { .. }
+                | Command::Confirm { .. }
+                | Command::FindRuntime { .. }
                 | Command::Map { .. }
                 | Command::Cancel(_)
                 | Command::Shutdown => Kind::Session,

@@ -192,6 +192,18 @@ impl Worker {
                 path,
                 ..
             } => self.export(context, &recipe, format, &path),
+            Command::Confirm {
+                recipe,
+                split,
+                limit,
+                library,
+                ..
+            } => self.confirm(context, &recipe, split, limit, library),
+            Command::FindRuntime { library, .. } => {
+                // Whatever came of it is said by its event.
+                let _ = self.runtime(context, library);
+                Ok(())
+            }
             Command::WriteText { path, text, .. } => {
                 write_atomic(&path, text.as_bytes()).map_err(PipelineError::Io)?;
                 self.written(context, &path, format!("{} bytes", text.len()));
@@ -286,6 +298,8 @@ impl Worker {
             metrics: outcome.metrics,
             sizes: outcome.sizes,
             accounts: outcome.accounts,
+            saturation: outcome.saturation,
+            confirmed: None,
             model_sha256: outcome.model_sha256,
             seconds: outcome.seconds,
             limit: outcome.limit,
@@ -322,21 +336,29 @@ impl Worker {
         self.start(context, &format!("Export {}", file.display()));
         let session = self.session()?;
         let recipe = export_recipe(recipe, format);
-        let bytes = match self.kept(&recipe.steps_sha256()?) {
-            Some(built) => built.bytes,
-            None => {
-                let mut watch = Watching {
-                    worker: self,
-                    context,
-                    ticker: Ticker::new(context.job),
-                };
-                recipe::build(&session, &recipe, &mut watch, &context.cancel)?.bytes
-            }
-        };
+        let bytes = self.bytes(context, &session, &recipe)?;
         write_atomic(path, &bytes).map_err(PipelineError::Io)?;
         let note = format!("{} bytes, SHA-256 {}", bytes.len(), recipe::sha256(&bytes));
         self.written(context, path, note);
         Ok(())
+    }
+
+    /// The file that a recipe exports: as it is kept, else carried out again.
+    pub(super) fn bytes(
+        &self,
+        context: &JobContext,
+        session: &Session,
+        recipe: &Recipe,
+    ) -> Result<Arc<Vec<u8>>, PipelineError> {
+        if let Some(built) = self.kept(&recipe.steps_sha256()?) {
+            return Ok(built.bytes);
+        }
+        let mut watch = Watching {
+            worker: self,
+            context,
+            ticker: Ticker::new(context.job),
+        };
+        Ok(recipe::build(session, recipe, &mut watch, &context.cancel)?.bytes)
     }
 
     fn written(&self, context: &JobContext, path: &Path, note: String) {

@@ -2,11 +2,13 @@
 
 use crate::{
     compress::{Account, LayerSetting, QuantScheme},
+    confirm::RuntimePair,
     eval::Metrics,
     graph::LayerId,
     measure::Sizes,
     recipe::{Goal, Recipe, RecipeError, from_ron, read_text, to_ron},
     sensitivity::Cell,
+    target::LayerSaturation,
     train::DistilSettings,
 };
 use std::{
@@ -31,6 +33,12 @@ pub struct Point {
     pub metrics: Metrics,
     pub sizes: Sizes,
     pub accounts: Vec<Account>,
+    /// Layers whose sums can saturate at the recipe's target, and how far they did in the samples that were judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saturation: Vec<LayerSaturation>,
+    /// What a deployment runtime gave for the exported file, on the samples that were judged; `None`: none was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<RuntimePair>,
     /// Hash of the exported bytes, hex.
     pub model_sha256: String,
     pub seconds: f64,
@@ -142,9 +150,10 @@ mod tests {
     use super::*;
     use crate::{
         compress::{AccountEntry, Outcome, Precision, Ratio},
+        confirm::{Codes, RuntimeRun, TargetPrediction, TensorComparison, TensorSummary},
         data::SplitName,
         eval::{Estimate, PairedDrop},
-        measure::Bytes,
+        measure::{Bytes, runtime::Optimizations},
         sensitivity::{Candidate, Direction, Tier},
     };
 
@@ -227,6 +236,56 @@ mod tests {
                     outcome: Outcome::NotDone("kept".into()),
                 }],
             }],
+            saturation: vec![LayerSaturation {
+                layer: LayerId("fc".into()),
+                outputs: 100,
+                saturated: 3,
+                most: 0.25,
+            }],
+            confirmed: Some(RuntimePair {
+                runtime: "1.31.1".into(),
+                split: SplitName::Search,
+                n: 10,
+                predicted: estimate,
+                target: Some(TargetPrediction {
+                    name: "onnxruntime-avx2".into(),
+                    top1: estimate,
+                    here: true,
+                    predictions: Vec::new(),
+                }),
+                runs: vec![RuntimeRun {
+                    optimizations: Optimizations::On,
+                    at_target: true,
+                    top1: estimate,
+                    agreement: estimate,
+                    same_labels: 9,
+                    drop: PairedDrop {
+                        drop: 0.1,
+                        ci: [0.0, 0.2],
+                        n: 10,
+                        only_baseline: 1,
+                        only_candidate: 0,
+                    },
+                    largest_difference: 0.5,
+                    clearest_lead: Some(0.25),
+                }],
+                tensors: Some(TensorSummary {
+                    samples: 10,
+                    tensors: 3,
+                    elements: 300,
+                    within_one: 299,
+                    first_parting: Some(TensorComparison {
+                        name: "a/b".into(),
+                        own: None,
+                        through: Codes {
+                            elements: 100,
+                            equal: 98,
+                            within_one: 99,
+                            largest: 2,
+                        },
+                    }),
+                }),
+            }),
             model_sha256: "ab".into(),
             seconds: 0.1,
             limit: Some(64),

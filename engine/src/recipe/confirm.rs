@@ -11,7 +11,7 @@ use crate::{
     exec::CancelToken,
     formats::onnx,
     measure::runtime::{Optimizations, Runtime, RuntimeSearch, adds_in_16_bits},
-    target::Saturation,
+    target::{Saturation, Target},
 };
 use std::path::Path;
 
@@ -33,6 +33,35 @@ pub struct Confirmed {
     pub confirmation: Confirmation,
     /// Where the folder is not what the run left, or this machine predicts otherwise than the run did; each in words.
     pub differences: Vec<String>,
+}
+
+/// Holds the bytes of an exported file against the runtime; the prediction is that for the recipe's `target`, where its arithmetic is
+/// not the file's own.
+///
+/// # Errors
+/// A file that either cannot run, data that does not fit it, cancellation.
+pub fn confirm_bytes(
+    model: &[u8],
+    target: Option<&Target>,
+    data: &Dataset,
+    options: &ConfirmOptions,
+    runtime: &Runtime,
+    observer: &mut dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Confirmation, PipelineError> {
+    let graph = onnx::read_bytes(model.to_vec().into())?;
+    let mut saturation = target.and_then(|t| Saturation::of(&graph, t));
+    let simulated = saturation
+        .as_mut()
+        .filter(|saturation| saturation.target().is_some())
+        .zip(target)
+        .map(|(taps, target)| Simulated {
+            name: &target.name,
+            taps,
+            here: adds_in_16_bits(),
+        });
+    let confirmed = confirm::confirm(model, data, options, runtime, simulated, observer, cancel);
+    confirmed.map_err(Into::into)
 }
 
 /// Runs the exported model in `folder` in the runtime, on the very samples of its lock, and compares. `task` stands in for the
@@ -90,20 +119,8 @@ pub fn confirm(
         .recipe
         .target()
         .map_err(|e| RecipeError::new(e.to_string()).file(&file.path))?;
-    let graph = onnx::read_bytes(model.clone().into())?;
-    let mut saturation = target.as_ref().and_then(|t| Saturation::of(&graph, t));
-    let simulated = saturation
-        .as_mut()
-        .filter(|saturation| saturation.target().is_some())
-        .zip(target.as_ref())
-        .map(|(taps, target)| Simulated {
-            name: &target.name,
-            taps,
-            here: adds_in_16_bits(),
-        });
-    let confirmation = confirm::confirm(
-        &model, &data, &options, &runtime, simulated, observer, cancel,
-    )?;
+    let target = target.as_deref();
+    let confirmation = confirm_bytes(&model, target, &data, &options, &runtime, observer, cancel)?;
     let predicted = match &confirmation.target {
         Some(target) => &target.predictions,
         None => &confirmation.predictions,

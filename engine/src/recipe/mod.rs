@@ -25,7 +25,7 @@ mod tests;
 
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
-pub use confirm::{Confirmed, RuntimeQuestion, confirm};
+pub use confirm::{Confirmed, RuntimeQuestion, confirm, confirm_bytes};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
 use lock::machine;

@@ -19,7 +19,7 @@ use crate::{
     formats::onnx,
     graph::{Graph, LayerId},
     measure::{self, Sizes},
-    target::Saturation,
+    target::{LayerSaturation, Saturation},
     train::{self, DistilSettings, TrainPoint},
 };
 use std::{
@@ -74,6 +74,8 @@ pub struct RunOutcome {
     pub baseline_metrics: Metrics,
     pub sizes: Sizes,
     pub accounts: Vec<Account>,
+    /// Layers whose sums can saturate at the recipe's target, and how far they did in these samples.
+    pub saturation: Vec<LayerSaturation>,
     pub verdicts: Vec<GoalVerdict>,
     pub seconds: f64,
 }
@@ -597,6 +599,7 @@ impl<'a> Work<'a> {
         baseline: Arc<Evaluation>,
         started: Instant,
     ) -> Result<RunOutcome, PipelineError> {
+        let mut saturates = Vec::new();
         let evaluation = if recipe.steps.is_empty() {
             baseline.clone()
         } else {
@@ -618,6 +621,7 @@ impl<'a> Work<'a> {
                 eval::evaluate_tapped(&program, data, split, limit, taps, &mut watch, cancel)?;
             if let Some(saturation) = saturation {
                 result.simulated = saturation.target().map(str::to_owned);
+                saturates = saturation.by_layer();
                 let account = saturation.account();
                 built.accounts.retain(|a| a.pass != account.pass);
                 built.accounts.push(account);
@@ -647,6 +651,7 @@ impl<'a> Work<'a> {
             baseline_metrics,
             sizes: built.sizes,
             accounts: built.accounts,
+            saturation: saturates,
             seconds: started.elapsed().as_secs_f64(),
         })
     }

@@ -8,7 +8,7 @@ mod scheme;
 mod tests;
 
 pub use fusion::integer_layers;
-pub use saturation::{Saturation, SaturationCount};
+pub use saturation::{LayerSaturation, Saturation, SaturationCount};
 pub use scheme::SchemeText;
 
 use crate::{

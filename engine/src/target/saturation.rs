@@ -31,6 +31,25 @@ pub struct SaturationCount {
     pub most: f32,
 }
 
+/// A layer whose sums of pairs can leave 16 bits at a target, and how many did in what was run.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSaturation {
+    pub layer: LayerId,
+    pub outputs: u64,
+    /// In whose sum any pair was cut off.
+    pub saturated: u64,
+    /// The most that was cut off one output, in its own unit.
+    pub most: f32,
+}
+
+impl LayerSaturation {
+    /// Share of the outputs that saturated; 0 where there were none.
+    pub fn share(&self) -> f64 {
+        self.saturated as f64 / self.outputs.max(1) as f64
+    }
+}
+
 struct Codes {
     shape: Vec<usize>,
     /// Unsigned, as the kernels take them: signed codes are moved up by 128.
@@ -137,6 +156,17 @@ impl Saturation {
     /// What saturated so far, by layer in the graph's order; layers that cannot saturate have no entry.
     pub fn counts(&self) -> impl Iterator<Item = (&LayerId, SaturationCount)> {
         self.layers.iter().map(|l| (&l.id, l.count))
+    }
+
+    /// The same, to keep.
+    pub fn by_layer(&self) -> Vec<LayerSaturation> {
+        let kept = |(layer, count): (&LayerId, SaturationCount)| LayerSaturation {
+            layer: layer.clone(),
+            outputs: count.outputs,
+            saturated: count.saturated,
+            most: count.most,
+        };
+        self.counts().map(kept).collect()
     }
 
     /// The same in words, with the remedy.

@@ -250,6 +250,10 @@ fn sums_of_pairs_are_cut_off_as_the_instruction_does_it() {
     let (_, count) = keep.2.counts().next().expect("a layer");
     assert_eq!(count.outputs, 6 * 4 * 6);
     assert!(count.saturated > 0 && count.most > 0.0, "{count:?}");
+    let kept = keep.2.by_layer();
+    assert_eq!(&*kept[0].layer.0, "first");
+    assert_eq!(kept[0].saturated, count.saturated);
+    assert_eq!(kept[0].share(), count.saturated as f64 / (6.0 * 4.0 * 6.0));
     assert_ne!(run_on(&graph, &x).len(), 0);
     // The exact target has nothing to take off.
     let exact = find("onnxruntime-cpu").expect("known");

@@ -3,6 +3,8 @@
 
 mod forms;
 mod goals;
+mod runtime;
+mod scheme;
 
 use super::files;
 use crate::{
@@ -15,10 +17,11 @@ use egui::{Context, DragValue, Grid, Id, Modal, Ui, vec2};
 use forms::{buttons, choice, missing, note, number, path_row, row, title};
 use goals::GoalForm;
 use limbeck_engine::{
-    compress::{Activations, Calibration, Granularity, QuantScheme, Symmetry},
+    compress::{Activations, QuantScheme},
     jobs::ExportFormat,
     train::{DistilSettings, Optimizer, Schedule},
 };
+use scheme::SchemeForm;
 use std::path::PathBuf;
 
 /// What is typed into the open dialog.
@@ -30,9 +33,10 @@ pub struct Dialogs {
     path: String,
     task: String,
     format: ExportFormat,
+    confirm: bool,
     distil: DistilSettings,
     goals: GoalForm,
-    scheme: QuantScheme,
+    scheme: SchemeForm,
 }
 
 impl Default for Dialogs {
@@ -43,9 +47,10 @@ impl Default for Dialogs {
             path: String::new(),
             task: String::new(),
             format: ExportFormat::Plan,
+            confirm: true,
             distil: DistilSettings::default(),
             goals: GoalForm::default(),
-            scheme: QuantScheme::default(),
+            scheme: SchemeForm::default(),
         }
     }
 }
@@ -70,6 +75,7 @@ impl Dialogs {
         let path = path.display().to_string();
         match (&self.shown, dialog) {
             (Some(Dialog::Open), Dialog::OpenTask) => self.task = path,
+            (Some(Dialog::Scheme), Dialog::Scheme) => self.scheme.picked(path),
             (Some(shown), _) if shown == dialog => self.path = path,
             _ => {}
         }
@@ -99,7 +105,8 @@ impl Dialogs {
                     Dialog::ExportRecipe => self.export_recipe(ui, state, out),
                     Dialog::Distil => self.distil(ui, state, out),
                     Dialog::Goals => self.goals.show(ui, state, out),
-                    Dialog::Scheme => self.scheme(ui, out),
+                    Dialog::Scheme => self.scheme.show(ui, state, out),
+                    Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -125,14 +132,19 @@ impl Dialogs {
                     .join(suggested_name(dialog, state))
                     .display()
                     .to_string();
+                self.confirm = state.view.confirm_exports;
             }
             Dialog::Distil => {
                 self.distil = state.document.distil.clone().unwrap_or_default();
                 // A new training is meant to reach its end.
                 self.distil.stop_after = None;
             }
-            Dialog::Scheme => self.scheme = state.document.scheme.clone(),
+            Dialog::Scheme => self.scheme = SchemeForm::of(state),
             Dialog::Goals => self.goals = GoalForm::of(state),
+            Dialog::Runtime => {
+                let known = state.view.runtime.as_ref();
+                self.path = known.map_or_else(String::new, |path| path.display().to_string());
+            }
             _ => {}
         }
     }
@@ -241,12 +253,38 @@ impl Dialogs {
         if let Some(why) = blocked {
             without_data(ui, state, why, out);
         }
+        if let (ExportFormat::Plan, Err(why)) = (self.format, state.target_allows()) {
+            let warning = theme::of(ui).warning;
+            widgets::note_card(
+                ui,
+                warning,
+                "Refused by the target",
+                &format!("{why}."),
+                |ui| {
+                    ui.add_space(4.0);
+                    if Button::new("Quantisation scheme…").low().show(ui) {
+                        out.push(Command::Show(Dialog::Scheme));
+                    }
+                },
+            );
+        }
+        if self.format == ExportFormat::Plan && state.measurable().is_ok() {
+            runtime::after_export(ui, state, &mut self.confirm);
+        }
         let enter = self.file(ui, out);
-        let blocked = blocked.map(str::to_owned).or_else(|| missing(&self.path));
+        let refused = match self.format {
+            ExportFormat::Plan => state.target_allows().err(),
+            _ => None,
+        };
+        let blocked = blocked
+            .map(str::to_owned)
+            .or(refused)
+            .or_else(|| missing(&self.path));
         if buttons(ui, "Export", blocked, enter, out) {
             out.push(Command::ExportModel {
                 format: self.format,
                 path: PathBuf::from(self.path.trim()),
+                confirm: self.confirm,
             });
         }
     }
@@ -349,85 +387,6 @@ impl Dialogs {
         };
         if buttons(ui, "Start", reason, false, out) {
             out.push(Command::StartDistil(settings));
-        }
-    }
-
-    fn scheme(&mut self, ui: &mut Ui, out: &mut Vec<Command>) {
-        title(ui, "Quantisation scheme");
-        note(
-            ui,
-            "Of all integer layers; int7 to int5 go by int8, int3 and int2 by int4.",
-        );
-        let s = &mut self.scheme;
-        Grid::new("scheme")
-            .num_columns(2)
-            .spacing(vec2(16.0, 6.0))
-            .show(ui, |ui| {
-                choice(
-                    ui,
-                    "int8 weights",
-                    &[
-                        (Granularity::PerChannel, "Per channel"),
-                        (Granularity::PerTensor, "Per tensor"),
-                    ],
-                    &mut s.int8_weights,
-                );
-                choice(
-                    ui,
-                    "int4 weights",
-                    &[
-                        (Granularity::PerChannel, "Per channel"),
-                        (Granularity::Group(32), "Groups of 32"),
-                        (Granularity::PerTensor, "Per tensor"),
-                    ],
-                    &mut s.int4_weights,
-                );
-                choice(
-                    ui,
-                    "Weight range",
-                    &[
-                        (Symmetry::Symmetric, "Symmetric"),
-                        (Symmetry::Asymmetric, "Asymmetric"),
-                    ],
-                    &mut s.weight_symmetry,
-                );
-                choice(
-                    ui,
-                    "Activations",
-                    &[
-                        (Activations::Int8, "int8"),
-                        (Activations::Int16, "int16"),
-                        (Activations::Dynamic, "Dynamic (products)"),
-                        (Activations::Float, "Weight-only"),
-                    ],
-                    &mut s.activations,
-                );
-                choice(
-                    ui,
-                    "Activation range",
-                    &[
-                        (Symmetry::Asymmetric, "Asymmetric"),
-                        (Symmetry::Symmetric, "Symmetric"),
-                    ],
-                    &mut s.symmetry,
-                );
-                choice(
-                    ui,
-                    "Calibration",
-                    &[
-                        (Calibration::Mse, "MSE"),
-                        (Calibration::Percentile(99.99), "99.99 %"),
-                        (Calibration::Entropy, "Entropy"),
-                        (Calibration::MinMax, "Min–max"),
-                        (Calibration::MovingAverage, "Average"),
-                    ],
-                    &mut s.calibration,
-                );
-                number(ui, "Calibration samples", &mut s.samples, 1..=100_000);
-            });
-        if buttons(ui, "Apply", None, false, out) {
-            out.push(Command::SetScheme(self.scheme.clone()));
-            out.push(Command::CloseDialog);
         }
     }
 }

@@ -45,7 +45,7 @@ impl Session {
                         self.go_on(after);
                     }
                 }
-                _ => {
+                then => {
                     let note = if note.is_empty() {
                         String::new()
                     } else {
@@ -53,8 +53,18 @@ impl Session {
                     };
                     self.state
                         .notify(NoticeKind::Info, format!("Wrote {}{note}", path.display()));
+                    if let Some(Then::Exported(steps, seed)) = then {
+                        self.confirm_exported(&steps, seed);
+                    }
                 }
             },
+            Event::Failed { job, message } if self.target_failed(job, &message) => {}
+            Event::Failed { job, .. } if self.not_confirmed(job) => {}
+            Event::Confirmed {
+                job,
+                model_sha256,
+                pair,
+            } => self.confirmed(job, &model_sha256, &pair),
             Event::Failed { job, message } => {
                 // A measurement that fails once fails again.
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
@@ -246,6 +256,7 @@ impl Session {
                 }
                 Err(error) => self.fail(error.to_string()),
             },
+            Some(Then::ReadTarget(name)) => self.target_read(name, text),
             _ => {}
         }
     }

@@ -1,16 +1,19 @@
 //! A session: the state, the engine behind it, and what each command does. Knows nothing of a window, so tests drive the
 //! real thing without one.
 
+mod confirm;
 mod edits;
 mod events;
 mod opening;
+mod targets;
 mod work;
 
 use super::files;
 use crate::{
     commands::Command,
     state::{
-        AfterSave, Dialog, Document, JobKind, JobState, NoticeKind, Sort, SortKey, State, UNTOUCHED,
+        AfterSave, Dialog, Document, JobKind, JobState, NoticeKind, PointId, Sort, SortKey, State,
+        UNTOUCHED,
     },
 };
 use crossbeam_channel::{Receiver, Sender};
@@ -18,7 +21,7 @@ use limbeck_engine::{
     compress::{LayerSetting, QuantScheme},
     data::SplitName,
     graph::LayerId,
-    jobs::{Command as Job, Engine, Event, JobId, Waker},
+    jobs::{Command as Job, Engine, Event, ExportFormat, JobId, Waker},
     project::ProjectFile,
     recipe::{Recipe, Step},
 };
@@ -61,6 +64,12 @@ enum Then {
     Data,
     ReadProject,
     ReadRecipe,
+    /// The plan was exported, and its file is to be held against the runtime: its steps and seed.
+    Exported(Vec<Step>, u64),
+    /// A point's file was held against the runtime.
+    Confirmed(PointId),
+    /// The description of a target of one's own, by the name that the scheme has for it.
+    ReadTarget(String),
     /// What is safe on disk once the project is written.
     Saved {
         path: PathBuf,
@@ -188,6 +197,7 @@ impl Session {
     }
 
     fn settle(&mut self) {
+        self.read_own_target();
         self.state.refresh();
         self.inspect();
         self.measure_original();
@@ -208,6 +218,8 @@ impl Session {
                     self.requests.push(Request::Browse(dialog));
                 }
             }
+            Command::BrowseTarget => self.requests.push(Request::Browse(Dialog::Scheme)),
+            Command::ReadTarget(name) => self.read_target(name),
             Command::BrowseData => self.requests.push(Request::Browse(Dialog::OpenTask)),
             Command::Open(path) => self.guarded(AfterSave::Open(path)),
             Command::OpenSample => self.guarded(AfterSave::OpenSample),
@@ -234,11 +246,24 @@ impl Session {
                 }
             },
             Command::SaveProjectAs(path) => self.save(files::with_suffix(path, ".limbeck.ron")),
-            Command::ExportModel { format, path } => {
+            Command::ExportModel {
+                format,
+                path,
+                confirm,
+            } => {
                 self.state.view.dialog = None;
+                if format == ExportFormat::Plan {
+                    self.state.view.confirm_exports = confirm;
+                }
                 let path = files::with_suffix(path, ".onnx");
                 if let Some(recipe) = self.state.recipe(true) {
-                    let job = self.job(JobKind::Export, "Export", Then::Nothing);
+                    let asked =
+                        confirm && format == ExportFormat::Plan && self.state.measurable().is_ok();
+                    let then = match asked {
+                        true => Then::Exported(recipe.steps.clone(), recipe.seed),
+                        false => Then::Nothing,
+                    };
+                    let job = self.job(JobKind::Export, "Export", then);
                     self.send(Job::Export {
                         job,
                         recipe: Arc::new(recipe),
@@ -301,6 +326,14 @@ impl Session {
             }
             Command::MeasurePlan(split) => self.measure(split),
             Command::StartDistil(settings) => self.distil(settings),
+            Command::Confirm(point) => self.confirm(point),
+            Command::ConfirmPlan => {
+                let point = self.state.selected_point();
+                if let Some(id) = point.or(self.state.exported_point()).map(|p| p.id) {
+                    self.confirm(id);
+                }
+            }
+            Command::SetRuntime(library) => self.find_runtime(library),
             Command::StartMap => self.map(self.state.view.colour_by.direction()),
             Command::CancelJob(job) => {
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {

@@ -41,6 +41,14 @@ impl Session {
         if self.state.measurable().is_err() || self.state.split_len(SplitName::Search) == 0 {
             return;
         }
+        if let Err(why) = self.state.target_allows() {
+            // What is being read is measured when it is there.
+            if !self.state.refusals().is_empty() {
+                self.state
+                    .notify(NoticeKind::Warning, format!("Not measured. {why}"));
+            }
+            return;
+        }
         let steps = self.state.plan_steps(false).to_vec();
         let seed = self.state.document.seed;
         let known = self.state.points().iter().any(|point| {

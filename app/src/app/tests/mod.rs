@@ -1,8 +1,10 @@
 //! What commands do, with a made-up engine at the other end of the channels.
 
 mod channels;
+mod confirming;
 mod distilling;
 mod saving;
+mod targets;
 mod undo;
 mod window;
 
@@ -483,6 +485,7 @@ fn a_plan_that_wants_calibration_is_not_exported_without_data() {
     let export = Command::ExportModel {
         format: ExportFormat::Plan,
         path: "out.onnx".into(),
+        confirm: false,
     };
     let why = export.enabled(rig.state()).expect_err("data is missing");
     assert!(why.contains("calibration needs data"), "{why}");

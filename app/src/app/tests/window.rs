@@ -16,7 +16,7 @@ use limbeck_engine::{
 };
 
 /// A window over a session with the fixture's model.
-fn window(rig: Rig) -> (Harness<'static, Option<Window>>, Receiver<Job>) {
+pub(super) fn window(rig: Rig) -> (Harness<'static, Option<Window>>, Receiver<Job>) {
     let Rig { session, jobs, .. } = rig;
     let mut session = Some(session);
     let harness = Harness::builder()
@@ -38,16 +38,20 @@ fn window(rig: Rig) -> (Harness<'static, Option<Window>>, Receiver<Job>) {
     (harness, jobs)
 }
 
-fn state<'a>(harness: &'a Harness<'static, Option<Window>>) -> &'a crate::state::State {
+pub(super) fn state<'a>(harness: &'a Harness<'static, Option<Window>>) -> &'a crate::state::State {
     &harness.state().as_ref().expect("made").session.state
 }
 
-fn press(harness: &mut Harness<'static, Option<Window>>, modifiers: Modifiers, key: Key) {
+pub(super) fn press(
+    harness: &mut Harness<'static, Option<Window>>,
+    modifiers: Modifiers,
+    key: Key,
+) {
     harness.key_press_modifiers(modifiers, key);
     harness.run();
 }
 
-fn type_into(harness: &mut Harness<'static, Option<Window>>, name: &str, text: &str) {
+pub(super) fn type_into(harness: &mut Harness<'static, Option<Window>>, name: &str, text: &str) {
     let role = egui::Role::TextInput;
     harness.get_by_role_and_label(role, name).focus();
     harness.run();

@@ -10,7 +10,7 @@ pub(super) use marks::{even_label, even_marks};
 use super::{Commands, command_button, switch, words};
 use crate::{
     commands::{Command, split_label},
-    state::{Dialog, JobKind, PlotAxis, State},
+    state::{Dialog, JobKind, NamedPoint, PlotAxis, State},
     theme,
     widgets::{self, Button, number},
 };
@@ -121,6 +121,7 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
             state,
             out,
         );
+        runtime(ui, point, state, out);
         let summary = format!(
             "{} % · {} kB · n {}",
             words::top1(point),
@@ -156,6 +157,30 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
         );
         response.on_hover_text(words::point_hover(point));
     });
+}
+
+/// What the runtime gave for a point, or the button that asks it.
+fn runtime(ui: &mut Ui, point: &NamedPoint, state: &State, out: &mut Commands) {
+    let t = theme::of(ui);
+    let ask = Command::Confirm(point.id);
+    let Some(pair) = &point.point.confirmed else {
+        let hint =
+            "Runs the point's exported file in ONNX Runtime on the same samples, in the background";
+        let button = Button::new("Confirm")
+            .name("Confirm in ONNX Runtime")
+            .hint(hint);
+        command_button(ui, button, ask, state, out);
+        return;
+    };
+    let (text, colour) = match pair.agrees() {
+        true => ("Runtime agrees", t.pass),
+        false => ("Runtime differs", t.fail),
+    };
+    let chip = widgets::chip(ui, &[(text, theme::small(), colour)], Some(colour), text);
+    let chip = chip.on_hover_text(format!("{}\nClick to ask again", super::pair::words(pair)));
+    if chip.clicked() && ask.enabled(state).is_ok() {
+        out.push(ask);
+    }
 }
 
 /// What the axes must show: the points with their intervals, the prediction, the goals. x in decades.

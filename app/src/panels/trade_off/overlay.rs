@@ -97,6 +97,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
             place,
             Vec2::splat(2.0 * radius + 4.0),
         ));
+        disagreement(&painter, place, point, &at, &mut labels);
         if count <= MANY {
             let touch = Rect::from_center_size(place, Vec2::splat(16.0)).intersect(frame);
             let response = ui.interact(touch, Id::unique(("point", point.id)), Sense::click());
@@ -122,6 +123,31 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     key(&painter, frame, &labels, state);
     if count > MANY {
         nearest(ui, transform, state, out);
+    }
+}
+
+/// Where the runtime gave something else than was predicted: its accuracy as a cross, tied to the point.
+fn disagreement(
+    painter: &Painter,
+    place: Pos2,
+    point: &NamedPoint,
+    at: &dyn Fn(f64, f64) -> Pos2,
+    labels: &mut Labels,
+) {
+    let t = theme::tokens(painter.ctx().theme() == egui::Theme::Dark);
+    let runs = point.point.confirmed.iter().flat_map(|pair| &pair.runs);
+    for run in runs.filter(|run| !run.agrees()) {
+        let cross = pos2(place.x, at(1.0, run.top1.value * 100.0).y);
+        painter.extend(Shape::dashed_line(
+            &[place, cross],
+            Stroke::new(1.0, t.fail),
+            2.0,
+            3.0,
+        ));
+        widgets::icons::paint(painter, widgets::icons::Icon::Close, cross, 12.0, t.fail);
+        let text = format!("runtime {:.2}", run.top1.value * 100.0);
+        labels.block(Rect::from_center_size(cross, Vec2::splat(12.0)));
+        labels.put(painter, cross, &text, t.fail, true);
     }
 }
 
@@ -332,11 +358,16 @@ fn name_points(
         } else {
             "this plan"
         };
-        let text = format!(
+        let mut text = format!(
             "{what} {}, n {}",
             words::top1(point),
             number::grouped(point.samples())
         );
+        if let Some(pair) = &point.point.confirmed
+            && pair.agrees()
+        {
+            text += ", runtime agrees";
+        }
         labels.put(painter, place, &text, t.accent_text, true);
     }
     if let Some((place, text)) = predicted {

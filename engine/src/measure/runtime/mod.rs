@@ -18,7 +18,9 @@ use std::{
 pub const OLDEST_RUNTIME: &str = "1.20";
 
 /// Whether the runtime may rewrite the graph before it runs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Optimizations {
     /// Every operator as the file has it: QuantizeLinear and DequantizeLinear around float arithmetic.

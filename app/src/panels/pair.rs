@@ -1,0 +1,103 @@
+//! Words for what is predicted of an exported file and what a deployment runtime gave: side by side, disagreement never left out.
+
+use crate::{commands::split_label, widgets::number};
+use limbeck_engine::confirm::{RuntimePair, RuntimeRun, TensorComparison};
+
+/// "ONNX Runtime 1.31.1 gives 10,000 of 10,000 labels as predicted (optimisations off), 9,996 of 10,000 (on); holdout".
+pub fn in_short(pair: &RuntimePair) -> String {
+    let runs: Vec<String> = pair
+        .runs
+        .iter()
+        .map(|run| {
+            format!(
+                "{} of {} labels as predicted with optimisations {}",
+                number::grouped(run.same_labels),
+                number::grouped(run.agreement.n),
+                run.optimizations.name()
+            )
+        })
+        .collect();
+    let verdict = match pair.agrees() {
+        true => "agrees",
+        false => "DISAGREES (fewer than 99.9 % of the labels)",
+    };
+    format!(
+        "ONNX Runtime {} {verdict}: {} ({})",
+        pair.runtime,
+        runs.join(", "),
+        split_label(pair.split)
+    )
+}
+
+/// Everything that is kept of a pair, in lines.
+pub fn words(pair: &RuntimePair) -> String {
+    let mut lines = vec![format!(
+        "predicted {} %, n {} of {}",
+        number::points_with_interval(pair.predicted.value, pair.predicted.ci),
+        number::grouped(pair.n),
+        split_label(pair.split)
+    )];
+    if let Some(target) = &pair.target {
+        lines.push(format!(
+            "at {} {} %, simulated{}",
+            target.name,
+            number::points_with_interval(target.top1.value, target.top1.ci),
+            match target.here {
+                true => "",
+                false => "; this processor adds up exactly, so that it cannot be confirmed here",
+            }
+        ));
+    }
+    lines.extend(pair.runs.iter().map(|run| run_words(pair, run)));
+    if let Some(tensors) = &pair.tensors {
+        let (all, samples) = (tensors.tensors, number::grouped(tensors.samples));
+        lines.push(match &tensors.first_parting {
+            None => format!("all {all} quantised tensors the same, n {samples}"),
+            Some(first) => format!(
+                "quantised tensors part first in {}; of all {all} tensors' codes {} % within one step, n {samples}",
+                parting(first),
+                number::percent(
+                    tensors.within_one as f64 / tensors.elements.max(1) as f64,
+                    4
+                ),
+            ),
+        });
+    }
+    lines.join("\n")
+}
+
+fn run_words(pair: &RuntimePair, run: &RuntimeRun) -> String {
+    let mut text = format!(
+        "ONNX Runtime {}, optimisations {}: {} %, measured; {} of {} labels as predicted",
+        pair.runtime,
+        run.optimizations.name(),
+        number::points_with_interval(run.top1.value, run.top1.ci),
+        number::grouped(run.same_labels),
+        number::grouped(run.agreement.n),
+    );
+    if run.at_target
+        && let Some(target) = &pair.target
+    {
+        text += &format!(" for {}", target.name);
+    }
+    if !run.agrees() {
+        text += &format!(
+            ": DISAGREES, lost {} pt against the prediction, paired",
+            number::points_with_interval(run.drop.drop, run.drop.ci)
+        );
+    }
+    text
+}
+
+/// "relu_3 (12 of 50,176 codes, at most 1 step)".
+fn parting(first: &TensorComparison) -> String {
+    let codes = first.best();
+    format!(
+        "{} ({} of {} codes, at most {} {})",
+        first.name,
+        number::grouped(codes.elements - codes.equal),
+        number::grouped(codes.elements),
+        codes.largest,
+        if codes.largest == 1 { "step" } else { "steps" }
+    )
+}
