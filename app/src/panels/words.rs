@@ -6,7 +6,7 @@ use crate::{
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Amount, Granularity, LayerSetting},
+    compress::{Amount, Granularity, LayerSetting, RankBy},
     data::SplitName,
     graph::LayerId,
     recipe::{Choice, Step},
@@ -348,6 +348,18 @@ pub fn steps(steps: &[Step]) -> String {
                     format!("take out {:.0} % of channels", ratio.0 * 100.0)
                 }
                 (Amount::Ratios, _) => "take out channels by layer".into(),
+            },
+            Step::LowRank(step) => match (step.rank, &step.default) {
+                (RankBy::Macs(share), _) => {
+                    format!("low rank to {:.0} % of the MACs", share * 100.0)
+                }
+                (RankBy::Parameters(share), _) => {
+                    format!("low rank to {:.0} % of the parameters", share * 100.0)
+                }
+                (RankBy::Energy, Some(Choice::Set(energy))) if step.layers.is_empty() => {
+                    format!("low rank, {:.0} % of the energy", energy.0 * 100.0)
+                }
+                (RankBy::Energy, _) => "low rank".into(),
             },
             Step::Prune(step) => match step.default {
                 Choice::Set(ratio) if step.layers.is_empty() => {

@@ -15,7 +15,7 @@ use candle_core::Tensor;
 use std::collections::BTreeSet;
 
 /// Samples a batch.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 /// A value is kept where a sample of it has at most so many times the elements of an input, or this many.
 const KEPT: (usize, usize) = (2, 1 << 16);
 

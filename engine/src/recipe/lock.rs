@@ -2,7 +2,7 @@
 
 use super::{
     GoalVerdict, PipelineError, Recipe, RecipeError, RecipeFile, RunObserver, RunOutcome, Session,
-    from_ron, read_text, run, sha256, sha256_file, text::claimed_version, to_ron,
+    from_ron, low_rank::heirs, read_text, run, sha256, sha256_file, text::claimed_version, to_ron,
 };
 use crate::{
     compress::{
@@ -131,7 +131,7 @@ impl Lock {
             layer_channels(&session.graph),
             layer_channels(&outcome.graph),
         );
-        let layers = session
+        let mut layers: Vec<LockedLayer> = session
             .layers
             .iter()
             .map(|facts| {
@@ -164,6 +164,22 @@ impl Lock {
                 }
             })
             .collect();
+        // Factors that layers were taken apart into, behind them all.
+        let made = outcome.graph.layers();
+        for (layer, parent) in heirs(&made, &session.layers) {
+            let found = exported.iter().position(|q| q.layer == layer.id);
+            let found = found.map(|i| exported.swap_remove(i));
+            let setting = outcome.resolved.layers.get(&parent).copied();
+            layers.push(LockedLayer {
+                name: layer.id.clone(),
+                op: layer.op.to_owned(),
+                setting: setting.unwrap_or(LayerSetting::KEEP),
+                precision: found.as_ref().map_or(Precision::Fp32, |q| q.precision),
+                channels: None,
+                weight: found.as_ref().and_then(|q| q.weight.clone()),
+                input: found.and_then(|q| q.input),
+            });
+        }
         Ok(Self {
             version: LOCK_VERSION,
             engine: crate::VERSION.to_owned(),

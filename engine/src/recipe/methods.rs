@@ -144,6 +144,9 @@ fn before_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
             Step::PruneChannels(_) => Some(
                 "must come after PruneChannels: it changes the magnitudes that channels are compared by",
             ),
+            Step::LowRank(_) => Some(
+                "must come after LowRank: it scales the weights that are taken apart",
+            ),
             Step::FoldBatchNorm => Some(
                 "must come after FoldBatchNorm: it does nothing to a layer that a batch norm still follows",
             ),

@@ -8,6 +8,7 @@ mod errors;
 mod files;
 mod identity;
 mod lock;
+mod low_rank;
 mod methods;
 mod pipeline;
 mod plan;
@@ -33,6 +34,7 @@ pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
     PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
+pub use low_rank::LowRankStep;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
 pub use plan::PlanContext;
@@ -69,6 +71,7 @@ pub struct Rule<T>(pub String, pub Choice<T>);
 pub enum Step {
     FoldBatchNorm,
     PruneChannels(PruneChannelsStep),
+    LowRank(LowRankStep),
     Prune(PruneStep),
     Equalize(EqualizeStep),
     Quantize(QuantizeStep),

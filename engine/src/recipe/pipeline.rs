@@ -3,15 +3,16 @@
 mod watch;
 mod words;
 
-use super::checkpoints::Stand;
 use super::{
     Checkpoints, GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, ResolvedStep, Session,
     Step, files::sha256, judge, resolve, to_ron,
 };
+use super::{checkpoints::Stand, low_rank::heirs};
 use crate::{
     compress::{
-        Account, ByLayer, CorrectBias, Equalize, FoldBatchNorm, MagnitudePrune, Model, OnLayers,
-        Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize, calibrate_layers, pack,
+        Account, ByLayer, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank, MagnitudePrune,
+        Model, OnLayers, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
+        calibrate_layers, pack,
     },
     data::{Dataset, SplitName},
     eval::{self, Evaluation, Metrics},
@@ -280,6 +281,7 @@ impl<'a> Work<'a> {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);
                 (measured + u64::from(settings.reestimate)) * settings.samples as u64
             }
+            ResolvedStep::LowRank { settings, .. } => settings.samples as u64,
             ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,
             ResolvedStep::SequentialMse(OnLayers { settings, layers }) => self.cost_by_layer(
                 settings.samples,
@@ -361,7 +363,7 @@ impl<'a> Work<'a> {
         session: &Session,
         judged: Option<(SplitName, Option<usize>, &Arc<Evaluation>, Instant)>,
     ) -> Result<Built, PipelineError> {
-        let steps = self.resolved.steps.clone();
+        let mut steps = self.resolved.steps.clone();
         let stand = match &mut self.checkpoints {
             Some(kept) => kept.stand(session, self.recipe, self.cancel)?,
             None => None,
@@ -380,7 +382,12 @@ impl<'a> Work<'a> {
         let behind = steps.get(..first).unwrap_or_default();
         self.done += behind.iter().map(|s| self.cost(s)).sum::<u64>();
         let mut trained = behind.iter().any(|s| matches!(s, ResolvedStep::Distil(_)));
-        for (index, step) in steps.iter().enumerate().skip(first) {
+        inherit(steps.get_mut(first..).unwrap_or_default(), &model, session);
+        for index in first..steps.len() {
+            let (before, rest) = steps.split_at_mut(index);
+            let Some((step, later)) = rest.split_first_mut() else {
+                break;
+            };
             // What took long before this step is not done again after a kill.
             self.keep(index, &model, &accounts, false);
             let cost = self.cost(step);
@@ -410,6 +417,21 @@ impl<'a> Work<'a> {
                     apply(&pass, &mut model, &mut accounts, &context)?;
                     self.advance(cost, "channels taken out")?;
                 }
+                ResolvedStep::LowRank { settings, layers } => {
+                    let looks = settings.energy_of == EnergyOf::Outputs && session.data.is_some();
+                    if looks {
+                        session.runnable_to("look at outputs on, or set `energy_of: weights`")?;
+                    }
+                    self.observer
+                        .progress(self.done, self.total, "choosing ranks");
+                    let pass = LowRank {
+                        settings: settings.clone(),
+                        layers: layers.clone(),
+                    };
+                    apply(&pass, &mut model, &mut accounts, &context)?;
+                    inherit(later, &model, session);
+                    self.advance(cost, "layers taken apart")?;
+                }
                 ResolvedStep::Prune(ratios) => {
                     let pass = MagnitudePrune {
                         ratios: ratios.clone(),
@@ -428,7 +450,7 @@ impl<'a> Work<'a> {
                         let data = session.runnable_to(
                             "calibrate activations on, or quantise weights only (`activations: float` in the scheme)",
                         )?;
-                        let before = steps.get(..index).unwrap_or_default();
+                        let before: &[ResolvedStep] = before;
                         let key = sha256(
                             to_ron(&(
                                 self.recipe.seed,
@@ -660,6 +682,13 @@ impl<'a> Work<'a> {
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
     scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
+}
+
+/// Later steps ask of factors what they ask of the layer that was taken apart.
+fn inherit(later: &mut [ResolvedStep], model: &Model, session: &Session) {
+    let layers = model.graph.layers();
+    let heirs = heirs(&layers, &session.layers);
+    later.iter_mut().for_each(|step| step.inherit(&heirs));
 }
 
 fn training(s: &DistilSettings, data: &Dataset) -> u64 {

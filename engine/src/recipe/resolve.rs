@@ -7,8 +7,9 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, GptqSettings, LayerSetting, OnLayers, Precision,
-        QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
+        AdaRoundSettings, Amount, ChannelSettings, Energy, GptqSettings, LayerSetting,
+        LowRankSettings, OnLayers, Precision, QuantScheme, Ratio, ScaleSearchSettings,
+        SmoothQuantSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -25,6 +26,11 @@ pub enum ResolvedStep {
     PruneChannels {
         settings: ChannelSettings,
         layers: BTreeMap<LayerId, Option<Ratio>>,
+    },
+    /// As `PruneChannels`.
+    LowRank {
+        settings: LowRankSettings,
+        layers: BTreeMap<LayerId, Option<Energy>>,
     },
     Prune(BTreeMap<LayerId, Ratio>),
     Quantize {
@@ -84,6 +90,20 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                 ResolvedStep::PruneChannels {
                     settings: step.settings(),
                     layers: chosen.into_iter().map(|(id, c)| (id, ratio(c))).collect(),
+                }
+            }
+            Step::LowRank(step) => {
+                let usual = step.usual();
+                let chosen = choose("LowRank", usual.as_ref(), &step.layers, layers, &earlier)?;
+                earlier.extend(step.layers.iter().map(|r| r.0.as_str()));
+                let energy = |choice: Choice<Energy>| match choice {
+                    Choice::Set(energy) => Some(energy),
+                    Choice::Keep => None,
+                };
+                let layers = chosen.into_iter().map(|(id, c)| (id, energy(c)));
+                ResolvedStep::LowRank {
+                    settings: step.settings(),
+                    layers: layers.collect(),
                 }
             }
             Step::Equalize(s) => {

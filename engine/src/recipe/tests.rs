@@ -1,3 +1,5 @@
+mod low_rank;
+
 use super::*;
 use crate::{
     compress::{LayerSetting, OnLayers},

@@ -1,6 +1,6 @@
 //! What a recipe may say, beyond its types: order of steps, ranges of numbers, goals.
 
-use super::{Choice, Goal, Recipe, RecipeError, Step, channels::refuse, text::Anchor};
+use super::{Choice, Goal, Recipe, RecipeError, Step, channels::refuse, low_rank, text::Anchor};
 use crate::compress::Ratio;
 
 /// The schema this engine reads and writes.
@@ -13,6 +13,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     goals(&recipe.goals)?;
     let mut channels = 0;
+    let mut low_ranks = 0;
     let mut prunes = 0;
     let mut quantizes = 0;
     let mut folds = 0;
@@ -38,6 +39,12 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::PruneChannels(step) => {
                 let here = Anchor::Word("PruneChannels", channels);
                 channels += 1;
+                if low_ranks > 0 {
+                    return Err(RecipeError::new(
+                        "PruneChannels must come before LowRank: channels are compared by weights that are still whole",
+                    )
+                    .at(here));
+                }
                 if quantizes > 0 {
                     return Err(RecipeError::new(
                         "PruneChannels must come before Quantize: scales are taken from the weights that are left",
@@ -45,6 +52,17 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .at(here));
                 }
                 step.check().map_err(|e| refuse(&e).at(here))?;
+            }
+            Step::LowRank(step) => {
+                let here = Anchor::Word("LowRank", low_ranks);
+                low_ranks += 1;
+                if prunes + quantizes > 0 {
+                    return Err(RecipeError::new(
+                        "LowRank must come before Prune and Quantize: masks and scales belong to the weights that it takes apart",
+                    )
+                    .at(here));
+                }
+                step.check().map_err(|e| low_rank::refuse(&e).at(here))?;
             }
             Step::Prune(prune) => {
                 let here = Anchor::Word("Prune", prunes);
@@ -93,9 +111,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if channels + prunes + quantizes == 0 {
+                if channels + low_ranks + prunes + quantizes == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after PruneChannels, Prune or Quantize",
+                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune or Quantize",
                     )
                     .at(here));
                 }

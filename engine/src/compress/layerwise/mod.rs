@@ -16,7 +16,7 @@ use crate::{
     graph::{Graph, Layer, LayerId, Op, TensorData, ValueId},
 };
 use problem::Places;
-pub(super) use problem::Problem;
+pub(super) use problem::{Problem, bias};
 pub(super) use product::{backward, dot, product};
 use std::collections::BTreeSet;
 

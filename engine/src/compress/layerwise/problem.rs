@@ -526,7 +526,12 @@ impl Places {
 }
 
 /// A layer's bias as it takes effect on `outputs` outputs.
-fn bias(graph: &Graph, node: usize, outputs: usize, beta: f32) -> Result<Vec<f32>, String> {
+pub(in crate::compress) fn bias(
+    graph: &Graph,
+    node: usize,
+    outputs: usize,
+    beta: f32,
+) -> Result<Vec<f32>, String> {
     let Some(id) = graph.nodes[node].inputs.get(2).copied().flatten() else {
         return Ok(vec![0.0; outputs]);
     };

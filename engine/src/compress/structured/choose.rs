@@ -17,7 +17,7 @@ pub(super) enum Limit {
 }
 
 /// Multiply–accumulates of one sample, or `None` where a layer's are not known.
-pub(super) fn macs(graph: &Graph) -> Option<u64> {
+pub(in crate::compress) fn macs(graph: &Graph) -> Option<u64> {
     graph
         .layers()
         .iter()

@@ -15,6 +15,7 @@ mod score;
 pub(crate) mod tests;
 mod trace;
 
+pub(super) use choose::macs;
 pub use groups::{ChannelGroup, ChannelGroups};
 pub use pass::layer_channels;
 

@@ -4,6 +4,7 @@ mod calibrate;
 mod chosen;
 mod equalise;
 mod fold;
+mod low_rank;
 mod prune;
 mod quantize;
 mod smooth;
