@@ -89,7 +89,9 @@ fn assert_agrees(what: &str, c: &Confirmation, tensors: usize) {
     let found = c.tensors.as_ref().map_or(0, |t| t.tensors.len());
     assert_eq!(found, tensors, "{what}: {:?}", c.tensors);
     for tensor in c.tensors.iter().flat_map(|t| &t.tensors) {
-        assert!(tensor.best().elements > 0, "{what}: {tensor:?}");
+        // Pairs are still seen to be pairs in the file: each tensor is told by itself.
+        let known = tensor.own.is_some() || what.contains("dynamic");
+        assert!(known && tensor.best().elements > 0, "{what}: {tensor:?}");
         // At 16 bits a step is about what the order of a float sum moves: a few steps apart is the same.
         let same = match what.contains("int16") {
             true => tensor.best().largest <= 32,

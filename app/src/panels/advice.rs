@@ -231,7 +231,7 @@ fn dominated(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands)
                 ("Scheme…".to_owned(), Command::Show(Dialog::Scheme)),
             ],
             why: &format!(
-                "Why: with a scale of its own every channel has all the levels; it costs about 5 bytes a channel (scale and zero point). It goes for all layers at {which}."
+                "Why: with a scale of its own every channel has all the levels; it costs 4 bytes a channel (its scale; one more for a zero point where weights are asymmetric). It goes for all layers at {which}."
             ),
         },
         state,

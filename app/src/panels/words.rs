@@ -252,9 +252,13 @@ pub fn at_target(state: &State, layer: &LayerId) -> Option<String> {
 pub fn saturation(state: &State, found: &LayerSaturation) -> String {
     let on = state.target_point().map_or_else(String::new, |named| {
         format!(
-            "{}, n {} samples",
+            "{}, n {} samples{}",
             split_label(named.split()),
-            number::grouped(named.samples())
+            number::grouped(named.samples()),
+            match state.plan_point(named.split()) {
+                Some(_) => "",
+                None => ", before its distillation",
+            }
         )
     });
     format!(

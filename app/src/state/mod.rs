@@ -65,7 +65,7 @@ pub struct State {
     /// The document as last saved; unsaved changes are what differs.
     pub(crate) saved: Document,
     /// Points there were when last saved.
-    pub(crate) saved_points: usize,
+    pub(crate) saved_points: (usize, usize),
     pub(crate) derived: Derived,
     next_notice: u64,
 }
@@ -431,12 +431,21 @@ impl State {
         self.model().is_some()
             && (self.document != self.saved
                 || self.history.is_open()
-                || (self.project_path.is_some() && self.points().len() != self.saved_points))
+                || (self.project_path.is_some() && self.point_results() != self.saved_points))
+    }
+
+    /// How many points there are, and how many of them the runtime was asked about.
+    pub(crate) fn point_results(&self) -> (usize, usize) {
+        let confirmed = |named: &&NamedPoint| named.point.confirmed.is_some();
+        (
+            self.points().len(),
+            self.points().iter().filter(confirmed).count(),
+        )
     }
 
     pub(crate) fn mark_saved(&mut self) {
         self.saved = self.document.clone();
-        self.saved_points = self.mirror.points.len();
+        self.saved_points = self.point_results();
     }
 
     // ---- notices ----

@@ -26,6 +26,7 @@ pub(crate) mod testkit;
 mod tests;
 mod weights;
 mod wiring;
+mod zero_points;
 
 pub use adaround::{AdaRound, AdaRoundSettings};
 pub use bias::CorrectBias;

@@ -113,6 +113,7 @@ impl Work {
                 Command::Measure { .. }
                 | Command::Inspect { .. }
                 | Command::WriteText { .. }
+                | Command::FindRuntime { .. }
                 | Command::ReadText { .. } => Lane::Interactive,
                 Command::Export { recipe, format, .. }
                     if !recipe.trains() || *format != ExportFormat::Plan =>
@@ -133,10 +134,11 @@ impl Work {
                 Command::Inspect { .. } => Kind::Inspect,
                 Command::Open { .. } | Command::OpenTask { .. } => Kind::Open,
                 Command::Export { .. } => Kind::Export,
-                Command::WriteText { .. } | Command::ReadText { .. } => Kind::File,
+                Command::WriteText { .. }
+                | Command::FindRuntime { .. }
+                | Command::ReadText { .. } => Kind::File,
                 Command::Run { .. }
                 | Command::Confirm { .. }
-                | Command::FindRuntime { .. }
                 | Command::Map { .. }
                 | Command::Cancel(_)
                 | Command::Shutdown => Kind::Session,

@@ -1,5 +1,5 @@
 //! Bytes a layer takes in the exported ONNX file at each precision: weights, scales and zero points exactly, and the
-//! protobuf around the nodes that quantisation adds (exact but for the lengths of names it cannot know).
+//! protobuf around the nodes that quantisation adds (exact but for the lengths of names and for zero points it cannot know).
 
 use super::LayerFacts;
 use crate::compress::{Activations, Precision, QuantScheme, ScaleLayout, Symmetry};
@@ -44,7 +44,9 @@ impl LayerBytes {
                 0
             };
             let input = match scheme.activations {
-                Activations::Int8 | Activations::Int16 => input_pair(name),
+                Activations::Int8 if scheme.symmetry == Symmetry::Asymmetric => input_pair(name, 0),
+                Activations::Int8 => input_pair(name, 1),
+                Activations::Int16 => input_pair(name, 2),
                 Activations::Dynamic if matches!(&*layer.op, "MatMul" | "Gemm") => {
                     dynamic_pair(name)
                 }
@@ -124,15 +126,27 @@ fn weight_pair(layer: u64, axes: u64, attributes: u64, zero: bool) -> u64 {
     node + ("_q".len() + "_dq".len()) as u64 + parameters
 }
 
-/// QuantizeLinear and DequantizeLinear on the layer's input, with a scale of one element. Behind a Relu the zero point is
-/// 0 and not written; for what can be negative this is too little by some 60 bytes.
-fn input_pair(layer: u64) -> u64 {
+/// QuantizeLinear and DequantizeLinear on the layer's input, with a scale of one element and a zero point of so many bytes. Of unsigned
+/// eight bits it is not written where it is 0, as behind a Relu; for what can be negative this is too little by some 60 bytes.
+fn input_pair(layer: u64, zero_bytes: u64) -> u64 {
     let v = layer + VALUE;
-    let [quantised, scale] = ["_q", "_scale"].map(|s| suffixed(v, s));
-    node(&[v, scale], quantised, None, "QuantizeLinear", 0)
-        + dequantised(v, &[quantised, scale])
+    let [quantised, scale, zero] = ["_q", "_scale", "_zp"].map(|s| suffixed(v, s));
+    let written = if zero_bytes > 0 { 3 } else { 2 };
+    let zero_point = if zero_bytes > 0 {
+        tensor(zero, 0) + zero_bytes
+    } else {
+        0
+    };
+    node(
+        &[v, scale, zero][..written],
+        quantised,
+        None,
+        "QuantizeLinear",
+        0,
+    ) + dequantised(v, &[quantised, scale, zero][..written])
         + tensor(scale, 0)
         + 4
+        + zero_point
 }
 
 /// DequantizeLinear behind the codes of an input.

@@ -26,6 +26,16 @@ pub struct SchemeText {
 }
 
 impl SchemeText {
+    /// Whether every key is there. Symmetric weights are not written out; `Symmetric` is what their absence means.
+    pub fn is_complete(&self) -> bool {
+        self.int8_weights.is_some()
+            && self.int4_weights.is_some()
+            && self.activations.is_some()
+            && self.symmetry.is_some()
+            && self.calibration.is_some()
+            && self.samples.is_some()
+    }
+
     /// What is written, laid over `base`.
     pub fn over(self, base: QuantScheme) -> QuantScheme {
         QuantScheme {

@@ -54,8 +54,13 @@ impl SchemeForm {
             "Of all integer layers; int7 to int5 go by int8, int3 and int2 by int4.",
         );
         rows(ui, &mut self.scheme);
+        let taken = self
+            .own
+            .as_ref()
+            .is_none_or(|typed| self.scheme.target.as_deref() == Some(&*own_name(typed)));
         let blocked = match (&self.waiting, &self.scheme.target) {
             (Some(_), _) => Some("The target's description is being read".to_owned()),
+            _ if !taken => Some("Take the defaults of the target's description first".to_owned()),
             (None, Some(name)) => match state.target(name) {
                 Some(Err(_)) => Some("The target's description cannot be used".to_owned()),
                 _ => None,
@@ -163,8 +168,7 @@ impl SchemeForm {
             .disabled(reason)
             .show(ui);
         if reason.is_none() && (pressed || enter) {
-            let name = crate::app::files::absolute(PathBuf::from(typed));
-            let name = name.display().to_string();
+            let name = own_name(&typed);
             out.push(Command::ReadTarget(name.clone()));
             self.waiting = Some(name);
         }
@@ -297,4 +301,10 @@ fn rows(ui: &mut Ui, s: &mut QuantScheme) {
             );
             number(ui, "Calibration samples", &mut s.samples, 1..=100_000);
         });
+}
+
+/// A target's own file is known by its absolute path.
+fn own_name(typed: &str) -> String {
+    let path = crate::app::files::absolute(PathBuf::from(typed.trim()));
+    path.display().to_string()
 }

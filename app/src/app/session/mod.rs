@@ -74,7 +74,7 @@ enum Then {
     Saved {
         path: PathBuf,
         document: Box<Document>,
-        points: usize,
+        points: (usize, usize),
         after: Option<AfterSave>,
     },
     /// A plan was measured on a split; the original is to be measured there as well if it was not.

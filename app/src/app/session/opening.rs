@@ -177,7 +177,7 @@ impl Session {
                 let then = Then::Saved {
                     path: path.clone(),
                     document: Box::new(self.state.document.clone()),
-                    points: self.state.points().len(),
+                    points: self.state.point_results(),
                     after,
                 };
                 let job = self.job(JobKind::File, "Save", then);

@@ -43,7 +43,9 @@ impl Session {
         }
         if let Err(why) = self.state.target_allows() {
             // What is being read is measured when it is there.
-            if !self.state.refusals().is_empty() {
+            let target = self.state.document.scheme.target.as_deref();
+            let is_read = target.is_some_and(|name| self.state.target(name).is_some());
+            if is_read {
                 self.state
                     .notify(NoticeKind::Warning, format!("Not measured. {why}"));
             }

@@ -131,9 +131,18 @@ impl LowRankSettings {
                 "{name}: a share above 0 and less than 1 was expected, found {share}"
             )));
         }
+        if self.round_to > MOST_ROUNDED {
+            return Err(CompressError::Invalid(format!(
+                "round_to: at most {MOST_ROUNDED} was expected, found {}",
+                self.round_to
+            )));
+        }
         super::at_least_one(&[("round_to", self.round_to), ("samples", self.samples)])
     }
 }
+
+/// No runtime computes in larger blocks.
+const MOST_ROUNDED: usize = 4096;
 
 /// Takes layers apart where that saves parameters and multiply–accumulates.
 #[derive(Clone, Debug)]

@@ -199,6 +199,10 @@ impl LowRank {
                 .zip(of_layer)
                 .for_each(|(slot, moment)| {
                     let Ok(looked) = slot else { return };
+                    // One decomposition can take seconds; what is missing is noticed by the caller.
+                    if context.cancel.is_cancelled() {
+                        return;
+                    }
                     looked.of_outputs = moment.is_some();
                     let spectrum = looked.factors.spectrum(moment.as_deref());
                     if spectrum.total() > 0.0 {
@@ -273,10 +277,10 @@ impl LowRank {
             .iter()
             .map(|looked| match looked {
                 Err(reason) => Err(reason.clone()),
-                Ok(_) => chosen
-                    .next()
-                    .flatten()
-                    .ok_or_else(|| "the budget is met with it whole".to_owned()),
+                Ok(_) => chosen.next().flatten().ok_or_else(|| {
+                    let none_saves = by_energy(looked, round_to).err();
+                    none_saves.unwrap_or_else(|| "the budget is met with it whole".to_owned())
+                }),
             })
             .collect())
     }

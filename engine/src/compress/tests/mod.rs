@@ -8,6 +8,7 @@ mod low_rank;
 mod prune;
 mod quantize;
 mod smooth;
+mod zero_points;
 
 use super::{testkit::*, *};
 use crate::graph::{Graph, LayerId};

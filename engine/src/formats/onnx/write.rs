@@ -48,7 +48,6 @@ fn model(graph: &Graph) -> Result<proto::Model, String> {
     graph.validate().map_err(|e| e.to_string())?;
     // Unused values are not written, and stated shapes must fit what the nodes compute after edits.
     let mut graph = graph.clone();
-    defaults::leave_out_zero_points(&mut graph);
     graph.compact();
     graph.infer_shapes();
     let (opset, domains) = opsets(&graph)?;

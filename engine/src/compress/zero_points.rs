@@ -1,0 +1,35 @@
+//! Zero points that mean the same when left out: a packed model does not carry them. In a small network they weigh more than a layer.
+
+use crate::graph::{ElementType, Graph, Op, ValueId};
+use std::collections::BTreeSet;
+
+/// Takes away zero points of 0: DequantizeLinear takes 0 without one, and QuantizeLinear 0 of eight unsigned bits. Of a pair both go or
+/// both stay, so that it is still seen to be one.
+pub(super) fn leave_out(graph: &mut Graph) {
+    // Codes whose QuantizeLinear keeps its zero point.
+    let mut kept: BTreeSet<ValueId> = BTreeSet::new();
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let source = node.inputs.first().copied().flatten();
+        let from_kept = source.is_some_and(|v| kept.contains(&v));
+        let zero = node.inputs.get(2).copied().flatten();
+        let zero = zero.and_then(|zero| graph.value(zero).data.as_ref());
+        let is = |element: Option<ElementType>| {
+            zero.is_some_and(|z| {
+                element.is_none_or(|e| z.element == e) && z.to_i64_vec().iter().all(|z| *z == 0)
+            })
+        };
+        let (goes, codes) = match node.op {
+            Op::QuantizeLinear { .. } => (is(Some(ElementType::U8)), true),
+            Op::DequantizeLinear { .. } => (is(None) && !from_kept, false),
+            // What only passes codes on.
+            Op::Clip | Op::Identity if from_kept => (false, true),
+            _ => continue,
+        };
+        if goes {
+            graph.nodes[index].inputs.truncate(2);
+        } else if codes {
+            kept.extend(graph.nodes[index].outputs.iter().flatten());
+        }
+    }
+}
