@@ -339,8 +339,10 @@ fn means_and_spreads_make_up_for_what_went() {
         "{}",
         account.pass
     );
-    assert!(away(&plain.graph) > 0.05, "{}", away(&plain.graph));
-    assert!(away(&corrected.graph) < 1e-4, "{}", away(&corrected.graph));
+    let (plain, corrected) = (away(&plain.graph), away(&corrected.graph));
+    assert!(plain > 0.05, "{plain}");
+    // Not to the last digit: channels that hardly vary are not blown up, and a Relu lies between.
+    assert!(corrected < 0.02 * plain, "{corrected} of {plain}");
 }
 
 /// The first layer's channels halved on the calibration data of `data`, by `criterion`.
