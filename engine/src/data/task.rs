@@ -14,9 +14,9 @@ pub(super) struct Task {
     pub preprocess: Preprocess,
     #[serde(default)]
     pub classes: Option<Classes>,
-    #[serde(default)]
-    #[allow(dead_code, reason = "top-1 is the only metric; the key is checked")]
-    pub metric: Metric,
+    /// Only checked: there is no other metric than top-1.
+    #[serde(default, rename = "metric")]
+    pub _metric: Metric,
     pub splits: Splits,
     #[serde(default)]
     pub augment: super::augment::Augment,

@@ -206,8 +206,9 @@ macro_rules! function {
                 unsafe { $value }
             }
             #[inline(always)]
-            #[allow(unused_variables, reason = "a slope is told by the argument or by the value, seldom by both")]
             unsafe fn slope<L: Lanes>($self, $x: L, $y: L) -> L {
+                // Told by the argument or by the value, seldom by both.
+                let _ = ($x, $y);
                 unsafe { $slope }
             }
         }
