@@ -46,6 +46,24 @@ pub(crate) fn check_known<'a>(
     }
 }
 
+/// [`check_known`], and each layer's own setting by `check`; the error names the layer.
+pub(crate) fn check_settings<T>(
+    layers: &[Layer],
+    asked: &BTreeMap<LayerId, Option<T>>,
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<(), CompressError> {
+    check_known(layers, asked.keys())?;
+    for (layer, setting) in asked {
+        if let Some(setting) = setting {
+            check(setting).map_err(|message| CompressError::Layer {
+                message,
+                layer: layer.0.to_string(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Keeps all but the `count` weights of least magnitude (the lower index goes first on ties); weights that `old` has masked
 /// go before all others and stay masked in any case. `true`: kept.
 pub(crate) fn magnitude_mask(weights: &[f32], count: usize, old: Option<&[bool]>) -> Vec<bool> {

@@ -98,6 +98,22 @@ impl Net {
         self.node(name, Op::Unary(UnaryOp::Relu), &[x])
     }
 
+    /// Gemm with a weight of outputs × inputs and a bias of up to `bias`.
+    pub fn linear(&mut self, name: &str, x: ValueId, shape: [usize; 2], bias: f32) -> ValueId {
+        let gemm = [
+            x,
+            self.weight(&format!("{name}.weight"), &shape, -1.0, 1.0),
+            self.weight(&format!("{name}.bias"), &shape[..1], -bias, bias),
+        ];
+        let op = Op::Gemm {
+            alpha: 1.0,
+            beta: 1.0,
+            trans_a: false,
+            trans_b: true,
+        };
+        self.node(name, op, &gemm)
+    }
+
     /// Fixes how many samples the input takes at a time.
     pub fn fix(graph: &mut Graph, batch: usize) {
         if let Some(shape) = &mut graph.value_mut(ValueId(0)).shape {
@@ -240,17 +256,6 @@ pub fn classifier(seed: u64) -> Model {
     let x = net.relu("second_relu", x);
     let x = net.node("pool", Op::GlobalAveragePool, &[x]);
     let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
-    let gemm = [
-        x,
-        net.weight("head.weight", &[3, 8], -1.0, 1.0),
-        net.weight("head.bias", &[3], -0.1, 0.1),
-    ];
-    let op = Op::Gemm {
-        alpha: 1.0,
-        beta: 1.0,
-        trans_a: false,
-        trans_b: true,
-    };
-    let x = net.node("head", op, &gemm);
+    let x = net.linear("head", x, [3, 8], 0.1);
     net.finish(&[x])
 }

@@ -159,6 +159,21 @@ fn an_interactive_job_overtakes_a_batch_job_between_two_mini_batches() {
     assert_eq!(story(&rig.until_end(3)), "cancel1 start3 done3");
 }
 
+/// The dialog that waits for it would else say "being looked for" for as long as a training takes.
+#[test]
+fn looking_for_the_runtime_does_not_wait_for_a_batch_job() {
+    let rig = Rig::new();
+    rig.push(1, Lane::Batch, endless);
+    rig.until(|e| matches!(e, Event::Started { .. }));
+    rig.send(Command::FindRuntime {
+        job: JobId(2),
+        library: Some("/nowhere/libonnxruntime.so".into()),
+    });
+    assert_eq!(story(&rig.until_end(2)), "start2 done2");
+    rig.send(Command::Cancel(JobId(1)));
+    assert_eq!(story(&rig.until_end(1)), "cancel1");
+}
+
 #[test]
 fn cancelling_acts_at_once_and_keeps_what_is_finished() {
     let rig = Rig::new();

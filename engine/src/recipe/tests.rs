@@ -1,4 +1,5 @@
 mod low_rank;
+mod targets;
 
 use super::*;
 use crate::{

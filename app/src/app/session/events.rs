@@ -73,6 +73,7 @@ impl Session {
                 self.ended(job);
                 self.state.notify(NoticeKind::Error, message);
             }
+            Event::Cancelled { job } if self.target_failed(job, "It was not read: cancelled") => {}
             Event::Cancelled { job } => {
                 let distilled = self.state.job(job).map(|job| job.kind) == Some(JobKind::Distil);
                 if let (true, Some(Then::Distilled(_))) = (distilled, self.ended(job)) {

@@ -3,7 +3,7 @@
 use super::{Rig, answer, window::*};
 use crate::{
     commands::{Command, Preset},
-    state::{Dialog, JobKind, NoticeKind, fixture},
+    state::{Dialog, JobKind, NoticeKind, PointId, fixture},
 };
 use egui_kittest::kittest::Queryable as _;
 use limbeck_engine::{
@@ -23,6 +23,23 @@ fn measured() -> Rig {
     answer(&mut rig, &sent[0], 0.93, 300_000);
     rig.sent();
     rig
+}
+
+/// Asks about the measured plan, and tells the answer for the file of this hash: the point and the job, which is not finished yet.
+fn answered(rig: &mut Rig, model_sha256: String, pair: RuntimePair) -> (PointId, JobId) {
+    let id = rig
+        .state()
+        .plan_point(SplitName::Search)
+        .expect("measured")
+        .id;
+    rig.run(Command::Confirm(id));
+    let job = asked(&rig.sent());
+    rig.tell(Event::Confirmed {
+        job,
+        model_sha256,
+        pair: Box::new(pair),
+    });
+    (id, job)
 }
 
 fn export(confirm: bool) -> Command {
@@ -237,18 +254,7 @@ fn the_dialog_says_whether_the_plan_is_confirmed_and_takes_the_tick() {
 #[test]
 fn disagreement_stays_on_the_window_and_at_the_point() {
     let mut rig = measured();
-    let id = rig
-        .state()
-        .plan_point(SplitName::Search)
-        .expect("measured")
-        .id;
-    rig.run(Command::Confirm(id));
-    let job = asked(&rig.sent());
-    rig.tell(Event::Confirmed {
-        job,
-        model_sha256: hash(),
-        pair: Box::new(pair(940)),
-    });
+    let (id, job) = answered(&mut rig, hash(), pair(940));
     rig.tell(Event::Finished { job });
     let notice = rig.state().notices.last().expect("told");
     assert_eq!(
@@ -278,18 +284,7 @@ fn disagreement_stays_on_the_window_and_at_the_point() {
 #[test]
 fn a_file_that_is_not_the_points_is_told_and_not_attached() {
     let mut rig = measured();
-    let id = rig
-        .state()
-        .plan_point(SplitName::Search)
-        .expect("measured")
-        .id;
-    rig.run(Command::Confirm(id));
-    let job = asked(&rig.sent());
-    rig.tell(Event::Confirmed {
-        job,
-        model_sha256: "ff".repeat(32),
-        pair: Box::new(pair(1_000)),
-    });
+    let (id, job) = answered(&mut rig, "ff".repeat(32), pair(1_000));
     let point = rig.state().mirror.point(id).expect("there");
     assert_eq!(point.point.confirmed, None);
     let notice = rig.state().notices.last().expect("told");
@@ -371,4 +366,16 @@ fn what_the_runtime_gave_is_in_the_project() {
     };
     assert_eq!(kept(&other), 7, "of the search split");
     assert_eq!(kept(&state), 7);
+}
+
+#[test]
+fn a_confirmation_that_is_not_saved_is_asked_about() {
+    let mut rig = measured();
+    rig.session.state.project_path = Some("/x/p.limbeck".into());
+    rig.session.state.mark_saved();
+    assert!(!rig.state().is_dirty());
+    answered(&mut rig, hash(), pair(1_000));
+    assert!(rig.state().is_dirty());
+    rig.session.state.mark_saved();
+    assert!(!rig.state().is_dirty());
 }

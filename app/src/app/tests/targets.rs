@@ -2,6 +2,7 @@
 
 use super::{Rig, answer, window::*};
 use crate::{
+    app::Window,
     commands::{Command, Preset},
     state::{AtTarget, Dialog, fixture},
 };
@@ -42,6 +43,30 @@ fn saturating() -> Rig {
     rig
 }
 
+type InWindow = egui_kittest::Harness<'static, Option<Window>>;
+
+/// Chooses an entry of the list of targets.
+fn choose(harness: &mut InWindow, entry: &str) {
+    harness
+        .get_by_role_and_label(egui::Role::ComboBox, "Target")
+        .click();
+    harness.run();
+    harness.get_by_label(entry).click();
+    harness.run();
+}
+
+fn apply(harness: &mut InWindow) {
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Apply")
+        .click();
+    harness.run();
+}
+
+fn can_apply(harness: &InWindow) -> bool {
+    let button = harness.get_by_role_and_label(egui::Role::Button, "Apply");
+    !button.accesskit_node().is_disabled()
+}
+
 fn tell_point(rig: &mut Rig, sent: &Job, top1: f64, saturation: Vec<LayerSaturation>) {
     let Job::Measure {
         job, recipe, split, ..
@@ -63,12 +88,7 @@ fn a_target_is_chosen_with_its_defaults_in_one_undo_step_and_is_in_the_recipe() 
     rig.run(Command::Show(Dialog::Scheme));
     let (mut harness, _jobs) = window(rig);
     harness.run();
-    harness
-        .get_by_role_and_label(egui::Role::ComboBox, "Target")
-        .click();
-    harness.run();
-    harness.get_by_label("weight-only-int4").click();
-    harness.run();
+    choose(&mut harness, "weight-only-int4");
     assert!(
         harness
             .query_by_label_contains("arithmetic in float")
@@ -76,10 +96,7 @@ fn a_target_is_chosen_with_its_defaults_in_one_undo_step_and_is_in_the_recipe() 
     );
     // Nothing is decided before Apply.
     assert_eq!(state(&harness).document.scheme, Default::default());
-    harness
-        .get_by_role_and_label(egui::Role::Button, "Apply")
-        .click();
-    harness.run();
+    apply(&mut harness);
     let scheme = state(&harness).document.scheme.clone();
     assert_eq!(scheme.target.as_deref(), Some("weight-only-int4"));
     assert_eq!(
@@ -108,12 +125,7 @@ fn what_a_target_refuses_is_said_where_it_is_chosen_and_is_not_measured() {
     rig.run(Command::Show(Dialog::Scheme));
     let (mut harness, jobs) = window(rig);
     harness.run();
-    harness
-        .get_by_role_and_label(egui::Role::ComboBox, "Target")
-        .click();
-    harness.run();
-    harness.get_by_label("onnxruntime-cpu").click();
-    harness.run();
+    choose(&mut harness, "onnxruntime-cpu");
     assert!(
         harness
             .query_by_label("It refuses 22 layers of the plan")
@@ -122,10 +134,7 @@ fn what_a_target_refuses_is_said_where_it_is_chosen_and_is_not_measured() {
     let said = "conv1 and 20 more (Conv at int4): it computes Conv with weights of int8";
     assert!(harness.query_by_label_contains(said).is_some());
     jobs.try_iter().for_each(drop);
-    harness
-        .get_by_role_and_label(egui::Role::Button, "Apply")
-        .click();
-    harness.run();
+    apply(&mut harness);
     let measured = |jobs: &crossbeam_channel::Receiver<Job>| {
         jobs.try_iter()
             .any(|job| matches!(job, Job::Measure { .. }))
@@ -157,12 +166,8 @@ fn a_target_of_ones_own_is_read_by_the_engine_and_its_errors_are_shown() {
     let events = rig.events.clone();
     let (mut harness, jobs) = window(rig);
     harness.run();
-    harness
-        .get_by_role_and_label(egui::Role::ComboBox, "Target")
-        .click();
-    harness.run();
-    harness.get_by_label("Own file…").click();
-    harness.run();
+    choose(&mut harness, "Own file…");
+    assert!(!can_apply(&harness), "nothing was chosen yet");
     type_into(&mut harness, "Target description", "/x/mine.ron");
     harness.get_by_label("Take its defaults").click();
     harness.run();
@@ -174,12 +179,7 @@ fn a_target_of_ones_own_is_read_by_the_engine_and_its_errors_are_shown() {
     };
     let (job, path) = asked().expect("read by the engine");
     assert_eq!(path, Path::new("/x/mine.ron"));
-    assert!(
-        harness
-            .get_by_role_and_label(egui::Role::Button, "Apply")
-            .accesskit_node()
-            .is_disabled()
-    );
+    assert!(!can_apply(&harness));
     events
         .send(Event::Text {
             job,
@@ -214,10 +214,7 @@ fn a_target_of_ones_own_is_read_by_the_engine_and_its_errors_are_shown() {
         .expect("listens");
     harness.run();
     assert!(harness.query_by_label("My chip.").is_some());
-    harness
-        .get_by_role_and_label(egui::Role::Button, "Apply")
-        .click();
-    harness.run();
+    apply(&mut harness);
     let scheme = &state(&harness).document.scheme;
     assert_eq!(scheme.target.as_deref(), Some("/x/mine.ron"));
     assert_eq!(scheme.activations, Activations::Int16);

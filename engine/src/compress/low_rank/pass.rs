@@ -11,7 +11,7 @@ use super::{
 use crate::{
     compress::{
         Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext, layerwise::bias,
-        prune::check_known, structured::macs, wiring::Wiring,
+        prune::check_settings, structured::macs, wiring::Wiring,
     },
     exec::{self, ExecError},
     graph::{Graph, Layer, Op},
@@ -41,15 +41,7 @@ impl Pass for LowRank {
     ) -> Result<(Model, Account), CompressError> {
         self.settings.check()?;
         let layers = model.graph.layers();
-        check_known(&layers, self.layers.keys())?;
-        for (layer, energy) in &self.layers {
-            if let Some(energy) = energy {
-                energy.check().map_err(|message| CompressError::Layer {
-                    message,
-                    layer: layer.0.to_string(),
-                })?;
-            }
-        }
+        check_settings(&layers, &self.layers, |energy| energy.check())?;
         let wiring = Wiring::of(&model.graph);
         let mut looked: Vec<Result<Looked, String>> = exec::pool().install(|| {
             let look = |layer| self.look(&model, &wiring, &layers, layer);

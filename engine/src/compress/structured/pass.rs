@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext, prune::check_known,
+        Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
+        prune::check_settings,
     },
     exec::ExecError,
     graph::{Graph, LayerId, Op},
@@ -29,15 +30,7 @@ impl Pass for PruneChannels {
     ) -> Result<(Model, Account), CompressError> {
         self.settings.check()?;
         let before = model.graph.layers();
-        check_known(&before, self.layers.keys())?;
-        for (layer, ratio) in &self.layers {
-            if let Some(ratio) = ratio {
-                ratio.check().map_err(|message| CompressError::Layer {
-                    message,
-                    layer: layer.0.to_string(),
-                })?;
-            }
-        }
+        check_settings(&before, &self.layers, |ratio| ratio.check())?;
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }

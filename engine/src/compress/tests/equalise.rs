@@ -42,18 +42,7 @@ fn block(seed: u64) -> Model {
     let x = net.relu("project_relu", x);
     let x = net.node("pool", Op::GlobalAveragePool, &[x]);
     let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
-    let gemm = [
-        x,
-        net.weight("head.weight", &[4, 5], -1.0, 1.0),
-        net.weight("head.bias", &[4], -0.5, 0.5),
-    ];
-    let op = Op::Gemm {
-        alpha: 1.0,
-        beta: 1.0,
-        trans_a: false,
-        trans_b: true,
-    };
-    let x = net.node("head", op, &gemm);
+    let x = net.linear("head", x, [4, 5], 0.5);
     let mut model = net.finish(&[x]);
     for (i, layer) in ["expand", "depthwise", "project"].into_iter().enumerate() {
         unbalance(&mut model, layer, seed as usize % 7 + i);

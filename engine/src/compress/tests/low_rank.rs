@@ -1,4 +1,7 @@
 use super::*;
+
+mod ranks;
+
 use crate::{
     compress::{
         low_rank::{Factors, Taken, plan, write},
@@ -210,18 +213,7 @@ fn wide(seed: u64) -> Model {
     let x = net.conv("point", x, [24, 16, 1, 1], 1, false);
     let x = net.node("pool", Op::GlobalAveragePool, &[x]);
     let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
-    let gemm = [
-        x,
-        net.weight("head.weight", &[20, 24], -1.0, 1.0),
-        net.weight("head.bias", &[20], -0.1, 0.1),
-    ];
-    let op = Op::Gemm {
-        alpha: 1.0,
-        beta: 1.0,
-        trans_a: false,
-        trans_b: true,
-    };
-    let x = net.node("head", op, &gemm);
+    let x = net.linear("head", x, [20, 24], 0.1);
     let mut model = net.finish(&[x]);
     model.graph.infer_shapes();
     model
@@ -252,79 +244,6 @@ fn apply_on(
     model.graph.validate().expect("a pass leaves a valid graph");
     covers(&graph, &account);
     (model, account)
-}
-
-#[test]
-fn budgets_are_met_and_used() {
-    let model = wide(5);
-    let whole = macs(&model.graph).unwrap();
-    let params = |graph: &Graph| graph.layers().iter().map(|l| l.params).sum::<u64>();
-    let all = params(&model.graph);
-    for share in [0.5_f32, 0.6, 0.75, 0.9] {
-        for (rank, by_macs) in [
-            (RankBy::Macs(share), true),
-            (RankBy::Parameters(share), false),
-        ] {
-            let settings = LowRankSettings {
-                rank,
-                ..LowRankSettings::default()
-            };
-            let mut pass = pass(&model, settings, 0.1);
-            pass.layers.insert(id("head"), None);
-            let (after, account) = apply_new(&pass, model.clone());
-            let (left, of) = if by_macs {
-                (macs(&after.graph).unwrap(), whole)
-            } else {
-                (params(&after.graph), all)
-            };
-            let share = f64::from(share);
-            assert!(
-                left as f64 <= share * of as f64,
-                "{left} of {of} for {share}"
-            );
-            // Not a rank more than needed: one of the largest layer's costs 4 %.
-            assert!(
-                left as f64 > (share - 0.06) * of as f64,
-                "{left} of {of} for {share}"
-            );
-            assert_eq!(refused(&account, "head"), "it is to stay whole");
-            assert!(refused(&account, "depthwise").contains("16 groups"));
-        }
-    }
-    let settings = LowRankSettings {
-        rank: RankBy::Macs(0.01),
-        ..LowRankSettings::default()
-    };
-    let error = with_context(|c| pass(&model, settings, 0.5).apply(model.clone(), c));
-    let said = error.expect_err("cannot be reached").to_string();
-    assert!(
-        said.contains("cannot reach macs(0.01)") && said.contains("energy"),
-        "{said}"
-    );
-}
-
-#[test]
-fn what_saves_nothing_stays_whole_and_ranks_are_rounded() {
-    let model = wide(1);
-    let (after, account) = apply_new(
-        &pass(&model, LowRankSettings::default(), 1.0),
-        model.clone(),
-    );
-    assert!(
-        refused(&account, "second").contains("saves nothing"),
-        "{account:?}"
-    );
-    close(&outputs(&model.graph), &outputs(&after.graph), 0.0);
-    let settings = LowRankSettings {
-        round_to: 4,
-        ..LowRankSettings::default()
-    };
-    let (after, _) = apply_new(&pass(&model, settings, 0.5), model);
-    for layer in after.graph.layers() {
-        if layer.id.0.ends_with(LOW_RANK) {
-            assert_eq!(layer.weight_shape[0] % 4, 0, "{layer:?}");
-        }
-    }
 }
 
 /// Looking at outputs loses less of them than looking at weights, at the same rank; and the energy it says it keeps is the outputs'.
