@@ -284,7 +284,7 @@ fn disagreement_stays_on_the_window_and_at_the_point() {
 #[test]
 fn a_file_that_is_not_the_points_is_told_and_not_attached() {
     let mut rig = measured();
-    let (id, job) = answered(&mut rig, "ff".repeat(32), pair(1_000));
+    let (id, _) = answered(&mut rig, "ff".repeat(32), pair(1_000));
     let point = rig.state().mirror.point(id).expect("there");
     assert_eq!(point.point.confirmed, None);
     let notice = rig.state().notices.last().expect("told");
