@@ -28,7 +28,7 @@ fn main() {
     );
 
     let engine = Engine::start(Arc::new(|| {}));
-    let memory = |line| big::memory(line).unwrap_or(f64::NAN);
+    let memory = |line| memory(line).unwrap_or(f64::NAN);
     let before = memory("VmRSS");
     println!("{:>24} {:>8} {:>8} {:>8}", "", "ms", "RSS +MB", "peak +MB");
     let started = Instant::now();
@@ -74,4 +74,14 @@ fn main() {
             _ => {}
         }
     }
+}
+
+/// A line of /proc/self/status, in MB; `None` on other systems.
+fn memory(line: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let found = status
+        .lines()
+        .find_map(|l| l.strip_prefix(line)?.strip_prefix(':'))?;
+    let kilobytes: f64 = found.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024.0 / 1e6)
 }

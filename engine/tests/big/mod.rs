@@ -136,13 +136,3 @@ fn varint(mut value: u64) -> Vec<u8> {
     bytes.push(value as u8);
     bytes
 }
-
-/// A line of /proc/self/status, in MB; `None` on other systems.
-pub fn memory(line: &str) -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let found = status
-        .lines()
-        .find_map(|l| l.strip_prefix(line)?.strip_prefix(':'))?;
-    let kilobytes: f64 = found.split_whitespace().next()?.parse().ok()?;
-    Some(kilobytes * 1024.0 / 1e6)
-}
