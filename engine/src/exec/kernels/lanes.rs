@@ -23,6 +23,9 @@ pub(super) unsafe trait Lanes: Copy {
     /// The first `count` (0 ≤ count ≤ WIDTH) lanes; the others 0.
     unsafe fn load_part(from: *const f32, count: usize) -> Self;
     unsafe fn store_part(self, to: *mut f32, count: usize);
+    /// Asks for a cache line that will be read soon. Any address will do: nothing is read from one that is not there.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
     /// `self·b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     unsafe fn add(self, b: Self) -> Self;
@@ -211,6 +214,10 @@ mod x86 {
             unsafe { _mm512_mask_storeu_ps(to, first16(count), self.0) }
         }
         #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
         }
@@ -314,6 +321,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_part(self, to: *mut f32, count: usize) {
             unsafe { _mm256_maskstore_ps(to, first8(count), self.0) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {

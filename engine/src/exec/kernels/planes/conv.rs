@@ -108,6 +108,10 @@ impl Tail {
 /// Floats of input that stay in the L2 cache while all output channels pass over them.
 const PANEL: usize = 1 << 15;
 
+/// How far ahead weights are asked for: the panels of a whole network fit no near cache, and the processor's own prefetching
+/// ends with each page.
+const AHEAD: usize = 1 << 10;
+
 /// Pixels worked on between two visits to the weights, at most.
 const MOST_PIXELS: usize = 512;
 
@@ -231,7 +235,8 @@ for_each_isa!(
 
 /// What all tiles of a block of channels share.
 struct Job<'a, L> {
-    taps: &'a [Tap],
+    runs: &'a [Run],
+    /// Of the layer's input, a tap.
     depth: usize,
     panel: *const f32,
     bias: *const f32,
@@ -240,6 +245,34 @@ struct Job<'a, L> {
     low: L,
     high: L,
     quant: Option<Quant>,
+}
+
+/// Taps whose floats lie one behind another, in the input as in the panels: `floats` from `first` on.
+struct Run {
+    first: Tap,
+    floats: usize,
+}
+
+/// Joins the taps of a window's row. Pixels of a plane without groups follow one another directly.
+fn runs(taps: &[Tap], packed: &Packed) -> Vec<Run> {
+    let depth = packed.depth;
+    let mut runs: Vec<Run> = Vec::with_capacity(taps.len());
+    for tap in taps {
+        match runs.last_mut() {
+            Some(Run { first, floats })
+                if packed.groups == 1
+                    && first.offset + *floats as isize == tap.offset
+                    && first.weight * depth + *floats == tap.weight * depth =>
+            {
+                *floats += depth;
+            }
+            _ => runs.push(Run {
+                first: *tap,
+                floats: depth,
+            }),
+        }
+    }
+    runs
 }
 
 /// A pixel's places.
@@ -272,25 +305,33 @@ unsafe fn body<L: Lanes>(
     let mut places: Vec<Place> = Vec::with_capacity(total.div_ceil(parts) + L::ROWS);
     // SAFETY: see `conv`.
     let (low, high) = unsafe { (L::splat(tail.low), L::splat(tail.high)) };
+    let runs = runs(&sweep.taps, packed);
     let mut pixel = sweep.cursor(pixels.start);
     let mut done = 0;
     for part in 0..parts {
         let end = total * (part + 1) / parts;
         places.clear();
         while done < end {
-            // SAFETY: pixels of the sweep lie in their buffers.
-            places.push(unsafe {
-                Place {
-                    input: input.wrapping_offset(pixel.at(&sweep.input)),
-                    added: match &sweep.added {
-                        Some(grid) => added.offset(pixel.at(grid)),
-                        None => std::ptr::null(),
-                    },
-                    output: output.offset(pixel.at(&sweep.output)),
+            // Pixels of the sweep lie in their buffers; the place behind a row's last need not, and is not used.
+            let mut place = Place {
+                input: input.wrapping_offset(pixel.at(&sweep.input)),
+                added: match &sweep.added {
+                    Some(grid) => added.wrapping_offset(pixel.at(grid)),
+                    None => std::ptr::null(),
+                },
+                output: output.wrapping_offset(pixel.at(&sweep.output)),
+            };
+            let count = pixel.left().min(end - done);
+            for _ in 0..count {
+                places.push(place);
+                place.input = place.input.wrapping_offset(sweep.input.right);
+                if let Some(grid) = &sweep.added {
+                    place.added = place.added.wrapping_offset(grid.right);
                 }
-            });
-            done += 1;
-            pixel.step();
+                place.output = place.output.wrapping_offset(sweep.output.right);
+            }
+            done += count;
+            pixel.skip(count);
         }
         for group in 0..packed.groups {
             let mut panel = group * padded * depth * packed.taps;
@@ -303,7 +344,7 @@ unsafe fn body<L: Lanes>(
                 // SAFETY: within the panels and biases as `Packed::new` laid them out.
                 let job = unsafe {
                     Job {
-                        taps: &sweep.taps,
+                        runs: &runs,
                         depth,
                         panel: packed.panels.as_ptr().add(own),
                         bias: packed.bias.as_ptr().add(group * padded + first),
@@ -372,20 +413,21 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
             }
         }
         let step = N * L::WIDTH;
-        for tap in job.taps {
+        for Run { first, floats } in job.runs {
             let mut from = [std::ptr::null::<f32>(); M];
             for (from, place) in from.iter_mut().zip(places) {
                 // A pixel alone may lie beyond its buffer; with its tap it does not.
                 *from = place
                     .input
                     .wrapping_add(input_shift)
-                    .wrapping_offset(tap.offset);
+                    .wrapping_offset(first.offset);
             }
-            let mut panel = job.panel.add(tap.weight * job.depth * step);
-            for channel in 0..job.depth {
+            let mut panel = job.panel.add(first.weight * job.depth * step);
+            for channel in 0..*floats {
                 let mut weights = [L::splat(0.0); N];
                 for (column, weight) in weights.iter_mut().enumerate() {
                     *weight = L::load(panel.add(column * L::WIDTH));
+                    L::prefetch(panel.wrapping_add(column * L::WIDTH + AHEAD));
                 }
                 for row in 0..M {
                     let x = L::splat(*from[row].add(channel));

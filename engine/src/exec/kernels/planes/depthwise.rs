@@ -179,6 +179,15 @@ unsafe fn vector<L: Lanes, const M: usize, const WHOLE: bool>(
         };
         let mut sums = [bias; M];
         let right = job.sweep.input.right;
+        // The window's last tap meets each row first: what the next pixels read there is asked for.
+        if let Some(last) = job.sweep.taps.last() {
+            let next = input
+                .wrapping_offset(last.offset + M as isize * right)
+                .wrapping_add(channel);
+            for pixel in 0..M {
+                L::prefetch(next.wrapping_offset(pixel as isize * right));
+            }
+        }
         for tap in &job.sweep.taps {
             let weight =
                 part::<L, WHOLE>(job.weights.add(tap.weight * job.channels + channel), count);

@@ -138,8 +138,16 @@ impl Cursor<'_> {
     pub fn at(&self, grid: &Grid) -> isize {
         grid.at(self.n, self.y, self.x)
     }
+    /// Pixels from this one to the end of its row.
+    pub fn left(&self) -> usize {
+        self.sweep.w - self.x
+    }
     pub fn step(&mut self) {
-        self.x += 1;
+        self.skip(1);
+    }
+    /// Goes `count` pixels on, at most to the next row's first.
+    pub fn skip(&mut self, count: usize) {
+        self.x += count;
         if self.x == self.sweep.w {
             self.x = 0;
             self.y += 1;
