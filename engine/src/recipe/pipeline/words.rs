@@ -7,7 +7,15 @@ use crate::{
 use std::fmt::Write;
 
 /// What training did, in words: it has no account by layer.
-pub(super) fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
+pub(super) fn training_words(
+    settings: &DistilSettings,
+    distilled: &Distilled,
+    labelled: bool,
+) -> String {
+    let judged = match labelled {
+        true => "top-1",
+        false => "agreement with the original (no labels)",
+    };
     let top1 = |e: Option<Estimate>| {
         e.map_or("unknown".to_owned(), |e| {
             format!("{:.2} % (n = {})", e.value * 100.0, e.n)
@@ -32,7 +40,7 @@ pub(super) fn training_words(settings: &DistilSettings, distilled: &Distilled) -
         (true, n) => format!("; step sizes of {n} weights learned"),
     };
     let mut words = format!(
-        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}{steps}",
+        "distil: kept the state after epoch {} of {}; {judged} on the search split {} before, {} after{norms}{steps}",
         distilled.best_epoch,
         settings.epochs,
         top1(distilled.start),
