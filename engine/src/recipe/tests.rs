@@ -1,3 +1,4 @@
+mod features;
 mod label_free;
 mod low_rank;
 mod targets;

@@ -1,6 +1,11 @@
 //! What one mini-batch teaches: images, labels, and what the teacher says of them.
 
-use super::{DistilSettings, TrainError, loss::DistilLoss, teacher::Teacher};
+use super::{
+    DistilSettings, TrainError,
+    loss::DistilLoss,
+    matching::{Matching, Taught},
+    teacher::{Said, Teacher},
+};
 use crate::{
     data::{Augmentation, Augmented, Batch, Dataset, SplitName},
     exec::CancelToken,
@@ -11,7 +16,7 @@ use std::ops::Range;
 /// Where lessons come from.
 pub(super) struct Lessons<'a> {
     data: &'a Dataset,
-    /// Absent when the soft loss weighs nothing.
+    /// Absent when nothing is learned from it.
     teacher: Option<Teacher>,
     augmentation: Option<&'a Augmentation>,
     seed: u64,
@@ -28,6 +33,8 @@ pub(super) struct Lesson {
     share: f32,
     /// Probabilities at the temperature, or empty.
     teacher: Vec<f32>,
+    /// The teacher's, by matched pair.
+    pub features: Vec<Taught>,
 }
 
 impl<'a> Lessons<'a> {
@@ -69,6 +76,7 @@ impl<'a> Lessons<'a> {
         &mut self,
         indices: &[usize],
         step: u64,
+        matching: Option<&Matching>,
         cancel: &CancelToken,
     ) -> Result<Lesson, TrainError> {
         let batch = if self.labelled {
@@ -98,18 +106,24 @@ impl<'a> Lessons<'a> {
                 share: 1.0,
             },
         };
-        let teacher = match (&mut self.teacher, self.augmentation) {
-            (None, _) => Vec::new(),
-            // The teacher sees what the student sees (Beyer et al. 2022).
-            (Some(teacher), Some(_)) => teacher.fresh(indices, &images, cancel)?,
-            (Some(teacher), None) => teacher.probabilities(indices, &images, cancel)?,
+        let said = match &mut self.teacher {
+            None => Said::default(),
+            // The teacher sees what the student sees (Beyer et al. 2022). Features are too many to be kept.
+            Some(teacher) if self.augmentation.is_some() || matching.is_some() => {
+                teacher.fresh(indices, &images, matching, cancel)?
+            }
+            Some(teacher) => Said {
+                probabilities: teacher.probabilities(indices, &images, cancel)?,
+                features: Vec::new(),
+            },
         };
         Ok(Lesson {
             images,
             labels,
             others,
             share,
-            teacher,
+            teacher: said.probabilities,
+            features: said.features,
         })
     }
 }

@@ -39,8 +39,25 @@ pub(super) fn training_words(
         }
         (true, n) => format!("; step sizes of {n} weights learned"),
     };
+    let mut within = String::new();
+    for (at, pair) in distilled.matched.iter().enumerate() {
+        let begin = if at == 0 {
+            "; features matched: "
+        } else {
+            ", "
+        };
+        let how = match pair.projected {
+            true => ", projected",
+            false => "",
+        };
+        let _ = write!(
+            within,
+            "{begin}{} with the original's {} ({} and {} channels{how})",
+            pair.student, pair.teacher, pair.student_width, pair.teacher_width
+        );
+    }
     let mut words = format!(
-        "distil: kept the state after epoch {} of {}; {judged} on the search split {} before, {} after{norms}{steps}",
+        "distil: kept the state after epoch {} of {}; {judged} on the search split {} before, {} after{norms}{steps}{within}",
         distilled.best_epoch,
         settings.epochs,
         top1(distilled.start),

@@ -1,5 +1,6 @@
 //! Training small networks for real, and the arithmetic of losses and schedules.
 
+mod features;
 mod going_on;
 mod label_free;
 mod net;
