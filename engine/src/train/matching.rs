@@ -37,7 +37,10 @@ pub(super) struct Taught {
 
 /// Gradients of the projections by the first of the samples that they are of: added up in that order, whatever thread came first.
 #[derive(Default)]
-pub(super) struct Slopes(Mutex<BTreeMap<usize, Vec<(String, Vec<f32>)>>>);
+pub(super) struct Slopes(Mutex<BTreeMap<usize, Vec<Slope>>>);
+
+/// By the projection's name.
+type Slope = (String, Vec<f32>);
 
 impl Matching {
     /// `None` where the settings ask for neither loss.
