@@ -249,7 +249,7 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         "accuracy",
         size,
         "epoch",
-        "top-1 on search, %",
+        &format!("{} on search, %", state.judged_by(SplitName::Search)),
         epochs(curves),
     );
     for (_, e) in &measured {

@@ -290,8 +290,9 @@ pub fn point_hover(point: &NamedPoint) -> String {
     let p = &point.point;
     let m = &p.metrics;
     let mut text = format!(
-        "{}\ntop-1 {} %, {} on {}, n {}",
+        "{}\n{} {} %, {} on {}, n {}",
         point.name,
+        m.top1_name(),
         top1(point),
         m.origin(),
         split_label(m.split),
@@ -299,12 +300,19 @@ pub fn point_hover(point: &NamedPoint) -> String {
     );
     if let Some(drop) = &m.drop {
         text += &format!(
-            "\ndrop {} pt against the original, paired, n {}",
+            "\n{} {} pt against the original, paired, n {}",
+            if m.unlabelled {
+                "classes changed"
+            } else {
+                "drop"
+            },
             number::points_with_interval(drop.drop, drop.ci),
             number::grouped(drop.n)
         );
     }
-    if let Some(agreement) = &m.agreement {
+    if let Some(agreement) = &m.agreement
+        && !m.unlabelled
+    {
         text += &format!(
             "\nsame label as the original {} %",
             number::percent(agreement.value, 2)

@@ -352,6 +352,7 @@ fn model_info() -> ModelInfo {
                 (SplitName::Training, 12_488),
                 (SplitName::Holdout, 10_000),
             ],
+            unlabelled: Vec::new(),
             sample_shape: vec![1, 28, 28],
             sha256: "11".repeat(32),
         }),
@@ -409,6 +410,7 @@ pub fn point(job: u64, recipe: Recipe, split: SplitName, top1: f64, stored: u64)
                 only_candidate: 40,
             }),
             simulated: None,
+            unlabelled: false,
         },
         recipe,
         sizes: Sizes {

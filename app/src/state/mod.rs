@@ -344,6 +344,20 @@ impl State {
         Some((x, point.top1_percent()))
     }
 
+    /// Whether the samples of a split came with labels.
+    pub fn has_labels(&self, split: SplitName) -> bool {
+        let data = self.model().and_then(|model| model.data.as_ref());
+        data.is_none_or(|data| !data.unlabelled.contains(&split))
+    }
+
+    /// What points on a split are judged by.
+    pub fn judged_by(&self, split: SplitName) -> &'static str {
+        match self.has_labels(split) {
+            true => "top-1",
+            false => "agreement with the original",
+        }
+    }
+
     /// The goal region on the plot: (largest kB, smallest top-1 %), each where a goal sets it.
     pub fn goal_region(&self) -> (Option<f64>, Option<f64>) {
         verdict::region(self)

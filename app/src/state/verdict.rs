@@ -159,13 +159,21 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
 }
 
 fn drop_text(point: &NamedPoint, interval: bool) -> String {
+    let what = match point.point.metrics.unlabelled {
+        true => "classes changed",
+        false => "drop",
+    };
     match &point.point.metrics.drop {
         Some(drop) if interval => {
             let figure = number::points_with_interval(drop.drop, drop.ci);
-            format!("drop {figure} pt")
+            format!("{what} {figure} pt")
         }
-        Some(drop) => format!("drop {} pt", number::percent(drop.drop, 2)),
-        None => format!("top-1 {:.2} %", point.top1_percent()),
+        Some(drop) => format!("{what} {} pt", number::percent(drop.drop, 2)),
+        None => format!(
+            "{} {:.2} %",
+            point.point.metrics.top1_name(),
+            point.top1_percent()
+        ),
     }
 }
 

@@ -143,7 +143,7 @@ pub(super) fn observe_by(
         if cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = chunk.read(data)?.images;
+        let images = chunk.images(data)?;
         taps.chunk = Some(chunk);
         if let Some(input) = fed {
             taps.count(input, &images)?;

@@ -36,13 +36,20 @@ pub(super) fn chunks(
 }
 
 impl Chunk {
-    /// What is fed.
+    /// What is fed, with labels.
     pub fn read(self, data: &Dataset) -> Result<Batch, DataError> {
+        data.gather(SplitName::Calibration, &self.indices())
+    }
+
+    /// What is fed.
+    pub fn images(self, data: &Dataset) -> Result<Tensor, DataError> {
+        data.images(SplitName::Calibration, &self.indices())
+    }
+
+    fn indices(self) -> Vec<usize> {
         let last = self.first + self.rows - 1;
-        let indices: Vec<usize> = (self.first..self.first + self.size)
-            .map(|index| index.min(last))
-            .collect();
-        data.gather(SplitName::Calibration, &indices)
+        let all = self.first..self.first + self.size;
+        all.map(|index| index.min(last)).collect()
     }
 
     /// A value without the samples that fill the batch up. Samples lie along the first axis, several rows each where it is a multiple of

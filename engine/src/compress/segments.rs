@@ -41,7 +41,7 @@ pub(super) fn batches(
         )));
     }
     chunks(0..total, BATCH, graph.fixed_batch())
-        .map(|chunk| Ok((chunk, chunk.read(data)?.images)))
+        .map(|chunk| Ok((chunk, chunk.images(data)?)))
         .collect()
 }
 

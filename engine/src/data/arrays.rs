@@ -314,15 +314,24 @@ fn npy_labels(reader: &mut dyn Read, what: &str) -> Result<Vec<i64>, DataError> 
 }
 
 /// Images and labels of two NPY files.
-pub(super) fn npy(images: &Path, labels: &Path) -> Result<(Array, Vec<i64>), DataError> {
+pub(super) fn npy(
+    images: &Path,
+    labels: Option<&Path>,
+) -> Result<(Array, Option<Vec<i64>>), DataError> {
+    let labels =
+        labels.map(|path| npy_labels(&mut files::stream(path)?, &path.display().to_string()));
     Ok((
         npy_images(&mut files::stream(images)?, &images.display().to_string())?,
-        npy_labels(&mut files::stream(labels)?, &labels.display().to_string())?,
+        labels.transpose()?,
     ))
 }
 
 /// Images and labels of two arrays in one NPZ file.
-pub(super) fn npz(path: &Path, images: &str, labels: &str) -> Result<(Array, Vec<i64>), DataError> {
+pub(super) fn npz(
+    path: &Path,
+    images: &str,
+    labels: Option<&str>,
+) -> Result<(Array, Option<Vec<i64>>), DataError> {
     let (file, _) = files::open(path)?;
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| {
         bad(
@@ -331,8 +340,8 @@ pub(super) fn npz(path: &Path, images: &str, labels: &str) -> Result<(Array, Vec
         )
     })?;
     let images = entry(&mut archive, path, images, npy_images)?;
-    let labels = entry(&mut archive, path, labels, npy_labels)?;
-    Ok((images, labels))
+    let labels = labels.map(|name| entry(&mut archive, path, name, npy_labels));
+    Ok((images, labels.transpose()?))
 }
 
 fn entry<R: Read + Seek, T>(

@@ -103,11 +103,11 @@ impl Augmentation {
             .flatten_all()
             .and_then(|t| t.to_vec1::<f32>())
             .map_err(wrong)?;
-        if values.len() != size * batch.labels.len() || size == 0 {
+        let samples = batch.images.dims().first().copied().unwrap_or(0);
+        if values.len() != size * samples || size == 0 {
             return Err(DataError::Source(format!(
-                "a batch of {} numbers for {} samples of {size}",
-                values.len(),
-                batch.labels.len()
+                "a batch of {} numbers for {samples} samples of {size}",
+                values.len()
             )));
         }
         // A sequence of its own for every step: nothing has to be remembered between them.
@@ -128,7 +128,7 @@ impl Augmentation {
         }
         let (mut others, mut share) = (Vec::new(), 1.0);
         if self.spec.mixup > 0.0 {
-            let mut partners: Vec<usize> = (0..batch.labels.len()).collect();
+            let mut partners: Vec<usize> = (0..samples).collect();
             partners.shuffle(&mut rng);
             share = beta(self.spec.mixup, &mut rng) as f32;
             let plain = values.clone();
@@ -138,7 +138,8 @@ impl Augmentation {
                     *v = share * *v + (1.0 - share) * o;
                 }
             }
-            others = partners.iter().map(|p| batch.labels[*p]).collect();
+            let label = |p: &usize| batch.labels.get(*p).copied();
+            others = partners.iter().filter_map(label).collect();
         }
         let images = Tensor::from_vec(values, batch.images.shape(), &Device::Cpu).map_err(wrong)?;
         Ok(Augmented {

@@ -49,6 +49,19 @@ pub(super) fn scan(root: &Path) -> Result<Vec<Item>, DataError> {
     Ok(items)
 }
 
+/// Every image that lies in a folder, not in folders within it, sorted by name. Files of other kinds and hidden ones are passed over.
+pub(super) fn images(root: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut found = sorted(root)?;
+    found.retain(|path| is_image(path) && !hidden(path) && path.is_file());
+    if found.is_empty() {
+        return Err(DataError::Source(format!(
+            "{} has no image (.jpg, .jpeg, .png, .bmp) right inside; images in a sub-folder per class are a `Folder`",
+            root.display()
+        )));
+    }
+    Ok(found)
+}
+
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
         std::fs::read_dir(folder)?

@@ -1,4 +1,4 @@
-//! Labelled data: sources (IDX, NPZ/NPY, image folders), preprocessing, and the four disjoint splits a task
+//! Data, labelled or not: sources (IDX, NPZ/NPY, image folders), preprocessing, and the four disjoint splits a task
 //! names: calibration, search, training, holdout. Described by a `task.ron`. Uses `exec` only.
 
 mod arrays;
@@ -7,6 +7,7 @@ mod files;
 mod folder;
 mod open;
 mod preprocess;
+mod reference;
 mod splits;
 mod task;
 #[cfg(test)]
@@ -15,8 +16,10 @@ mod tests;
 pub use augment::{Augmentation, Augmented};
 pub use task::{describe_ron_error, did_you_mean};
 
+use crate::graph::Graph;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use reference::Reference;
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 /// Which part of the data a number was measured on.
@@ -72,6 +75,8 @@ pub enum DataError {
 #[derive(Clone)]
 pub struct Dataset {
     inner: Arc<Inner>,
+    /// The model whose classes stand for labels where there are none.
+    reference: Option<Arc<Reference>>,
 }
 
 struct Inner {
@@ -85,7 +90,9 @@ struct Inner {
 struct Source {
     /// For errors: the file or folder.
     what: String,
-    labels: Vec<u32>,
+    count: usize,
+    /// `None`: nobody gave any.
+    labels: Option<Vec<u32>>,
     samples: Samples,
 }
 
@@ -105,13 +112,16 @@ pub struct DatasetInfo {
     pub classes: Vec<String>,
     /// Samples in each split.
     pub sizes: Vec<(SplitName, usize)>,
+    /// Splits whose samples have no labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlabelled: Vec<SplitName>,
     /// Shape of one sample after preprocessing, without the batch axis.
     pub sample_shape: Vec<usize>,
     /// SHA-256 over the task file and all source bytes, hex.
     pub sha256: String,
 }
 
-/// A batch: `images` f32, N×sample_shape; `labels` one class index per image.
+/// A batch: `images` f32, N×sample_shape; `labels` one class index per image, or none where they were not asked for.
 pub struct Batch {
     pub images: Tensor,
     pub labels: Vec<u32>,
@@ -122,7 +132,24 @@ impl Dataset {
     pub fn open(task: &Path) -> Result<Self, DataError> {
         Ok(Self {
             inner: Arc::new(open::open(task)?),
+            reference: None,
         })
+    }
+
+    /// The same data, the class that `original` gives standing for the label of every sample that has none: what is then told as top-1 is
+    /// agreement with it. It is run when such a label is first asked for, once a sample.
+    #[must_use]
+    pub fn labelled_by(self, original: &Graph) -> Self {
+        if self.inner.info.unlabelled.is_empty() {
+            return self;
+        }
+        let reference = Some(Arc::new(Reference::new(original)));
+        Self { reference, ..self }
+    }
+
+    /// Whether the samples of a split came with labels.
+    pub fn has_labels(&self, split: SplitName) -> bool {
+        !self.inner.info.unlabelled.contains(&split)
     }
 
     pub fn info(&self) -> &DatasetInfo {
@@ -143,18 +170,19 @@ impl Dataset {
         self.len(split) == 0
     }
 
-    /// Labels of a split in its fixed order, without touching an image.
+    /// Labels of a split in its fixed order as they came, without touching an image; empty where there are none.
     pub fn labels(&self, split: SplitName) -> Vec<u32> {
-        self.inner
-            .splits
-            .get(&split)
-            .and_then(|rows| Some((rows, self.inner.sources.get(&rows.source)?)))
-            .map_or(Vec::new(), |(rows, source)| {
-                rows.rows
-                    .iter()
-                    .map(|row| source.labels[*row as usize])
-                    .collect()
-            })
+        let Ok((
+            rows,
+            Source {
+                labels: Some(labels),
+                ..
+            },
+        )) = self.source(split)
+        else {
+            return Vec::new();
+        };
+        rows.rows.iter().map(|row| labels[*row as usize]).collect()
     }
 
     /// Samples `range` of a split in its fixed order. Decoding runs in parallel on the engine's pool.
@@ -171,18 +199,58 @@ impl Dataset {
     }
 
     /// Chosen samples of a split (training order is the trainer's, seeded).
+    ///
+    /// # Errors
+    /// As [`Dataset::images`], and a split without labels where no model stands in for them ([`Dataset::labelled_by`]).
     pub fn gather(&self, split: SplitName, indices: &[usize]) -> Result<Batch, DataError> {
+        let images = self.images(split, indices)?;
+        let labels = match (self.source(split)?, &self.reference) {
+            (
+                (
+                    rows,
+                    Source {
+                        labels: Some(labels),
+                        ..
+                    },
+                ),
+                _,
+            ) => {
+                let rows = indices.iter().map(|index| rows.rows[*index]);
+                rows.map(|row| labels[row as usize]).collect()
+            }
+            (_, Some(reference)) => reference.labels(self, split, indices)?,
+            _ => {
+                return Err(DataError::Task(format!(
+                    "the {split} split of task {:?} has no labels: name them in its source, or give the original model, whose classes then \
+                     stand for them",
+                    self.inner.info.name
+                )));
+            }
+        };
+        Ok(Batch { images, labels })
+    }
+
+    fn source(&self, split: SplitName) -> Result<(&splits::Rows, &Source), DataError> {
         let inner = &*self.inner;
         let found = inner
             .splits
             .get(&split)
             .and_then(|rows| Some((rows, inner.sources.get(&rows.source)?)));
-        let Some((split_rows, source)) = found else {
-            return Err(DataError::Task(format!(
+        found.ok_or_else(|| {
+            DataError::Task(format!(
                 "task {:?} names no {split} split: add one under `splits` in its task.ron",
                 inner.info.name
-            )));
-        };
+            ))
+        })
+    }
+
+    /// The images of chosen samples, N×sample_shape, whether there are labels or not: none is looked at.
+    ///
+    /// # Errors
+    /// A split that the task does not name, a sample that it does not have, files that cannot be read.
+    pub fn images(&self, split: SplitName, indices: &[usize]) -> Result<Tensor, DataError> {
+        let inner = &*self.inner;
+        let (split_rows, source) = self.source(split)?;
         let rows: Vec<usize> = indices
             .iter()
             .map(|index| {
@@ -213,13 +281,16 @@ impl Dataset {
         }
         let mut shape = vec![rows.len()];
         shape.extend(&inner.info.sample_shape);
-        let images = Tensor::from_vec(values, shape, &Device::Cpu)
-            .map_err(|e| DataError::Source(format!("a batch of {} samples: {e}", rows.len())))?;
-        Ok(Batch {
-            images,
-            labels: rows.iter().map(|row| source.labels[*row]).collect(),
-        })
+        Tensor::from_vec(values, shape, &Device::Cpu)
+            .map_err(|e| DataError::Source(format!("a batch of {} samples: {e}", rows.len())))
     }
+}
+
+/// Samples a batch: enough to keep the kernels busy on small images, few enough that the activations of large ones stay
+/// in tens of megabytes. Depends on the data alone, so that a run always has the same batches.
+pub(crate) fn batch_size(sample_shape: &[usize]) -> usize {
+    let elements: usize = sample_shape.iter().product::<usize>().max(1);
+    (2_500_000 / elements).clamp(4, 64)
 }
 
 fn out_of_split(split: SplitName, index: usize, len: usize) -> DataError {

@@ -18,8 +18,10 @@ use std::{
 
 /// What a source holds before classes are known.
 enum Raw {
-    Array(Array, Vec<i64>),
+    Array(Array, Option<Vec<i64>>),
     Items(Vec<folder::Item>),
+    /// Without labels.
+    Images(Vec<PathBuf>),
 }
 
 struct Read {
@@ -77,9 +79,14 @@ fn load(task: &Task, text: &str, base: &Path) -> Result<Inner, DataError> {
     }
     let sizes = sources
         .iter()
-        .map(|(name, source)| (name.clone(), source.labels.len()))
+        .map(|(name, source)| (name.clone(), source.count))
         .collect();
     let splits = splits::assign(&task.splits, &sizes)?;
+    let unlabelled = splits.iter().filter(|(_, rows)| {
+        let source = sources.get(&rows.source);
+        source.is_some_and(|source| source.labels.is_none())
+    });
+    let unlabelled = unlabelled.map(|(name, _)| *name).collect();
     distinct_samples(&sources, &splits)?;
     let shape = sample_shape.map(|(shape, _)| shape).unwrap_or_default();
     Ok(Inner {
@@ -91,6 +98,7 @@ fn load(task: &Task, text: &str, base: &Path) -> Result<Inner, DataError> {
                 .iter()
                 .map(|(name, rows)| (*name, rows.rows.len()))
                 .collect(),
+            unlabelled,
             sample_shape: shape,
             sha256,
         },
@@ -101,22 +109,27 @@ fn load(task: &Task, text: &str, base: &Path) -> Result<Inner, DataError> {
 }
 
 fn read(spec: &SourceSpec, base: &Path) -> Result<Read, DataError> {
+    let inside = |labels: &Option<String>| -> Result<Option<PathBuf>, DataError> {
+        let path = labels.as_deref().map(|path| files::inside(base, path));
+        path.transpose()
+    };
     Ok(match spec {
         SourceSpec::Idx { images, labels } => {
-            let (images, labels) = (files::inside(base, images)?, files::inside(base, labels)?);
+            let (images, labels) = (files::inside(base, images)?, inside(labels)?);
+            let classes = labels.as_deref().map(arrays::idx_labels).transpose()?;
             Read {
                 what: images.display().to_string(),
-                raw: Raw::Array(arrays::idx(&images)?, arrays::idx_labels(&labels)?),
-                files: vec![images, labels],
+                raw: Raw::Array(arrays::idx(&images)?, classes),
+                files: std::iter::once(images).chain(labels).collect(),
             }
         }
         SourceSpec::Npy { images, labels } => {
-            let (images, labels) = (files::inside(base, images)?, files::inside(base, labels)?);
-            let (array, classes) = arrays::npy(&images, &labels)?;
+            let (images, labels) = (files::inside(base, images)?, inside(labels)?);
+            let (array, classes) = arrays::npy(&images, labels.as_deref())?;
             Read {
                 what: images.display().to_string(),
                 raw: Raw::Array(array, classes),
-                files: vec![images, labels],
+                files: std::iter::once(images).chain(labels).collect(),
             }
         }
         SourceSpec::Npz {
@@ -125,7 +138,7 @@ fn read(spec: &SourceSpec, base: &Path) -> Result<Read, DataError> {
             labels,
         } => {
             let file = files::inside(base, file)?;
-            let (array, classes) = arrays::npz(&file, images, labels)?;
+            let (array, classes) = arrays::npz(&file, images, labels.as_deref())?;
             Read {
                 what: file.display().to_string(),
                 raw: Raw::Array(array, classes),
@@ -139,6 +152,15 @@ fn read(spec: &SourceSpec, base: &Path) -> Result<Read, DataError> {
                 what: root.display().to_string(),
                 files: items.iter().map(|item| item.path.clone()).collect(),
                 raw: Raw::Items(items),
+            }
+        }
+        SourceSpec::Images { path } => {
+            let root = files::anywhere(base, path)?;
+            let images = folder::images(&root)?;
+            Read {
+                what: root.display().to_string(),
+                files: images.clone(),
+                raw: Raw::Images(images),
             }
         }
         SourceSpec::Csv { file } => {
@@ -306,6 +328,7 @@ fn prepare(
     let what = read.what;
     match read.raw {
         Raw::Items(items) => {
+            let count = items.len();
             let labels = items
                 .iter()
                 .map(|item| folder::class_of(item, classes))
@@ -315,15 +338,30 @@ fn prepare(
             Ok((
                 Source {
                     what,
-                    labels,
+                    count,
+                    labels: Some(labels),
                     samples,
+                },
+                shape,
+            ))
+        }
+        Raw::Images(paths) => {
+            let shape = recipe.sample_shape(None, &what)?;
+            Ok((
+                Source {
+                    what,
+                    count: paths.len(),
+                    labels: None,
+                    samples: Samples::Files(paths),
                 },
                 shape,
             ))
         }
         Raw::Array(array, labels) => {
             let count = array.shape.first().copied().unwrap_or(0);
-            if count != labels.len() {
+            if let Some(labels) = &labels
+                && count != labels.len()
+            {
                 return Err(DataError::Source(format!(
                     "{what} has {count} images but its labels are {}; there must be one label an image",
                     labels.len()
@@ -340,18 +378,17 @@ fn prepare(
                     "{what} has {count} samples, more than can be counted"
                 )));
             }
+            let known = |(row, label): (usize, i64)| match u32::try_from(label) {
+                Ok(label) if (label as usize) < classes.len() => Ok(label),
+                _ => Err(DataError::Source(format!(
+                    "item {row} of {what} has label {label}, but the task has {} classes (0 to {})",
+                    classes.len(),
+                    classes.len() - 1
+                ))),
+            };
             let labels = labels
-                .into_iter()
-                .enumerate()
-                .map(|(row, label)| match u32::try_from(label) {
-                    Ok(label) if (label as usize) < classes.len() => Ok(label),
-                    _ => Err(DataError::Source(format!(
-                        "item {row} of {what} has label {label}, but the task has {} classes (0 to {})",
-                        classes.len(),
-                        classes.len() - 1
-                    ))),
-                })
-                .collect::<Result<_, _>>()?;
+                .map(|labels| labels.into_iter().enumerate().map(known).collect())
+                .transpose()?;
             let (samples, shape) = match geometry(&array.shape[1..]) {
                 Some(geometry) => {
                     let shape = recipe.sample_shape(Some(geometry), &what)?;
@@ -366,6 +403,7 @@ fn prepare(
             Ok((
                 Source {
                     what,
+                    count,
                     labels,
                     samples,
                 },

@@ -28,16 +28,23 @@ pub(super) struct Task {
 pub(super) enum SourceSpec {
     Idx {
         images: String,
-        labels: String,
+        #[serde(default)]
+        labels: Option<String>,
     },
     Npy {
         images: String,
-        labels: String,
+        #[serde(default)]
+        labels: Option<String>,
     },
     Npz {
         file: String,
         images: String,
-        labels: String,
+        #[serde(default)]
+        labels: Option<String>,
+    },
+    /// Image files without labels.
+    Images {
+        path: String,
     },
     Folder {
         path: String,

@@ -503,3 +503,68 @@ fn the_example_task_opens_with_images() {
     let blue = values(&batch)[3 * 224 * 224 - 1];
     assert_eq!(blue, 1.0);
 }
+
+#[test]
+fn sources_may_have_no_labels() {
+    let folder = Folder::new();
+    folder.idx("x", 6).png("shots/b.png", 4, [9, 8, 7]);
+    folder
+        .png("shots/a.png", 4, [1, 2, 3])
+        .put("shots/notes.txt", b"no image");
+    let pixels: Vec<u8> = (0..36).collect();
+    folder.put("x.npy", &npy("|u1", "6, 2, 3", &pixels));
+    for source in [
+        r#""all": Idx(images: "x.images")"#,
+        r#""all": Npy(images: "x.npy")"#,
+    ] {
+        let data = folder.task(source, HOLDOUT).unwrap();
+        assert_eq!(data.info().unlabelled, [SplitName::Holdout]);
+        assert_eq!(
+            (
+                data.len(SplitName::Holdout),
+                data.labels(SplitName::Holdout).len()
+            ),
+            (6, 0)
+        );
+        assert_eq!(
+            data.images(SplitName::Holdout, &[5, 0]).unwrap().dims(),
+            [2, 1, 2, 3]
+        );
+        let e = data
+            .gather(SplitName::Holdout, &[0])
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            e.contains("the holdout split of task \"t\" has no labels"),
+            "{e}"
+        );
+    }
+    // One split with labels, another without; the hash knows the difference.
+    let rest = r#"preprocess: (scale: 1.0), classes: Count(3),
+        splits: (training: Rows(from: "raw"), holdout: Rows(from: "all"))"#;
+    let both = format!(r#"{IDX}, "raw": Npy(images: "x.npy")"#);
+    let data = folder.task(&both, rest).unwrap();
+    assert_eq!(data.info().unlabelled, [SplitName::Training]);
+    assert_eq!(data.gather(SplitName::Holdout, &[2]).unwrap().labels, [2]);
+    // A folder of images, sorted by name.
+    let images = r#""all": Images(path: "shots")"#;
+    let rest = HOLDOUT.replace("scale: 1.0", "scale: 1.0, resize: Exact(2, 2)");
+    let data = folder.task(images, &rest).unwrap();
+    assert_eq!(data.len(SplitName::Holdout), 2);
+    let first = data.images(SplitName::Holdout, &[0]).unwrap();
+    let first = first.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(first[..2], [1.0, 1.0]);
+    let e = folder
+        .task(&images.replace("shots", "."), &rest)
+        .err()
+        .unwrap();
+    assert!(e.contains("has no image") && e.contains("`Folder`"), "{e}");
+    assert!(
+        folder
+            .task(&images.replace("path", "paht"), &rest)
+            .err()
+            .unwrap()
+            .contains("`path`?")
+    );
+}

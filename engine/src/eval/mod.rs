@@ -5,9 +5,10 @@ mod outputs;
 mod run;
 mod stats;
 
+pub(crate) use crate::data::batch_size;
 pub use outputs::{RowReader, mean_kl};
+pub(crate) use run::rows;
 pub use run::{Logits, evaluate, evaluate_tapped, evaluate_with_logits, rows_of};
-pub(crate) use run::{batch_size, rows};
 pub use stats::{mean, paired_drop, proportion};
 
 use crate::{data::SplitName, exec::ExecError};
@@ -35,6 +36,9 @@ pub struct Evaluation {
     pub losses: Vec<f32>,
     /// The target whose arithmetic was simulated; `None`: measured as computed here.
     pub simulated: Option<String>,
+    /// The samples have no labels: `labels` are the original's classes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlabelled: bool,
 }
 
 /// Summary of an [`Evaluation`], fractions in 0..=1.
@@ -53,9 +57,22 @@ pub struct Metrics {
     /// The target whose arithmetic was simulated; `None`: measured as computed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simulated: Option<String>,
+    /// The samples have no labels, the original's classes stand for them: `top1` is agreement with the original, `drop` the share of samples
+    /// whose class changed (no more than so much accuracy can be lost), `cross_entropy` that of the original's classes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlabelled: bool,
 }
 
 impl Metrics {
+    /// What `top1` is, in words.
+    pub fn top1_name(&self) -> &'static str {
+        if self.unlabelled {
+            "agreement with the original"
+        } else {
+            "top-1"
+        }
+    }
+
     /// Where the numbers come from: "measured", or "simulated at" a target.
     pub fn origin(&self) -> String {
         match &self.simulated {
@@ -133,6 +150,7 @@ impl Evaluation {
                 .collect(),
             drop: baseline.map(|b| self.drop_from(b)),
             simulated: self.simulated.clone(),
+            unlabelled: self.unlabelled,
         }
     }
 
@@ -177,6 +195,7 @@ mod tests {
             top5_correct: vec![true; labels.len()],
             losses: vec![0.5; labels.len()],
             simulated: None,
+            unlabelled: false,
         }
     }
 

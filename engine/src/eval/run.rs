@@ -2,7 +2,7 @@
 
 use super::{EvalError, Evaluation, Observer, outputs};
 use crate::{
-    data::{Dataset, SplitName},
+    data::{Dataset, SplitName, batch_size},
     exec::{CancelToken, ExecError, NoTaps, Program, Taps},
 };
 use candle_core::{DType, Tensor};
@@ -72,13 +72,6 @@ pub fn evaluate_with_logits(
     Ok((evaluation, logits))
 }
 
-/// Samples a batch: enough to keep the kernels busy on small images, few enough that the activations of large ones stay
-/// in tens of megabytes. Depends on the data alone, so that a run always has the same batches.
-pub(crate) fn batch_size(sample_shape: &[usize]) -> usize {
-    let elements: usize = sample_shape.iter().product::<usize>().max(1);
-    (2_500_000 / elements).clamp(4, 64)
-}
-
 /// The first output for chosen samples of a split, as [`super::RowReader`] reads it: n×classes, row by row.
 ///
 /// # Errors
@@ -101,8 +94,8 @@ pub fn rows_of(
         if let (Some(size), Some(last)) = (fixed, chunk.last()) {
             indices.resize(size, *last);
         }
-        let batch = data.gather(split, &indices)?;
-        let outputs = program.run(&[batch.images], &mut NoTaps, cancel)?;
+        let images = data.images(split, &indices)?;
+        let outputs = program.run(&[images], &mut NoTaps, cancel)?;
         let rows = rows(&outputs, indices.len(), classes, &info.name)?;
         all.extend_from_slice(&rows[..chunk.len() * classes]);
     }
@@ -137,6 +130,7 @@ fn run(
         top5_correct: Vec::with_capacity(total),
         losses: Vec::with_capacity(total),
         simulated: None,
+        unlabelled: !data.has_labels(split),
     };
     let mut reading = None;
     let mut start = 0;

@@ -220,6 +220,7 @@ mod tests {
                     only_candidate: 2,
                 }),
                 simulated: None,
+                unlabelled: false,
             },
             sizes: Sizes {
                 stored: Bytes(1),

@@ -65,7 +65,7 @@ pub fn confirm_bytes(
 }
 
 /// Runs the exported model in `folder` in the runtime, on the very samples of its lock, and compares. `task` stands in for the
-/// recipe's own where given. The original model is not needed.
+/// recipe's own where given. The original model is needed only where the data have no labels.
 ///
 /// # Errors
 /// Files that are missing or broken, no runtime, a model that it refuses, cancellation.
@@ -84,7 +84,11 @@ pub fn confirm(
         Some(task) => task.to_owned(),
         None => file.task_path()?,
     };
-    let data = Dataset::open(&task)?;
+    let mut data = Dataset::open(&task)?;
+    if !data.has_labels(lock.split) {
+        // Its classes stand for the labels.
+        data = data.labelled_by(&onnx::read_model(&file.model_path()?)?.graph);
+    }
     let path = folder.join(MODEL_FILE);
     let model = std::fs::read(&path).map_err(|e| {
         PipelineError::Io(std::io::Error::new(

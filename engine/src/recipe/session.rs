@@ -66,6 +66,7 @@ impl Session {
         let large = file.size_bytes > LARGE;
         let identity = Identity::of(model, &file.data_files, large).map_err(PipelineError::Io)?;
         let data = task.map(Dataset::open).transpose()?;
+        let data = data.map(|data| data.labelled_by(&file.graph));
         let session = Self {
             layers: facts(&file.graph),
             model_path: model.to_owned(),
@@ -90,7 +91,7 @@ impl Session {
     /// # Errors
     /// A task that is missing, unreadable or broken.
     pub fn with_task(&self, task: &Path) -> Result<Self, PipelineError> {
-        let data = Dataset::open(task)?;
+        let data = Dataset::open(task)?.labelled_by(&self.graph);
         Ok(Self {
             layers: self.layers.clone(),
             model_path: self.model_path.clone(),
@@ -311,6 +312,7 @@ fn first(all: &Arc<Evaluation>, n: usize) -> Arc<Evaluation> {
         top5_correct: cut(&all.top5_correct, n),
         losses: cut(&all.losses, n),
         simulated: all.simulated.clone(),
+        unlabelled: all.unlabelled,
     })
 }
 

@@ -1,3 +1,5 @@
+mod features;
+mod label_free;
 mod low_rank;
 mod targets;
 
@@ -212,6 +214,7 @@ fn metrics(drop: Option<PairedDrop>) -> Metrics {
         per_class: Vec::new(),
         drop,
         simulated: None,
+        unlabelled: false,
     }
 }
 
@@ -271,6 +274,48 @@ fn a_verdict_needs_the_whole_interval() {
     assert_eq!(size[0].verdict, Verdict::Fail);
     assert_eq!(overall(&size), Some(Verdict::Fail));
     assert_eq!(overall(&[]), None);
+}
+
+#[test]
+fn without_labels_a_drop_can_be_passed_but_not_failed() {
+    let unlabelled = |goal, drop: f64, half: f64| {
+        let drop = PairedDrop {
+            drop,
+            ci: [drop - half, drop + half],
+            n: 1000,
+            only_baseline: 1,
+            only_candidate: 0,
+        };
+        let metrics = Metrics {
+            unlabelled: true,
+            ..metrics(Some(drop))
+        };
+        judge(&[goal], &metrics, 1.0, &sizes(1)).remove(0)
+    };
+    // No more accuracy can be lost than classes changed.
+    let few = unlabelled(Goal::DropPoints(2.0), 0.01, 0.005);
+    assert_eq!(few.verdict, Verdict::Pass);
+    assert!(
+        few.words.contains("1.00 changed its class"),
+        "{}",
+        few.words
+    );
+    for drop in [0.018, 0.05] {
+        let many = unlabelled(Goal::DropPoints(2.0), drop, 0.005);
+        assert_eq!(
+            (many.verdict, many.samples_needed),
+            (Verdict::Inconclusive, None)
+        );
+        assert!(many.words.contains("without labels"), "{}", many.words);
+    }
+    // One in a hundred may be two in a hundred of those that were right.
+    let relative = unlabelled(Goal::DropRelativePercent(2.0), 0.01, 0.005);
+    assert_eq!(relative.verdict, Verdict::Inconclusive);
+    assert!(
+        relative.words.contains("not known without labels"),
+        "{}",
+        relative.words
+    );
 }
 
 fn setting() -> impl Strategy<Value = LayerSetting> {

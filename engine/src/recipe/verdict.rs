@@ -35,7 +35,10 @@ pub fn judge(
             Goal::DropRelativePercent(limit) => accuracy(
                 *goal,
                 limit,
-                100.0 / baseline_top1,
+                match metrics.unlabelled {
+                    false => 100.0 / baseline_top1,
+                    true => f64::NAN,
+                },
                 "percent of the original's top-1 (relative)",
                 metrics,
             ),
@@ -82,7 +85,11 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
             ci: None,
             samples_needed: None,
             words: format!(
-                "top-1 drop at most {limit} {unit}: inconclusive, there is no measured original to compare with"
+                "top-1 drop at most {limit} {unit}: inconclusive, {}",
+                match metrics.unlabelled {
+                    true => "the original's top-1 is not known without labels",
+                    false => "there is no measured original to compare with",
+                }
             ),
         };
     };
@@ -92,13 +99,13 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
     );
     let verdict = if ci[1] <= limit {
         Verdict::Pass
-    } else if ci[0] > limit {
+    } else if ci[0] > limit && !metrics.unlabelled {
         Verdict::Fail
     } else {
         Verdict::Inconclusive
     };
     // The interval narrows with the square root of n: it must fit between the drop and the limit.
-    let samples_needed = (verdict == Verdict::Inconclusive)
+    let samples_needed = (verdict == Verdict::Inconclusive && !metrics.unlabelled)
         .then(|| {
             let reach = if measured <= limit {
                 ci[1] - measured
@@ -111,6 +118,9 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         })
         .flatten();
     let tail = match (verdict, samples_needed) {
+        (Verdict::Inconclusive, _) if metrics.unlabelled => {
+            "; what is lost cannot be told without labels".into()
+        }
         (Verdict::Inconclusive, Some(more)) if more > SETTLES_WITHIN.saturating_mul(drop.n) => {
             "; the limit is too close to the measured drop for any test set of this kind to tell"
                 .into()
@@ -124,6 +134,10 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         }
         _ => String::new(),
     };
+    let what = match metrics.unlabelled {
+        true => "changed its class, no more can be lost",
+        false => "lost",
+    };
     GoalVerdict {
         goal,
         verdict,
@@ -131,7 +145,7 @@ fn accuracy(goal: Goal, limit: f64, factor: f64, unit: &str, metrics: &Metrics) 
         ci: Some(ci),
         samples_needed,
         words: format!(
-            "top-1 drop against the original at most {limit} {unit}: {measured:.2} lost (95 % interval {:.2} to {:.2}, n = {}, paired, {} split{}){tail}",
+            "top-1 drop against the original at most {limit} {unit}: {measured:.2} {what} (95 % interval {:.2} to {:.2}, n = {}, paired, {} split{}){tail}",
             ci[0],
             ci[1],
             grouped(drop.n),

@@ -84,14 +84,13 @@ pub(super) fn of(
     let wanted: Vec<usize> = members.iter().map(|(.., member)| *member).collect();
     let mut sums: Vec<Option<LocalError>> = vec![None; members.len()];
     for start in (0..count).step_by(BATCH) {
-        let batch = data
-            .batch(split, start..(start + BATCH).min(count))
-            .map_err(EvalError::from)?;
+        let samples: Vec<usize> = (start..(start + BATCH).min(count)).collect();
+        let images = data.images(split, &samples).map_err(EvalError::from)?;
         let seed = |first: usize, rows: &[f32], softmaxed: bool| {
             directions(rows, classes, start + first, softmaxed)
         };
         let mut between = || observer.batch();
-        let found = family.local(base, &batch.images, &wanted, &seed, &mut between, cancel)?;
+        let found = family.local(base, &images, &wanted, &seed, &mut between, cancel)?;
         for (sum, found) in sums.iter_mut().zip(found) {
             match (sum, found) {
                 (Some(sum), Some(found)) => sum.add(&found),

@@ -396,9 +396,8 @@ impl Progress<'_> {
             return Ok(images.clone());
         }
         let images = data
-            .gather(SplitName::Search, samples)
-            .map_err(EvalError::from)?
-            .images;
+            .images(SplitName::Search, samples)
+            .map_err(EvalError::from)?;
         let bytes = 4 * images.elem_count() as u64;
         if bytes <= self.room {
             self.room -= bytes;

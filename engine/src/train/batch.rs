@@ -1,6 +1,11 @@
 //! What one mini-batch teaches: images, labels, and what the teacher says of them.
 
-use super::{DistilSettings, TrainError, loss::DistilLoss, teacher::Teacher};
+use super::{
+    DistilSettings, TrainError,
+    loss::DistilLoss,
+    matching::{Matching, Taught},
+    teacher::{Said, Teacher},
+};
 use crate::{
     data::{Augmentation, Augmented, Batch, Dataset, SplitName},
     exec::CancelToken,
@@ -11,25 +16,30 @@ use std::ops::Range;
 /// Where lessons come from.
 pub(super) struct Lessons<'a> {
     data: &'a Dataset,
-    /// Absent when the soft loss weighs nothing.
+    /// Absent when nothing is learned from it.
     teacher: Option<Teacher>,
     augmentation: Option<&'a Augmentation>,
     seed: u64,
+    /// Whether labels count; else none is looked at.
+    labelled: bool,
 }
 
 /// One mini-batch.
 pub(super) struct Lesson {
     pub images: Tensor,
+    /// Or none, where they do not count.
     labels: Vec<u32>,
     others: Vec<u32>,
     share: f32,
     /// Probabilities at the temperature, or empty.
     teacher: Vec<f32>,
+    /// The teacher's, by matched pair.
+    pub features: Vec<Taught>,
 }
 
 impl<'a> Lessons<'a> {
     /// # Errors
-    /// Augmentation is asked for, and the task allows none.
+    /// Augmentation is asked for, and the task allows none; labels are to be learned from, and there are none.
     pub fn new(
         data: &'a Dataset,
         settings: &DistilSettings,
@@ -44,11 +54,20 @@ impl<'a> Lessons<'a> {
                 data.info().name
             )));
         }
+        let labelled = settings.hard_weight > 0.0;
+        if labelled && !data.has_labels(SplitName::Training) {
+            return Err(TrainError::Settings(format!(
+                "hard_weight is {}, but the training samples of {:?} have no labels: set `hard_weight: 0` to learn from the original's outputs alone",
+                settings.hard_weight,
+                data.info().name
+            )));
+        }
         Ok(Self {
             data,
             teacher,
             augmentation,
             seed,
+            labelled,
         })
     }
 
@@ -57,9 +76,17 @@ impl<'a> Lessons<'a> {
         &mut self,
         indices: &[usize],
         step: u64,
+        matching: Option<&Matching>,
         cancel: &CancelToken,
     ) -> Result<Lesson, TrainError> {
-        let batch = self.data.gather(SplitName::Training, indices)?;
+        let batch = if self.labelled {
+            self.data.gather(SplitName::Training, indices)?
+        } else {
+            Batch {
+                images: self.data.images(SplitName::Training, indices)?,
+                labels: Vec::new(),
+            }
+        };
         let classes = self.data.info().classes.len();
         if let Some(at) = batch.labels.iter().position(|l| *l as usize >= classes) {
             return Err(TrainError::Settings(format!(
@@ -79,18 +106,24 @@ impl<'a> Lessons<'a> {
                 share: 1.0,
             },
         };
-        let teacher = match (&mut self.teacher, self.augmentation) {
-            (None, _) => Vec::new(),
-            // The teacher sees what the student sees (Beyer et al. 2022).
-            (Some(teacher), Some(_)) => teacher.fresh(indices, &images, cancel)?,
-            (Some(teacher), None) => teacher.probabilities(indices, &images, cancel)?,
+        let said = match &mut self.teacher {
+            None => Said::default(),
+            // The teacher sees what the student sees (Beyer et al. 2022). Features are too many to be kept.
+            Some(teacher) if self.augmentation.is_some() || matching.is_some() => {
+                teacher.fresh(indices, &images, matching, cancel)?
+            }
+            Some(teacher) => Said {
+                probabilities: teacher.probabilities(indices, &images, cancel)?,
+                features: Vec::new(),
+            },
         };
         Ok(Lesson {
             images,
             labels,
             others,
             share,
-            teacher,
+            teacher: said.probabilities,
+            features: said.features,
         })
     }
 }
@@ -105,9 +138,10 @@ impl Lesson {
     ) -> DistilLoss {
         let taught = rows.start * classes..rows.end * classes;
         DistilLoss {
+            samples: rows.len(),
             classes,
             teacher: self.teacher.get(taught).unwrap_or_default().to_vec(),
-            labels: self.labels[rows.clone()].to_vec(),
+            labels: self.labels.get(rows.clone()).unwrap_or_default().to_vec(),
             others: self.others.get(rows).unwrap_or_default().to_vec(),
             share: f64::from(self.share),
             temperature: settings.temperature,
@@ -126,7 +160,8 @@ impl Lesson {
         let t = f64::from(settings.temperature);
         let entropy = |p: &f32| f64::from(*p) * f64::from(*p).max(f64::MIN_POSITIVE).ln();
         let sure = self.teacher.iter().map(entropy).sum::<f64>();
-        let divergence = even + sure / self.labels.len().max(1) as f64;
+        let samples = (self.teacher.len() / classes.max(1)).max(1);
+        let divergence = even + sure / samples as f64;
         hard + f64::from(settings.soft_weight) * t * t * divergence
     }
 }

@@ -5,9 +5,11 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, 
 /// `soft·T²·KL(teacher‖student at T) + hard·cross-entropy`, the mean over the batch. The student's logits N×classes come
 /// as the operator's argument.
 pub(super) struct DistilLoss {
+    pub samples: usize,
     pub classes: usize,
     /// The teacher's probabilities at the temperature, N×classes; empty when `soft` is 0.
     pub teacher: Vec<f32>,
+    /// Empty when `hard` is 0.
     pub labels: Vec<u32>,
     /// Of mixed images the label of the other one, `labels` counting `share`; else empty.
     pub others: Vec<u32>,
@@ -30,10 +32,10 @@ pub(super) fn log_softmax(row: &[f32], temperature: f32, out: &mut Vec<f64>) {
 
 impl DistilLoss {
     fn check(&self, dims: &[usize]) -> Result<()> {
-        if dims != [self.labels.len(), self.classes] {
+        if dims != [self.samples, self.classes] {
             bail!(
                 "the distillation loss takes logits [{}, {}], not {dims:?}",
-                self.labels.len(),
+                self.samples,
                 self.classes
             )
         }
@@ -108,11 +110,11 @@ impl CustomOp1 for DistilLoss {
         };
         let mut total = 0.0;
         self.rows(&data[start..end], |loss, _| total += loss);
-        let mean = total / self.labels.len() as f64;
+        let mean = total / self.samples as f64;
         Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
     }
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
-        let share = f64::from(upstream.to_scalar::<f32>()?) / self.labels.len() as f64;
+        let share = f64::from(upstream.to_scalar::<f32>()?) / self.samples as f64;
         let values = logits.flatten_all()?.to_vec1::<f32>()?;
         let mut gradients = Vec::with_capacity(values.len());
         self.rows(&values, |_, gradient| {

@@ -3,17 +3,21 @@
 mod average;
 mod batch;
 mod checkpoint;
+mod hint;
 mod loss;
+mod matching;
 mod optimise;
 mod order;
 mod recover;
 mod run;
+mod stages;
 mod stored;
 mod teacher;
 #[cfg(test)]
 mod tests;
 
 pub use checkpoint::{Checkpoint, CheckpointText};
+pub use matching::matched_features;
 pub use recover::Rollback;
 pub use run::{distil, resume};
 pub use stored::{Blobs, decode, encode};
@@ -105,6 +109,13 @@ pub struct DistilSettings {
     /// Weight of the soft loss (against the teacher) and of the hard loss (against the labels).
     pub soft_weight: f32,
     pub hard_weight: f32,
+    /// Weight of the squared error between the student's and the teacher's features at the ends of their stages (FitNets, Romero et al. 2015),
+    /// relative to the teacher's energy there; the mean over stages. Where widths differ a projection is trained along and thrown away.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub feature_weight: f32,
+    /// Weight of the squared difference of normalised attention maps there (Zagoruyko & Komodakis 2017).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub attention_weight: f32,
     /// On weights of rank 2 and more; biases and normalisations don't decay.
     pub weight_decay: f64,
     /// Training samples used in an epoch, other ones each time until all were seen; `None`: all of the training split.
@@ -137,6 +148,8 @@ impl Default for DistilSettings {
             temperature: 4.0,
             soft_weight: 0.9,
             hard_weight: 0.1,
+            feature_weight: 0.0,
+            attention_weight: 0.0,
             weight_decay: 1e-4,
             samples: None,
             batch_norm: BatchNorm::Frozen,
@@ -147,7 +160,16 @@ impl Default for DistilSettings {
     }
 }
 
+fn is_zero(weight: &f32) -> bool {
+    *weight == 0.0
+}
+
 impl DistilSettings {
+    /// Whether features within the networks count.
+    pub fn matches_features(&self) -> bool {
+        self.feature_weight > 0.0 || self.attention_weight > 0.0
+    }
+
     /// Epochs that are really trained.
     pub fn trained_epochs(&self) -> usize {
         self.stop_after.map_or(self.epochs, |n| n.min(self.epochs))
@@ -158,6 +180,10 @@ impl DistilSettings {
         let positive = |v: f64| v.is_finite() && v > 0.0;
         let not_negative = |v: f64| v.is_finite() && v >= 0.0;
         let (soft, hard) = (f64::from(self.soft_weight), f64::from(self.hard_weight));
+        let within = [
+            ("feature_weight", f64::from(self.feature_weight)),
+            ("attention_weight", f64::from(self.attention_weight)),
+        ];
         let statistics = match self.batch_norm {
             BatchNorm::Batch { freeze_at, .. } if !(positive(freeze_at) && freeze_at <= 1.0) => {
                 Some(format!(
@@ -207,8 +233,15 @@ impl DistilSettings {
             format!("average is {kept}: what an old average counts is above 0 and below 1")
         } else if !positive(f64::from(self.temperature)) {
             format!("temperature is {}: it must be above 0", self.temperature)
-        } else if !not_negative(soft) || !not_negative(hard) || soft + hard == 0.0 {
-            format!("soft_weight {soft} and hard_weight {hard} must not be negative, nor both 0")
+        } else if let Some((name, value)) = within.iter().find(|(_, v)| !not_negative(*v)) {
+            format!("{name} is {value}: a weight must not be negative")
+        } else if !not_negative(soft)
+            || !not_negative(hard)
+            || soft + hard == 0.0 && !self.matches_features()
+        {
+            format!(
+                "soft_weight {soft} and hard_weight {hard} must not be negative, nor both 0 where no features are matched"
+            )
         } else if !not_negative(self.weight_decay) {
             format!(
                 "weight_decay is {}: it must not be negative",
@@ -255,6 +288,21 @@ pub trait TrainObserver {
     fn checkpoint(&mut self, _checkpoint: &Checkpoint) {}
 }
 
+/// Features that were matched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatchedPair {
+    /// Values of the student and of the teacher.
+    pub student: String,
+    pub teacher: String,
+    /// Their channels.
+    pub student_width: usize,
+    pub teacher_width: usize,
+    /// Height and width, or positions.
+    pub places: Vec<usize>,
+    /// Whether a projection was trained between them.
+    pub projected: bool,
+}
+
 /// What a distillation leaves.
 #[derive(Clone, Debug)]
 pub struct Distilled {
@@ -275,6 +323,8 @@ pub struct Distilled {
     pub batch_norms: usize,
     /// Step sizes (tensors of them) that were trained.
     pub step_sizes: usize,
+    /// Features that were held against each other.
+    pub matched: Vec<MatchedPair>,
     /// Training was cancelled: `model` is the best of the epochs that were finished, a partial result.
     pub cancelled: bool,
 }

@@ -6,6 +6,7 @@ use super::{
     average::Average,
     batch::Lessons,
     checkpoint::{Position, changed, with_weights},
+    matching::{Matching, Slopes},
     optimise::{Stepper, rate},
     order::Order,
     recover::{MOST_ROLLBACKS, RATE_CUT, Recent},
@@ -19,7 +20,7 @@ use crate::{
     graph::Graph,
 };
 use candle_core::{Device, Tensor, Var};
-use std::{ops::Range, sync::Mutex, time::Instant};
+use std::{collections::BTreeMap, ops::Range, sync::Mutex, time::Instant};
 
 /// Trains `student` against `teacher` with masks and fake quantisation held in place; leaves the best checkpoint by top-1
 /// on the search split (the start counts as one). The same seed gives the same bits whatever the number of threads.
@@ -72,6 +73,8 @@ struct Training<'a> {
     settings: &'a DistilSettings,
     cancel: &'a CancelToken,
     program: Program,
+    /// Features that are held against the teacher's, where any are.
+    matching: Option<Matching>,
     lessons: Lessons<'a>,
     /// Of the weights, where one is asked for.
     average: Option<Average>,
@@ -129,14 +132,16 @@ impl<'a> Training<'a> {
                 )));
             }
         }
-        let (program, step_sizes) = compile(&student.graph, &student, settings)?;
+        let matching = Matching::new(&student.graph, teacher, settings)?;
+        let (program, step_sizes) = compile(&student.graph, &student, settings, matching.as_ref())?;
         if program.parameters().is_empty() {
             return Err(TrainError::Settings(
                 "the model has no float weights left to train (they are packed): distil before exporting".into(),
             ));
         }
-        let teacher = if settings.soft_weight > 0.0 {
-            let table = Teacher::new(teacher, available, classes, settings.temperature)?;
+        let teacher = if settings.soft_weight > 0.0 || matching.is_some() {
+            let temperature = settings.temperature;
+            let table = Teacher::new(teacher, available, classes, temperature, matching.as_ref())?;
             Some(table)
         } else {
             None
@@ -145,16 +150,18 @@ impl<'a> Training<'a> {
             BatchNorm::Frozen => 0,
             BatchNorm::Batch { .. } => program.batch_norms(),
         };
+        let matched = matching.as_ref().map(Matching::told).unwrap_or_default();
         let samples = settings.samples.unwrap_or(available).min(available);
         let steps = |epochs: usize| (samples.div_ceil(settings.batch) * epochs) as u64;
         Ok(Self {
             data,
             settings,
             cancel,
-            stepper: Stepper::new(settings, program.parameters()),
+            stepper: Stepper::new(settings, &trained(&program, matching.as_ref())),
             lessons: Lessons::new(data, settings, teacher, seed)?,
             average: average(&program, settings)?,
             program,
+            matching,
             order: Order::new(seed, available),
             graph: student.graph.clone(),
             base: student.clone(),
@@ -176,6 +183,7 @@ impl<'a> Training<'a> {
                 rollbacks: Vec::new(),
                 batch_norms,
                 step_sizes,
+                matched,
                 cancelled: false,
             },
         })
@@ -277,7 +285,7 @@ impl<'a> Training<'a> {
     /// Where training stands, whole.
     fn position(&mut self) -> Result<Position, TrainError> {
         self.program.store(&mut self.graph)?;
-        let parameters = self.program.parameters();
+        let parameters = &trained(&self.program, self.matching.as_ref());
         let mut statistics = changed(&self.graph, &self.base.graph);
         statistics.retain(|name, _| !parameters.contains_key(name));
         let values = |(name, var): (&String, &Var)| {
@@ -347,9 +355,10 @@ impl<'a> Training<'a> {
         let Some(graph) = with_weights(&self.base.graph, &position.statistics) else {
             return Ok(false);
         };
-        (self.program, _) = compile(&graph, &self.base, self.settings)?;
+        (self.program, _) = compile(&graph, &self.base, self.settings, self.matching.as_ref())?;
         self.graph = graph;
-        for (name, var) in self.program.parameters() {
+        let parameters = trained(&self.program, self.matching.as_ref());
+        for (name, var) in &parameters {
             match position.parameters.get(name) {
                 Some(values) if values.len() == var.elem_count() => {
                     let values = Tensor::from_slice(values, var.shape(), &Device::Cpu)?;
@@ -358,10 +367,10 @@ impl<'a> Training<'a> {
                 _ => return Ok(false),
             }
         }
-        if position.parameters.len() != self.program.parameters().len() {
+        if position.parameters.len() != parameters.len() {
             return Ok(false);
         }
-        self.stepper = Stepper::new(self.settings, self.program.parameters());
+        self.stepper = Stepper::new(self.settings, &parameters);
         self.average = average(&self.program, self.settings)?;
         let averaged = match (&mut self.average, &position.average) {
             (None, None) => true,
@@ -405,9 +414,11 @@ impl<'a> Training<'a> {
 
     /// One mini-batch.
     fn train(&mut self, indices: &[usize], rate: f64) -> Result<Trained, TrainError> {
-        let lesson = self.lessons.take(indices, self.at.step, self.cancel)?;
+        let matching = self.matching.as_ref();
+        let lesson = (self.lessons).take(indices, self.at.step, matching, self.cancel)?;
+        let slopes = Slopes::default();
         let (settings, classes) = (self.settings, self.classes);
-        let shape = Mutex::new(None);
+        let (shape, own_outputs) = (Mutex::new(None), self.base.graph.outputs.len());
         let loss = |rows: Range<usize>, outputs: &[Tensor]| {
             let size = (rows.len(), classes);
             let logits = match logits(outputs, size, self.probabilities, "student") {
@@ -419,7 +430,16 @@ impl<'a> Training<'a> {
                 }
             };
             let share = rows.len() as f64 / indices.len() as f64;
-            logits.apply_op1(lesson.loss(rows, classes, settings))? * share
+            let loss = lesson.loss(rows.clone(), classes, settings);
+            let loss = (logits.apply_op1(loss)? * share)?;
+            match matching {
+                None => Ok(loss),
+                Some(matching) => {
+                    let features = outputs.get(own_outputs..).unwrap_or_default();
+                    let (taught, all) = (&lesson.features, indices.len());
+                    loss + matching.loss(features, taught, rows, all, &slopes)?
+                }
+            }
         };
         let gradients = self.program.gradients(&lesson.images, &loss, self.cancel);
         if let Some(error) = shape.into_inner().unwrap_or_else(|e| e.into_inner()) {
@@ -430,6 +450,9 @@ impl<'a> Training<'a> {
             if let BatchNorm::Batch { momentum, .. } = settings.batch_norm {
                 self.program.follow(&gradients.statistics, momentum)?;
             }
+            if let Some(matching) = matching {
+                matching.give(slopes, &mut gradients.store)?;
+            }
             self.stepper.step(rate, &mut gradients.store)?;
             if let Some(average) = &mut self.average {
                 average.follow(self.program.parameters())?;
@@ -437,7 +460,7 @@ impl<'a> Training<'a> {
         }
         Ok(Trained {
             loss: gradients.loss,
-            guess: lesson.guess(classes, settings),
+            guess: lesson.guess(classes, settings) + matching.map_or(0.0, Matching::guess),
         })
     }
 
@@ -487,7 +510,7 @@ impl<'a> Training<'a> {
 
     /// In words, a parameter that is no number any more.
     fn broken_parameter(&self) -> Result<Option<String>, TrainError> {
-        for (name, var) in self.program.parameters() {
+        for (name, var) in &trained(&self.program, self.matching.as_ref()) {
             let values = var.flatten_all()?.to_vec1::<f32>()?;
             if values.iter().any(|v| !v.is_finite()) {
                 return Ok(Some(format!("{name} is not finite")));
@@ -495,6 +518,15 @@ impl<'a> Training<'a> {
         }
         Ok(None)
     }
+}
+
+/// All that is trained: the student's parameters and, beside it, the projections of matched features.
+fn trained(program: &Program, matching: Option<&Matching>) -> BTreeMap<String, Var> {
+    let mut all = program.parameters().clone();
+    if let Some(matching) = matching {
+        all.extend(matching.projections().clone());
+    }
+    all
 }
 
 /// The average that is asked for, at its start.
@@ -509,8 +541,12 @@ fn compile(
     graph: &Graph,
     student: &Model,
     settings: &DistilSettings,
+    matching: Option<&Matching>,
 ) -> Result<(Program, usize), TrainError> {
-    let mut program = Program::compile(graph, Mode::Training)?;
+    let mut program = match matching {
+        None => Program::compile(graph, Mode::Training)?,
+        Some(matching) => Program::compile(&matching.student(graph)?, Mode::Training)?,
+    };
     for (name, mask) in &student.masks {
         // A weight that is not trained keeps its zeros by itself.
         let Some(var) = program.parameters().get(name) else {

@@ -1,6 +1,10 @@
 //! The teacher's outputs: computed once a training sample where inputs are not augmented, and so never change.
 
-use super::{TrainError, loss::log_softmax};
+use super::{
+    TrainError,
+    loss::log_softmax,
+    matching::{Matching, Taught},
+};
 use crate::{
     exec::{CancelToken, Mode, NoTaps, Program},
     graph::Graph,
@@ -41,9 +45,20 @@ pub(super) fn logits(
 /// Most bytes of outputs that are kept; what goes beyond is computed again each time.
 const KEPT: usize = 512 << 20;
 
+/// What the teacher says of a mini-batch.
+#[derive(Default)]
+pub(super) struct Said {
+    /// At the temperature.
+    pub probabilities: Vec<f32>,
+    /// By matched pair.
+    pub features: Vec<Taught>,
+}
+
 /// Per-sample probabilities of the training split, filled in as batches ask for them.
 pub(super) struct Teacher {
     program: Program,
+    /// Its own outputs; those behind them are features.
+    outputs: usize,
     probabilities: bool,
     classes: usize,
     temperature: f32,
@@ -59,9 +74,15 @@ impl Teacher {
         samples: usize,
         classes: usize,
         temperature: f32,
+        matching: Option<&Matching>,
     ) -> Result<Self, TrainError> {
+        let program = match matching {
+            None => Program::compile(graph, Mode::Inference)?,
+            Some(matching) => Program::compile(&matching.teacher(graph)?, Mode::Inference)?,
+        };
         Ok(Self {
-            program: Program::compile(graph, Mode::Inference)?,
+            program,
+            outputs: graph.outputs.len(),
             probabilities: graph.ends_in_softmax(),
             classes,
             temperature,
@@ -85,7 +106,7 @@ impl Teacher {
         if found.len() == indices.len() * self.classes {
             return Ok(found);
         }
-        let fresh = self.fresh(indices, images, cancel)?;
+        let fresh = self.fresh(indices, images, None, cancel)?.probabilities;
         for (index, row) in indices.iter().zip(fresh.chunks_exact(self.classes)) {
             if self.room > 0 && self.rows[*index].is_empty() {
                 self.rows[*index] = row.into();
@@ -95,13 +116,14 @@ impl Teacher {
         Ok(fresh)
     }
 
-    /// As [`Teacher::probabilities`], computed now and not kept: for augmented images.
+    /// As [`Teacher::probabilities`], computed now and not kept: for augmented images, and with features.
     pub fn fresh(
         &self,
         indices: &[usize],
         images: &Tensor,
+        matching: Option<&Matching>,
         cancel: &CancelToken,
-    ) -> Result<Vec<f32>, TrainError> {
+    ) -> Result<Said, TrainError> {
         let outputs = self
             .program
             .run(std::slice::from_ref(images), &mut NoTaps, cancel)?;
@@ -118,6 +140,13 @@ impl Teacher {
             log_softmax(&row, self.temperature, &mut scratch);
             all.extend(scratch.iter().map(|v| v.exp() as f32));
         }
-        Ok(all)
+        let features = match (matching, outputs.get(self.outputs..)) {
+            (Some(matching), Some(features)) => matching.taught(features, indices.len())?,
+            _ => Vec::new(),
+        };
+        Ok(Said {
+            probabilities: all,
+            features,
+        })
     }
 }

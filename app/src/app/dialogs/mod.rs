@@ -382,6 +382,10 @@ impl Dialogs {
         let settings = self.distil.clone();
         let reason = if settings.soft_weight + settings.hard_weight <= 0.0 {
             Some("One of the two losses needs a weight above 0".to_owned())
+        } else if settings.hard_weight > 0.0
+            && !state.has_labels(limbeck_engine::data::SplitName::Training)
+        {
+            Some("The training samples have no labels: set the hard loss weight to 0".to_owned())
         } else {
             Command::StartDistil(settings.clone()).enabled(state).err()
         };

@@ -145,9 +145,10 @@ impl Session {
         let Some(named) = found else { return };
         let metrics = &point.metrics;
         let mut line = format!(
-            "{} on {}: top-1 {} %",
+            "{} on {}: {} {} %",
             named.name,
             split_label(metrics.split),
+            metrics.top1_name(),
             number::points_with_interval(metrics.top1.value, metrics.top1.ci),
         );
         if let Some(drop) = &metrics.drop {

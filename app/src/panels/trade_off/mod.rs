@@ -131,8 +131,9 @@ fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {
         let room = ui.available_rect_before_wrap();
         let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 24.0), Sense::hover());
         let label = format!(
-            "{}: top-1 {summary}, {}",
+            "{}: {} {summary}, {}",
             point.name,
+            point.point.metrics.top1_name(),
             point.point.metrics.origin()
         );
         response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &label));
@@ -236,7 +237,8 @@ fn plot(ui: &mut Ui, size: Vec2, state: &State, out: &mut Commands) {
         PlotAxis::Size => "stored size, kB (log)",
         PlotAxis::Macs => "MACs a sample, million (log)",
     };
-    let y_label = format!("top-1 on {}, %", split_label(state.view.split));
+    let what = state.judged_by(state.view.split);
+    let y_label = format!("{what} on {}, %", split_label(state.view.split));
     let caption = |text: String| RichText::new(text).font(theme::mono_small()).color(t.muted);
     let hints_x = AxisHints::new_x()
         .label(caption(x_label.to_owned()))

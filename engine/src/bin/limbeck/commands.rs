@@ -76,7 +76,13 @@ pub fn inspect(a: &args::Inspect) -> Result<Report, Stop> {
         let splits: Vec<String> = data
             .sizes
             .iter()
-            .map(|(s, n)| format!("{s} {}", thousands(*n as u64)))
+            .map(|(s, n)| {
+                let labels = match data.unlabelled.contains(s) {
+                    true => " without labels",
+                    false => "",
+                };
+                format!("{s} {}{labels}", thousands(*n as u64))
+            })
             .collect();
         let _ = writeln!(
             out,

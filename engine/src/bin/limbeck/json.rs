@@ -64,6 +64,7 @@ pub fn metrics(m: &Metrics, classes: &[String]) -> Value {
         "split": m.split.name(),
         "provenance": if m.simulated.is_some() { "simulated" } else { "measured" },
         "at": m.simulated,
+        "labels": if m.unlabelled { "original" } else { "data" },
         "top1": estimate(&m.top1),
         "top5": estimate(&m.top5),
         "cross_entropy": estimate(&m.cross_entropy),
@@ -88,6 +89,7 @@ pub fn data(info: &DatasetInfo) -> Value {
     json!({
         "name": info.name,
         "classes": info.classes.len(),
+        "unlabelled": info.unlabelled.iter().map(|s| s.name()).collect::<Vec<_>>(),
         "splits": info.sizes.iter().map(|(s, n)| (s.name().to_owned(), json!(n))).collect::<Value>(),
         "sample_shape": info.sample_shape,
         "sha256": info.sha256,

@@ -84,9 +84,12 @@ pub fn metrics(m: &Metrics, whose: &str) -> String {
         thousands(m.top1.n),
         m.split.name()
     );
+    let ce = &m.cross_entropy;
+    if m.unlabelled {
+        return out + &unlabelled(m);
+    }
     let _ = writeln!(out, "  top-1          {}", percent(&m.top1));
     let _ = writeln!(out, "  top-5          {}", percent(&m.top5));
-    let ce = &m.cross_entropy;
     let _ = writeln!(
         out,
         "  cross-entropy  {:.4} nats (95 % interval {:.4} to {:.4})",
@@ -108,6 +111,39 @@ pub fn metrics(m: &Metrics, whose: &str) -> String {
             out,
             "  agreement      {} of the labels are the original's",
             percent(agreement)
+        );
+    }
+    out
+}
+
+/// What can be said without labels.
+fn unlabelled(m: &Metrics) -> String {
+    let mut out = String::from(
+        "  no labels      the original's classes stand for them; accuracy is not known\n",
+    );
+    let _ = writeln!(
+        out,
+        "  agreement      {} of the classes are the original's",
+        percent(&m.top1)
+    );
+    let _ = writeln!(
+        out,
+        "  among five     {}: the original's class is among the five best",
+        percent(&m.top5)
+    );
+    let ce = &m.cross_entropy;
+    let _ = writeln!(
+        out,
+        "  cross-entropy  {:.4} nats of the original's classes (95 % interval {:.4} to {:.4})",
+        ce.value, ce.ci[0], ce.ci[1]
+    );
+    if let Some(drop) = &m.drop {
+        let _ = writeln!(
+            out,
+            "  changed        {:.2} % of the classes (95 % interval {:.2} to {:.2}): no more accuracy than that can be lost",
+            drop.drop * 100.0,
+            drop.ci[0] * 100.0,
+            drop.ci[1] * 100.0
         );
     }
     out
@@ -135,7 +171,14 @@ pub fn classes(m: &Metrics, names: &[String]) -> String {
     table(
         &[
             ("  class", false),
-            ("top-1 %", true),
+            (
+                if m.unlabelled {
+                    "agreement %"
+                } else {
+                    "top-1 %"
+                },
+                true,
+            ),
             ("from", true),
             ("to", true),
             ("n", true),

@@ -64,7 +64,7 @@ pub(super) fn moments(
             return Err(ExecError::Cancelled.into());
         }
         taps.chunk = Some(chunk);
-        let images = chunk.read(data)?.images;
+        let images = chunk.images(data)?;
         program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
     }
     let mut found = vec![Vec::new(); watched.len()];

@@ -226,7 +226,7 @@ pub(super) fn correct(
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = chunk.read(data)?.images;
+        let images = chunk.images(data)?;
         before.run(std::slice::from_ref(&images), &mut means, context.cancel)?;
         shift.wanted.clone_from(&means.found);
         after.run(std::slice::from_ref(&images), &mut shift, context.cancel)?;

@@ -222,7 +222,7 @@ pub(super) fn activations(
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = chunk.read(data)?.images;
+        let images = chunk.images(data)?;
         taps.chunk = Some(chunk);
         program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
     }

@@ -126,7 +126,7 @@ pub(super) fn reestimate(
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let images = chunk.read(data)?.images;
+        let images = chunk.images(data)?;
         program.run(std::slice::from_ref(&images), &mut taps, context.cancel)?;
     }
     let norms = taps.norms;

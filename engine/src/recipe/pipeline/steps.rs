@@ -12,6 +12,7 @@ use crate::{
         Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
         calibrate_layers,
     },
+    data::SplitName,
     graph::LayerId,
     recipe::{
         PipelineError, ResolvedStep, Session, checkpoints::Stand, files::sha256, low_rank::heirs,
@@ -279,7 +280,7 @@ impl<'a> Work<'a> {
             }
         }?;
         stand.accounts.push(Account {
-            pass: training_words(settings, &distilled),
+            pass: training_words(settings, &distilled, data.has_labels(SplitName::Search)),
             entries: Vec::new(),
         });
         stand.model = distilled.model;

@@ -7,7 +7,15 @@ use crate::{
 use std::fmt::Write;
 
 /// What training did, in words: it has no account by layer.
-pub(super) fn training_words(settings: &DistilSettings, distilled: &Distilled) -> String {
+pub(super) fn training_words(
+    settings: &DistilSettings,
+    distilled: &Distilled,
+    labelled: bool,
+) -> String {
+    let judged = match labelled {
+        true => "top-1",
+        false => "agreement with the original (no labels)",
+    };
     let top1 = |e: Option<Estimate>| {
         e.map_or("unknown".to_owned(), |e| {
             format!("{:.2} % (n = {})", e.value * 100.0, e.n)
@@ -31,8 +39,25 @@ pub(super) fn training_words(settings: &DistilSettings, distilled: &Distilled) -
         }
         (true, n) => format!("; step sizes of {n} weights learned"),
     };
+    let mut within = String::new();
+    for (at, pair) in distilled.matched.iter().enumerate() {
+        let begin = if at == 0 {
+            "; features matched: "
+        } else {
+            ", "
+        };
+        let how = match pair.projected {
+            true => ", projected",
+            false => "",
+        };
+        let _ = write!(
+            within,
+            "{begin}{} with the original's {} ({} and {} channels{how})",
+            pair.student, pair.teacher, pair.student_width, pair.teacher_width
+        );
+    }
     let mut words = format!(
-        "distil: kept the state after epoch {} of {}; top-1 on the search split {} before, {} after{norms}{steps}",
+        "distil: kept the state after epoch {} of {}; {judged} on the search split {} before, {} after{norms}{steps}{within}",
         distilled.best_epoch,
         settings.epochs,
         top1(distilled.start),

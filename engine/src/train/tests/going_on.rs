@@ -60,7 +60,7 @@ fn masked(quantised: bool) -> Model {
     student
 }
 
-fn check_every_checkpoint(student: &Model, settings: &DistilSettings) -> Distilled {
+pub fn check_every_checkpoint(student: &Model, settings: &DistilSettings) -> Distilled {
     let (_folder, data) = task(if settings.augment { AUGMENTED } else { SPLITS });
     let teacher = net(1, Variant::default());
     let token = CancelToken::default();

@@ -1,6 +1,8 @@
 //! Training small networks for real, and the arithmetic of losses and schedules.
 
+mod features;
 mod going_on;
+mod label_free;
 mod net;
 mod quantised;
 mod taking;
@@ -413,6 +415,7 @@ fn the_loss_and_its_gradient() {
     let logits = [[1.0f32, -0.5, 0.3], [0.2, 2.0, -1.0]];
     let teacher = vec![0.7f32, 0.2, 0.1, 0.0, 0.9, 0.1];
     let loss = |soft: f32, hard: f32, t: f32| DistilLoss {
+        samples: 2,
         classes: 3,
         teacher: teacher.clone(),
         labels: vec![2, 1],
