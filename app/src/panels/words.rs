@@ -371,6 +371,12 @@ pub fn steps(steps: &[Step]) -> String {
                 }
                 _ => "prune by layer".into(),
             },
+            Step::Cluster(step) => match step.default {
+                Choice::Set(values) if step.layers.is_empty() => {
+                    format!("share {values} values")
+                }
+                _ => "share values by layer".into(),
+            },
             Step::Quantize(step) => match step.default {
                 Choice::Set(precision) if step.layers.is_empty() => {
                     format!("quantise to {}", precision_label(precision))

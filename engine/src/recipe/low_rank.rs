@@ -112,6 +112,7 @@ impl ResolvedStep {
     pub(super) fn inherit(&mut self, heirs: &[(&Layer, LayerId)]) {
         match self {
             Self::Prune(layers) => values(layers, heirs),
+            Self::Cluster { layers, .. } => values(layers, heirs),
             Self::Quantize { layers, .. } => values(layers, heirs),
             Self::PruneChannels { layers, .. } => values(layers, heirs),
             Self::LowRank { layers, .. } => values(layers, heirs),

@@ -3,6 +3,7 @@
 
 mod channels;
 mod checkpoints;
+mod cluster;
 mod confirm;
 mod errors;
 mod files;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
+pub use cluster::ClusterStep;
 pub use confirm::{Confirmed, RuntimeQuestion, confirm, confirm_bytes};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
@@ -72,6 +74,7 @@ pub enum Step {
     FoldBatchNorm,
     PruneChannels(PruneChannelsStep),
     LowRank(LowRankStep),
+    Cluster(ClusterStep),
     Prune(PruneStep),
     Equalize(EqualizeStep),
     Quantize(QuantizeStep),

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, Energy, GptqSettings, LayerSetting,
+        AdaRoundSettings, Amount, ChannelSettings, Codebooks, Energy, GptqSettings, LayerSetting,
         LowRankSettings, OnLayers, Precision, QuantScheme, Ratio, ScaleSearchSettings,
         SmoothQuantSettings,
     },
@@ -33,6 +33,10 @@ pub enum ResolvedStep {
         layers: BTreeMap<LayerId, Option<Energy>>,
     },
     Prune(BTreeMap<LayerId, Ratio>),
+    Cluster {
+        codebooks: Codebooks,
+        layers: BTreeMap<LayerId, usize>,
+    },
     Quantize {
         scheme: QuantScheme,
         layers: BTreeMap<LayerId, Precision>,
@@ -104,6 +108,14 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                 ResolvedStep::LowRank {
                     settings: step.settings(),
                     layers: layers.collect(),
+                }
+            }
+            Step::Cluster(step) => {
+                let chosen = apply("Cluster", &step.default, &step.layers, layers, &earlier)?;
+                earlier.extend(step.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::Cluster {
+                    codebooks: step.codebooks,
+                    layers: chosen,
                 }
             }
             Step::Equalize(s) => {

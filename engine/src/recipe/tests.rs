@@ -1,3 +1,4 @@
+mod cluster;
 mod low_rank;
 mod targets;
 

@@ -14,6 +14,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     goals(&recipe.goals)?;
     let mut channels = 0;
     let mut low_ranks = 0;
+    let mut clusters = 0;
     let mut prunes = 0;
     let mut quantizes = 0;
     let mut folds = 0;
@@ -101,6 +102,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .check()
                     .map_err(|e| RecipeError::new(format!("Quantize: {e}")).at(here))?;
             }
+            Step::Cluster(_) => clusters += 1,
             // Their order is looked at below, all steps in view.
             Step::Equalize(_)
             | Step::SmoothQuant(_)
@@ -111,9 +113,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if channels + low_ranks + prunes + quantizes == 0 {
+                if channels + low_ranks + prunes + quantizes + clusters == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune or Quantize",
+                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune, Cluster or Quantize",
                     )
                     .at(here));
                 }
@@ -135,6 +137,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             }
         }
     }
+    super::cluster::validate(recipe)?;
     super::methods::validate(recipe)
 }
 

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, ByLayer, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank, MagnitudePrune,
-        Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
+        Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
+        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
         calibrate_layers,
     },
     graph::LayerId,
@@ -112,6 +112,13 @@ impl<'a> Work<'a> {
                     ratios: ratios.clone(),
                 };
                 self.pass(&pass, ["pruning", "pruned"], cost, stand)
+            }
+            ResolvedStep::Cluster { codebooks, layers } => {
+                let pass = Cluster {
+                    codebooks: *codebooks,
+                    layers: layers.clone(),
+                };
+                self.pass(&pass, ["clustering", "values shared"], cost, stand)
             }
             ResolvedStep::Quantize { scheme, layers } => {
                 self.observer.progress(self.done, self.total, "calibrating");
