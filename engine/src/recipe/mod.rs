@@ -50,8 +50,8 @@ pub use verdict::{GoalVerdict, judge, overall};
 
 use crate::{
     compress::{
-        AdaRoundSettings, GptqSettings, Precision, QuantScheme, Ratio, ScaleSearchSettings,
-        SmoothQuantSettings,
+        AdaRoundSettings, GptqSettings, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
+        ScaleSearchSettings, SmoothQuantSettings,
     },
     train::DistilSettings,
 };
@@ -92,6 +92,11 @@ pub struct PruneStep {
     pub default: Choice<Ratio>,
     #[serde(default)]
     pub layers: Vec<Rule<Ratio>>,
+    #[serde(default, skip_serializing_if = "Pattern::is_unstructured")]
+    pub pattern: Pattern,
+    /// Left out: at once. Otherwise by the `Distil` behind it, which holds the timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<PruneSchedule>,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -8,8 +8,8 @@ use super::{
 use crate::{
     compress::{
         AdaRoundSettings, Amount, ChannelSettings, Codebooks, Energy, GptqSettings, LayerSetting,
-        LowRankSettings, OnLayers, Precision, QuantScheme, Ratio, ScaleSearchSettings,
-        SmoothQuantSettings,
+        LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
+        ScaleSearchSettings, SmoothQuantSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -32,7 +32,11 @@ pub enum ResolvedStep {
         settings: LowRankSettings,
         layers: BTreeMap<LayerId, Option<Energy>>,
     },
-    Prune(BTreeMap<LayerId, Ratio>),
+    Prune {
+        pattern: Pattern,
+        schedule: Option<PruneSchedule>,
+        layers: BTreeMap<LayerId, Ratio>,
+    },
     Cluster {
         codebooks: Codebooks,
         layers: BTreeMap<LayerId, usize>,
@@ -159,7 +163,11 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                         setting.sparsity = *ratio;
                     }
                 }
-                ResolvedStep::Prune(chosen)
+                ResolvedStep::Prune {
+                    pattern: prune.pattern,
+                    schedule: prune.schedule,
+                    layers: chosen,
+                }
             }
             Step::Quantize(quantize) => {
                 let chosen = apply(

@@ -1,4 +1,5 @@
 mod cluster;
+mod gradual;
 mod low_rank;
 mod targets;
 

@@ -297,6 +297,7 @@ fn shared_values_are_left_alone() {
         assert!(reason.contains("share values already"), "{reason}");
         let prune = MagnitudePrune {
             ratios: BTreeMap::from([(id("product"), Ratio(0.5))]),
+            ..MagnitudePrune::default()
         };
         let (_, account) = apply(&prune, shared.clone());
         refused(&account, "product");

@@ -17,7 +17,7 @@ impl Work<'_> {
     pub(super) fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
             ResolvedStep::FoldBatchNorm
-            | ResolvedStep::Prune(_)
+            | ResolvedStep::Prune { .. }
             | ResolvedStep::Cluster { .. }
             | ResolvedStep::Equalize(_) => 0,
             // Scored and taken statistics of, where either is asked for; a gradient costs about three inferences.

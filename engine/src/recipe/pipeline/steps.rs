@@ -107,9 +107,15 @@ impl<'a> Work<'a> {
                 };
                 self.pass(&pass, ["choosing ranks", "layers taken apart"], cost, stand)
             }
-            ResolvedStep::Prune(ratios) => {
+            ResolvedStep::Prune {
+                pattern,
+                schedule,
+                layers,
+            } => {
                 let pass = MagnitudePrune {
-                    ratios: ratios.clone(),
+                    ratios: layers.clone(),
+                    pattern: *pattern,
+                    schedule: *schedule,
                 };
                 self.pass(&pass, ["pruning", "pruned"], cost, stand)
             }

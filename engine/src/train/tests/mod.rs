@@ -1,6 +1,7 @@
 //! Training small networks for real, and the arithmetic of losses and schedules.
 
 mod going_on;
+mod gradual;
 mod net;
 mod quantised;
 mod taking;
