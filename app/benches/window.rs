@@ -166,6 +166,8 @@ fn session() -> Session {
             Step::Prune(PruneStep {
                 default: Choice::Keep,
                 layers: rules((i % 89) as f32 / 100.0),
+                pattern: Default::default(),
+                schedule: None,
             }),
         ];
         let top1 = 0.70 + (i * 104_729 % 20_011) as f64 / 20_011.0 * 0.23;

@@ -162,6 +162,8 @@ fn recipe(folder: &Folder, training: bool) -> Recipe {
         Step::Prune(PruneStep {
             default: Choice::Set(Ratio(0.5)),
             layers: Vec::new(),
+            pattern: Default::default(),
+            schedule: None,
         }),
         Step::Quantize(QuantizeStep {
             default: Choice::Set(Precision::Int8),

@@ -38,9 +38,9 @@ fn prepare(dir: &Path) -> PathBuf {
     fs::write(dir.join("task.ron"), task).expect("writes");
     let recipe = r#"(version: 1, model: "fashion-resnet.onnx", task: "task.ron", seed: 3, steps: [
         PruneChannels(amount: macs(0.4), criterion: l1, round_to: 8),
-        Distil(epochs: 3, batch: 16, rate: 0.002, samples: 112),
         FoldBatchNorm,
-        Prune(default: set(0.3)),
+        Prune(default: set(0.5), pattern: groups(4), schedule: cubic(end: 2.5, updates: 6)),
+        Distil(epochs: 3, batch: 16, rate: 0.002, samples: 112),
         Quantize(default: set(int8), scheme: (samples: 64)),
         Distil(epochs: 2, batch: 16, rate: 0.001, samples: 80, optimizer: sgd),
     ])"#;

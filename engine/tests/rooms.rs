@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("eval", &["exec", "data"]),
     ("measure", &["graph", "formats"]),
     ("confirm", &["exec", "data", "eval", "measure"]),
-    ("compress", &["graph", "exec", "eval"]),
+    ("compress", &["graph", "exec", "eval", "measure"]),
     ("target", &["compress", "eval"]),
     ("train", &["exec", "data", "eval", "compress"]),
     ("sensitivity", &["compress", "eval"]),

@@ -149,6 +149,28 @@ fn what_is_predicted_of_the_sample_is_what_the_runtime_gives() {
     assert_eq!(c.predictions.len(), 300);
 }
 
+/// Weights that share values, of 4 and of 8 bits, by layer and by channel: the runtime gathers the same weights, optimisations off and on.
+#[test]
+fn shared_values_are_gathered_by_the_runtime() {
+    let Some(runtime) = runtime() else { return };
+    let task = sample("task.ron");
+    let session = Session::open(&sample("fashion-resnet.onnx"), Some(&task)).expect("opens");
+    let data = session.data.as_ref().expect("data");
+    for (values, codebooks) in [(16, "per_layer"), (60, "per_layer"), (8, "per_channel")] {
+        let steps = format!(
+            "FoldBatchNorm, Prune(default: set(0.3)), Cluster(default: set({values}), codebooks: {codebooks})"
+        );
+        let bytes = export(&session, &steps);
+        let both = [Optimizations::Off, Optimizations::On];
+        let c = ask(&runtime, &bytes, data, 300, &both);
+        assert_agrees(&steps, &c, 0);
+        for run in &c.runs {
+            assert_eq!(run.same_labels, 300, "{steps}: {run:?}");
+            assert!(run.largest_difference < 1e-3, "{steps}: {run:?}");
+        }
+    }
+}
+
 /// A network of two products and its data, in a folder.
 fn products(dir: &Path) -> (PathBuf, PathBuf) {
     let mut graph = Graph {

@@ -6,7 +6,7 @@ use crate::{
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Amount, Granularity, LayerSetting, RankBy},
+    compress::{Amount, Granularity, LayerSetting, Pattern, RankBy},
     data::SplitName,
     graph::LayerId,
     recipe::{Choice, Step},
@@ -373,11 +373,27 @@ pub fn steps(steps: &[Step]) -> String {
                 }
                 (RankBy::Energy, _) => "low rank".into(),
             },
-            Step::Prune(step) => match step.default {
-                Choice::Set(ratio) if step.layers.is_empty() => {
-                    format!("prune {:.0} %", ratio.0 * 100.0)
+            Step::Prune(step) => {
+                let mut words = match (&step.default, step.pattern) {
+                    (Choice::Set(ratio), Pattern::Groups(group)) if step.layers.is_empty() => {
+                        let left = group as f32 * (1.0 - ratio.0);
+                        format!("prune to {left:.0}:{group}")
+                    }
+                    (Choice::Set(ratio), Pattern::Unstructured) if step.layers.is_empty() => {
+                        format!("prune {:.0} %", ratio.0 * 100.0)
+                    }
+                    _ => "prune by layer".to_owned(),
+                };
+                if step.schedule.is_some() {
+                    words.push_str(" while training");
                 }
-                _ => "prune by layer".into(),
+                words
+            }
+            Step::Cluster(step) => match step.default {
+                Choice::Set(values) if step.layers.is_empty() => {
+                    format!("share {values} values")
+                }
+                _ => "share values by layer".into(),
             },
             Step::Quantize(step) => match step.default {
                 Choice::Set(precision) if step.layers.is_empty() => {

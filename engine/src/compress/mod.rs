@@ -4,14 +4,17 @@ mod adaround;
 mod bias;
 mod calibrate;
 mod chunks;
+mod cluster;
 mod equalise;
 mod fold;
 mod gptq;
+mod gradual;
 mod histogram;
 mod inspect;
 mod layerwise;
 mod low_rank;
 mod pack;
+mod pattern;
 mod plan;
 mod precision;
 mod prune;
@@ -31,14 +34,17 @@ mod zero_points;
 pub use adaround::{AdaRound, AdaRoundSettings};
 pub use bias::CorrectBias;
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
+pub use cluster::{Cluster, Codebooks};
 pub use equalise::Equalize;
 pub(crate) use fold::{folded_at, folded_outline};
 pub use gptq::{Gptq, GptqSettings};
+pub use gradual::{Gradual, PruneSchedule};
 pub use histogram::{ActivationQuant, Histogram};
 pub(crate) use inspect::plain_weights;
 pub use inspect::{LayerInspection, inspect_layer};
 pub use low_rank::{Energy, EnergyOf, KernelSplit, LOW_RANK, LowRank, LowRankSettings, RankBy};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
+pub use pattern::{Pattern, PruneTarget};
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
 pub use scale_search::{ScaleSearchSettings, SequentialMse};
 pub use smooth::{SmoothQuant, SmoothQuantSettings};
@@ -250,6 +256,8 @@ pub struct Model {
     pub masks: BTreeMap<String, Vec<bool>>,
     /// Float weights from before their codes were chosen ([`AdaRound`], [`Gptq`]), by value name.
     pub originals: BTreeMap<String, Original>,
+    /// What the next training is to prune.
+    pub gradual: Option<Gradual>,
 }
 
 /// A weight as it was before its codes were chosen.
@@ -267,6 +275,7 @@ impl Model {
             graph,
             masks: BTreeMap::new(),
             originals: BTreeMap::new(),
+            gradual: None,
         }
     }
 }
@@ -379,9 +388,13 @@ pub struct OnLayers<S> {
 
 /// Folds inference batch norms into the convolution or Gemm before them.
 pub struct FoldBatchNorm;
-/// Sets the smallest weights of each layer to zero (magnitude, unstructured) and masks them.
+/// Sets the smallest weights of each layer, or of each group of them, to zero and masks them: at once, or leaves that to the next training.
+#[derive(Clone, Debug, Default)]
 pub struct MagnitudePrune {
     pub ratios: BTreeMap<LayerId, Ratio>,
+    pub pattern: Pattern,
+    /// `None`: at once.
+    pub schedule: Option<PruneSchedule>,
 }
 /// Post-training quantisation of chosen layers.
 pub struct Quantize {

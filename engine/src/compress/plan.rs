@@ -53,6 +53,7 @@ pub fn pruner(settings: &BTreeMap<LayerId, LayerSetting>) -> MagnitudePrune {
             .filter(|(_, s)| s.sparsity.0 != 0.0)
             .map(|(l, s)| (l.clone(), s.sparsity))
             .collect(),
+        ..MagnitudePrune::default()
     }
 }
 

@@ -1,7 +1,10 @@
-//! Unstructured magnitude pruning (Han et al. 2015): the smallest weights of a layer become zero and stay masked.
+//! Magnitude pruning (Han et al. 2015): the smallest weights of a layer, or of each group of N:M sparsity, become zero and stay masked; at once or
+//! while the network trains.
 
 use super::{
-    Account, AccountEntry, CompressError, MagnitudePrune, Model, Outcome, Pass, PassContext, Ratio,
+    Account, AccountEntry, CompressError, Gradual, MagnitudePrune, Model, Outcome, Pass,
+    PassContext, Pattern, PruneTarget, Ratio,
+    pattern::reduction_axis,
     wiring::{WeightForm, Wiring, float_weight, weight_form},
 };
 use crate::graph::{Layer, LayerId, TensorData};
@@ -113,12 +116,17 @@ impl Pass for MagnitudePrune {
     ) -> Result<(Model, Account), CompressError> {
         let layers = model.graph.layers();
         check_known(&layers, self.ratios.keys())?;
+        if let Some(schedule) = &self.schedule {
+            schedule.check().map_err(CompressError::Invalid)?;
+        }
         for (layer, ratio) in &self.ratios {
-            ratio.check().map_err(|message| CompressError::Layer {
+            let checked = self.pattern.check(*ratio);
+            checked.map_err(|message| CompressError::Layer {
                 message,
                 layer: layer.0.to_string(),
             })?;
         }
+        let mut later = BTreeMap::new();
         let wiring = Wiring::of(&model.graph);
         let mut done: BTreeMap<u32, LayerId> = BTreeMap::new();
         let mut entries = Vec::with_capacity(layers.len());
@@ -136,8 +144,12 @@ impl Pass for MagnitudePrune {
                         Err(reason) => Outcome::NotDone(reason),
                         Ok(weights) => {
                             done.insert(layer.weight.0, layer.id.clone());
-                            let ratio = self.ratios.get(&layer.id).copied().unwrap_or_default();
-                            Outcome::Done(prune(&mut model, layer, &weights, ratio)?)
+                            match self.target(&model, layer) {
+                                Err(reason) => Outcome::NotDone(reason),
+                                Ok(target) => Outcome::Done(
+                                    self.prune(&mut model, layer, &weights, target, &mut later)?,
+                                ),
+                            }
                         }
                     },
                 },
@@ -147,11 +159,17 @@ impl Pass for MagnitudePrune {
                 outcome,
             });
         }
-        let account = Account {
-            pass: self.name().to_owned(),
-            entries,
+        if let Some(schedule) = self.schedule.filter(|_| !later.is_empty()) {
+            model.gradual = Some(Gradual {
+                schedule,
+                weights: later,
+            });
+        }
+        let pass = match &self.schedule {
+            None => self.name().to_owned(),
+            Some(schedule) => format!("{}, {}", self.name(), schedule.words()),
         };
-        Ok((model, account))
+        Ok((model, Account { pass, entries }))
     }
 }
 
@@ -184,6 +202,15 @@ impl MagnitudePrune {
                 ratio.0
             ));
         }
+        if let Some(other) = layers.iter().find(|other| {
+            let apart = reduction_axis(other) != reduction_axis(layer);
+            other.weight == layer.weight && apart && !self.pattern.is_unstructured()
+        }) {
+            return Some(format!(
+                "it shares its weight with {}, which sums over another axis",
+                other.id.0
+            ));
+        }
         // Only straight readers count: Quantize, Cast and the layers themselves.
         let foreign = wiring.consumers(layer.weight).iter().find(|&&index| {
             let reader = &model.graph.nodes[index];
@@ -202,31 +229,59 @@ impl MagnitudePrune {
     }
 }
 
-fn prune(
-    model: &mut Model,
-    layer: &Layer,
-    weights: &[f32],
-    ratio: Ratio,
-) -> Result<String, CompressError> {
-    if weights.iter().any(|w| !w.is_finite()) {
-        return Err(CompressError::Layer {
-            message: "its weights hold NaN or infinite values: they have no order of magnitude"
-                .to_owned(),
-            layer: layer.id.0.to_string(),
-        });
+impl MagnitudePrune {
+    /// What goes of a layer's weight, or why nothing does.
+    fn target(&self, model: &Model, layer: &Layer) -> Result<PruneTarget, String> {
+        Ok(PruneTarget {
+            ratio: self.ratios.get(&layer.id).copied().unwrap_or_default(),
+            lanes: self
+                .pattern
+                .lanes(layer, &model.graph.node(layer.node).op)?,
+        })
     }
-    let value = &mut model.graph.values[layer.weight.0 as usize];
-    let count = ratio.count_of(weights.len());
-    let mask = magnitude_mask(
-        weights,
-        count,
-        model.masks.get(&value.name).map(Vec::as_slice),
-    );
-    value.data = Some(TensorData::from_f32(
-        &layer.weight_shape,
-        &masked(weights, &mask),
-    ));
-    let zeros = mask.iter().filter(|kept| !**kept).count();
-    model.masks.insert(value.name.clone(), mask);
-    Ok(format!("{zeros} of {} weights set to 0", weights.len()))
+
+    /// Masks a weight, or puts it among those that are to be masked `later`.
+    fn prune(
+        &self,
+        model: &mut Model,
+        layer: &Layer,
+        weights: &[f32],
+        target: PruneTarget,
+        later: &mut BTreeMap<String, PruneTarget>,
+    ) -> Result<String, CompressError> {
+        if weights.iter().any(|w| !w.is_finite()) {
+            return Err(CompressError::Layer {
+                message: "its weights hold NaN or infinite values: they have no order of magnitude"
+                    .to_owned(),
+                layer: layer.id.0.to_string(),
+            });
+        }
+        let groups = match self.pattern {
+            Pattern::Unstructured => String::new(),
+            Pattern::Groups(group) => {
+                let gone = f64::from(target.ratio.0) * group as f64;
+                format!(", {:.0}:{group} along its inputs", group as f64 - gone)
+            }
+        };
+        let value = &mut model.graph.values[layer.weight.0 as usize];
+        let old = model.masks.get(&value.name).map(Vec::as_slice);
+        let mask = target.mask(target.ratio, weights, old);
+        let zeros = mask.iter().filter(|kept| !**kept).count();
+        if self.schedule.is_some() {
+            later.insert(value.name.clone(), target);
+            return Ok(format!(
+                "{zeros} of {} weights are to go while it trains{groups}",
+                weights.len()
+            ));
+        }
+        value.data = Some(TensorData::from_f32(
+            &layer.weight_shape,
+            &masked(weights, &mask),
+        ));
+        model.masks.insert(value.name.clone(), mask);
+        Ok(format!(
+            "{zeros} of {} weights set to 0{groups}",
+            weights.len()
+        ))
+    }
 }

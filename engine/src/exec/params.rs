@@ -1,11 +1,11 @@
 //! Which values of a graph are trained.
 
 use super::{constants::Constants, fuse::Step, program::Scheduled};
-use crate::graph::{BinaryOp, ElementType, Graph, Op, ValueId};
+use crate::graph::{BinaryOp, ElementType, Graph, Op, SharedValues, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Float weights of the graph: Conv, ConvTranspose, Gemm and MatMul weights and biases, scale and shift of the
-/// normalisations, PRelu slopes; found through quantise–dequantise pairs, casts and re-arrangements.
+/// normalisations, PRelu slopes; found through quantise–dequantise pairs, casts and re-arrangements, and lists of values that weights share.
 pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
     let mut producer = vec![None; graph.values.len()];
     for (i, n) in graph.nodes.iter().enumerate() {
@@ -29,6 +29,10 @@ pub(super) fn trainable(graph: &Graph) -> BTreeSet<ValueId> {
                 return (d.element == ElementType::F32).then_some(v);
             }
             let n = made_by(v)?;
+            // Values that weights share: the list is trained, by the sums of their gradients.
+            if let Some(shared) = SharedValues::read_by(graph, n, made_by) {
+                return Some(shared.codebook);
+            }
             let through = matches!(
                 n.op,
                 Op::QuantizeLinear { .. }

@@ -1,6 +1,6 @@
 //! The layers a user sees: nodes with a weight of their own.
 
-use super::{Graph, Layer, LayerId, Node, NodeId, Op, ValueId};
+use super::{Graph, Layer, LayerId, Node, NodeId, Op, SharedValues, ValueId};
 
 impl Graph {
     /// Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a constant, in the graph's order. Shapes of
@@ -28,7 +28,7 @@ impl Graph {
     }
 
     /// The constant that `value` comes from through QuantizeLinear, DequantizeLinear, Cast and Identity: itself
-    /// where it is one.
+    /// where it is one. Of a weight that shares values, the codes.
     pub fn constant_behind(&self, value: ValueId) -> Option<ValueId> {
         constant_behind(self, &self.producers(), value)
     }
@@ -53,6 +53,14 @@ fn constant_behind(
             | Op::Identity => {}
             // Of codes, held to fewer bits than their type has.
             Op::Clip if dequantised => {}
+            // Values that weights share: their codes stand for the weight.
+            Op::Gather { axis: 0 } => {
+                let made_by = |id: ValueId| {
+                    let node = (*producers.get(id.0 as usize)?)?;
+                    Some(graph.node(node))
+                };
+                return SharedValues::read_by(graph, node, made_by).map(|shared| shared.codes);
+            }
             _ => return None,
         }
         dequantised |= matches!(node.op, Op::DequantizeLinear { .. });

@@ -9,6 +9,7 @@ mod layers;
 mod mapped;
 mod op;
 mod op_info;
+mod shared;
 mod tensor;
 
 pub(crate) use edit::topological;
@@ -17,6 +18,7 @@ pub use error::GraphError;
 pub(crate) use mapped::map;
 pub use op::*;
 pub use op_info::CAPTURES;
+pub use shared::SharedValues;
 pub use tensor::{ElementType, TensorData, checked_len};
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -90,7 +92,8 @@ pub struct Layer {
     pub node: NodeId,
     /// `Conv`, `ConvTranspose`, `Gemm` or `MatMul`.
     pub op: &'static str,
-    /// The float weight, found through QuantizeLinear/DequantizeLinear/Cast where they stand before it.
+    /// The float weight, found through QuantizeLinear/DequantizeLinear/Cast where they stand before it; the codes of one that shares
+    /// values ([`SharedValues`]).
     pub weight: ValueId,
     pub bias: Option<ValueId>,
     pub input: ValueId,

@@ -434,6 +434,8 @@ fn a_measurement_comes_between_two_mini_batches_and_the_training_loses_nothing()
             Step::Prune(PruneStep {
                 default: Choice::Set(Ratio(0.25)),
                 layers: Vec::new(),
+                pattern: Default::default(),
+                schedule: None,
             }),
             Step::Quantize(QuantizeStep {
                 default: Choice::Set(precision),

@@ -2,9 +2,12 @@
 //! zeros and bit widths would need) and runtime (bytes of weights in memory while running). `runtime/`: what a deployment runtime
 //! gives. Uses `graph` and `formats`.
 
+mod coded;
 pub mod runtime;
 #[cfg(test)]
 mod tests;
+
+pub use coded::{coded_bytes, entropy_bits};
 
 use crate::{
     formats::onnx::{self, FormatError},
@@ -32,9 +35,11 @@ pub struct Bytes(pub u64);
 pub struct Sizes {
     /// Bytes of the exported ONNX file.
     pub stored: Bytes,
-    /// Non-zero weights at their bit width plus a one-bit mask where a tensor is sparse, plus scales and the rest.
+    /// Non-zero weights at their bit width plus a one-bit mask where a tensor is sparse, plus scales and the rest. Codes of weights that
+    /// share values as [`coded_bytes`] counts them, where that is less.
     pub theoretical: Bytes,
-    /// Bytes of weights a runtime holds that keeps them as stored; masked zeros save nothing here.
+    /// Bytes of weights a runtime holds that keeps them as stored; masked zeros save nothing here. Weights that share values count as the
+    /// floats that a runtime gathers them into on loading, with their codebook.
     pub runtime: Bytes,
     /// Trainable parameters: weights and biases of layers, scales and shifts of norms, slopes, embeddings. Statistics of batch
     /// norms, quantisation scales and shape constants are none.
@@ -50,7 +55,10 @@ pub struct Sizes {
 /// # Errors
 /// Those of encoding the graph as ONNX.
 pub fn sizes(graph: &Graph) -> Result<Sizes, FormatError> {
-    count(graph, zeros)
+    count(graph, zeros, |data| {
+        let codes: Vec<u8> = data.to_i64_vec().iter().map(|c| *c as u8).collect();
+        coded_bytes(&codes)
+    })
 }
 
 /// As [`sizes`] without looking at any weight: none of them counts as zero.
@@ -58,7 +66,7 @@ pub fn sizes(graph: &Graph) -> Result<Sizes, FormatError> {
 /// # Errors
 /// Those of encoding the graph as ONNX.
 pub fn dense_sizes(graph: &Graph) -> Result<Sizes, FormatError> {
-    count(graph, |_, _| 0)
+    count(graph, |_, _| 0, |data| data.bytes.len() as u64)
 }
 
 /// Bytes of the file that the graph would be written to. Looks at no weight.
@@ -72,9 +80,14 @@ pub fn stored(graph: &Graph) -> Result<Bytes, FormatError> {
 fn count(
     graph: &Graph,
     zeros: impl Fn(&TensorData, Option<&ZeroPoints>) -> u64,
+    coded: impl Fn(&TensorData) -> u64,
 ) -> Result<Sizes, FormatError> {
     let stored = onnx::encoded_len(graph)?;
-    let zero_points = zero_points(graph);
+    let codes = coded::codes(graph);
+    let mut zero_points = zero_points(graph);
+    for (id, zero) in &codes {
+        zero_points.insert(*id, ZeroPoints::same(*zero));
+    }
     let layers = graph.layers();
     let weights: BTreeSet<ValueId> = layers.iter().map(|layer| layer.weight).collect();
     let mut parameters = parameters(graph);
@@ -89,7 +102,11 @@ fn count(
     for (index, value) in graph.values.iter().enumerate() {
         let Some(data) = &value.data else { continue };
         let id = ValueId(index as u32);
-        runtime += data.bytes.len() as u64;
+        // Weights that share values are gathered into floats when the model is loaded.
+        runtime += match codes.contains_key(&id) {
+            true => 4 * data.len() as u64,
+            false => data.bytes.len() as u64,
+        };
         if !parameters.contains(&id) {
             continue;
         }
@@ -102,7 +119,11 @@ fn count(
         if weights.contains(&id) {
             let bits = data.element.bits() as u64;
             let sparse = (nonzero * bits).div_ceil(8) + elements.div_ceil(8);
-            theoretical -= (data.bytes.len() as u64).saturating_sub(sparse);
+            let ideal = match codes.contains_key(&id) {
+                true => sparse.min(coded(data)),
+                false => sparse,
+            };
+            theoretical -= (data.bytes.len() as u64).saturating_sub(ideal);
         }
     }
     Ok(Sizes {
@@ -155,6 +176,16 @@ struct ZeroPoints {
 }
 
 impl ZeroPoints {
+    /// One for all elements.
+    fn same(point: i64) -> Self {
+        Self {
+            points: vec![point],
+            inner: usize::MAX,
+            block: 0,
+            extent: 1,
+        }
+    }
+
     /// The code of zero for element `i`.
     fn of(&self, i: usize) -> i64 {
         let (outer, along) = (i / self.inner / self.extent, i / self.inner % self.extent);

@@ -4,7 +4,7 @@ use super::{
     PipelineError, Recipe, RecipeError, Session, from_ron, read_text, to_ron, write_atomic,
 };
 use crate::{
-    compress::{Account, Model, Original},
+    compress::{Account, Gradual, Model, Original},
     data::SplitName,
     exec::CancelToken,
     graph::{ElementType, Graph, TensorData},
@@ -182,6 +182,8 @@ struct ModelText {
     masks: Vec<(String, usize)>,
     /// Name, whether the codes are bound to them, blob.
     originals: Vec<(String, bool, usize)>,
+    #[serde(default)]
+    gradual: Option<Gradual>,
 }
 
 impl ModelText {
@@ -210,12 +212,14 @@ impl ModelText {
                 .iter()
                 .map(|(name, o)| (name.clone(), o.bound, blobs.put(floats(&o.weights))))
                 .collect(),
+            gradual: model.gradual.clone(),
         }
     }
 
     /// `None` where the pieces do not fit.
     fn read(self, blobs: &Blobs) -> Option<Model> {
         let mut model = Model::new(self.graph);
+        model.gradual = self.gradual;
         for (index, element, shape, blob) in self.data {
             let tensor = TensorData::new(element, shape, blobs.get(blob)?.clone()).ok()?;
             model.graph.values.get_mut(index)?.data = Some(tensor);

@@ -111,7 +111,8 @@ impl ResolvedStep {
     /// Asks of each new layer what is asked of the one it is a factor of.
     pub(super) fn inherit(&mut self, heirs: &[(&Layer, LayerId)]) {
         match self {
-            Self::Prune(layers) => values(layers, heirs),
+            Self::Prune { layers, .. } => values(layers, heirs),
+            Self::Cluster { layers, .. } => values(layers, heirs),
             Self::Quantize { layers, .. } => values(layers, heirs),
             Self::PruneChannels { layers, .. } => values(layers, heirs),
             Self::LowRank { layers, .. } => values(layers, heirs),

@@ -3,6 +3,7 @@
 
 mod channels;
 mod checkpoints;
+mod cluster;
 mod confirm;
 mod errors;
 mod files;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
+pub use cluster::ClusterStep;
 pub use confirm::{Confirmed, RuntimeQuestion, confirm, confirm_bytes};
 pub use errors::PipelineError;
 pub use files::{relative_to, sha256, sha256_file, write_atomic};
@@ -48,8 +50,8 @@ pub use verdict::{GoalVerdict, judge, overall};
 
 use crate::{
     compress::{
-        AdaRoundSettings, GptqSettings, Precision, QuantScheme, Ratio, ScaleSearchSettings,
-        SmoothQuantSettings,
+        AdaRoundSettings, GptqSettings, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
+        ScaleSearchSettings, SmoothQuantSettings,
     },
     train::DistilSettings,
 };
@@ -72,6 +74,7 @@ pub enum Step {
     FoldBatchNorm,
     PruneChannels(PruneChannelsStep),
     LowRank(LowRankStep),
+    Cluster(ClusterStep),
     Prune(PruneStep),
     Equalize(EqualizeStep),
     Quantize(QuantizeStep),
@@ -89,6 +92,11 @@ pub struct PruneStep {
     pub default: Choice<Ratio>,
     #[serde(default)]
     pub layers: Vec<Rule<Ratio>>,
+    #[serde(default, skip_serializing_if = "Pattern::is_unstructured")]
+    pub pattern: Pattern,
+    /// Left out: at once. Otherwise by the `Distil` behind it, which holds the timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<PruneSchedule>,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]

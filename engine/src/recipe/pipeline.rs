@@ -147,10 +147,16 @@ pub fn judge_built(
 }
 
 impl Recipe {
-    /// The same recipe without its training steps: what an interactive measurement carries out.
+    /// The same recipe without its training steps: what an interactive measurement carries out. What would be pruned while training is
+    /// pruned at once.
     pub fn without_training(&self) -> Self {
         let mut recipe = self.clone();
         recipe.steps.retain(|s| !matches!(s, Step::Distil(_)));
+        for step in &mut recipe.steps {
+            if let Step::Prune(prune) = step {
+                prune.schedule = None;
+            }
+        }
         recipe
     }
 
@@ -162,6 +168,10 @@ impl Recipe {
             .position(|s| matches!(s, Step::Distil(_)))?;
         let mut recipe = self.clone();
         recipe.steps.truncate(first);
+        // Nothing is pruned yet where the training is to do it.
+        if matches!(recipe.steps.last(), Some(Step::Prune(prune)) if prune.schedule.is_some()) {
+            recipe.steps.pop();
+        }
         Some(recipe)
     }
 

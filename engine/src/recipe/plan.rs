@@ -4,7 +4,7 @@ use super::{
     Choice, Goal, PruneChannelsStep, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe, Rule, Step,
 };
 use crate::{
-    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{LayerSetting, Pattern, Precision, QuantScheme, Ratio},
     graph::LayerId,
     search::LayerFacts,
     train::DistilSettings,
@@ -60,7 +60,12 @@ impl Recipe {
                     ..PruneChannelsStep::default()
                 }));
             } else {
-                steps.push(Step::Prune(PruneStep { default, layers }));
+                steps.push(Step::Prune(PruneStep {
+                    default,
+                    layers,
+                    pattern: Pattern::Unstructured,
+                    schedule: None,
+                }));
             }
         }
         if precisions.iter().any(|(_, p)| *p != Precision::Fp32) {

@@ -7,9 +7,9 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, Energy, GptqSettings, LayerSetting,
-        LowRankSettings, OnLayers, Precision, QuantScheme, Ratio, ScaleSearchSettings,
-        SmoothQuantSettings,
+        AdaRoundSettings, Amount, ChannelSettings, Codebooks, Energy, GptqSettings, LayerSetting,
+        LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
+        ScaleSearchSettings, SmoothQuantSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -32,7 +32,15 @@ pub enum ResolvedStep {
         settings: LowRankSettings,
         layers: BTreeMap<LayerId, Option<Energy>>,
     },
-    Prune(BTreeMap<LayerId, Ratio>),
+    Prune {
+        pattern: Pattern,
+        schedule: Option<PruneSchedule>,
+        layers: BTreeMap<LayerId, Ratio>,
+    },
+    Cluster {
+        codebooks: Codebooks,
+        layers: BTreeMap<LayerId, usize>,
+    },
     Quantize {
         scheme: QuantScheme,
         layers: BTreeMap<LayerId, Precision>,
@@ -106,6 +114,14 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                     layers: layers.collect(),
                 }
             }
+            Step::Cluster(step) => {
+                let chosen = apply("Cluster", &step.default, &step.layers, layers, &earlier)?;
+                earlier.extend(step.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::Cluster {
+                    codebooks: step.codebooks,
+                    layers: chosen,
+                }
+            }
             Step::Equalize(s) => {
                 let chosen = toggled("Equalize", s.default, &s.layers, layers, &earlier)?;
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
@@ -147,7 +163,11 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                         setting.sparsity = *ratio;
                     }
                 }
-                ResolvedStep::Prune(chosen)
+                ResolvedStep::Prune {
+                    pattern: prune.pattern,
+                    schedule: prune.schedule,
+                    layers: chosen,
+                }
             }
             Step::Quantize(quantize) => {
                 let chosen = apply(

@@ -1,4 +1,6 @@
+mod cluster;
 mod features;
+mod gradual;
 mod label_free;
 mod low_rank;
 mod targets;

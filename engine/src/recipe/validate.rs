@@ -1,7 +1,9 @@
 //! What a recipe may say, beyond its types: order of steps, ranges of numbers, goals.
 
-use super::{Choice, Goal, Recipe, RecipeError, Step, channels::refuse, low_rank, text::Anchor};
-use crate::compress::Ratio;
+use super::{
+    Choice, Goal, PruneStep, Recipe, RecipeError, Step, channels::refuse, low_rank, text::Anchor,
+};
+use crate::compress::{PruneSchedule, Ratio};
 
 /// The schema this engine reads and writes.
 pub const RECIPE_VERSION: u32 = 1;
@@ -14,6 +16,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     goals(&recipe.goals)?;
     let mut channels = 0;
     let mut low_ranks = 0;
+    let mut clusters = 0;
     let mut prunes = 0;
     let mut quantizes = 0;
     let mut folds = 0;
@@ -79,12 +82,15 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .at(here));
                 }
                 if let Choice::Set(r) = &prune.default {
-                    ratio(*r, "default", here)?;
+                    ratio(prune, *r, "default", here.clone())?;
                 }
                 for rule in &prune.layers {
                     if let Choice::Set(r) = &rule.1 {
-                        ratio(*r, &rule.0, Anchor::Literal(rule.0.clone(), 0))?;
+                        ratio(prune, *r, &rule.0, Anchor::Literal(rule.0.clone(), 0))?;
                     }
+                }
+                if let Some(schedule) = &prune.schedule {
+                    timeline(schedule, recipe.steps.get(index + 1)).map_err(|e| e.at(here))?;
                 }
             }
             Step::Quantize(quantize) => {
@@ -101,6 +107,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .check()
                     .map_err(|e| RecipeError::new(format!("Quantize: {e}")).at(here))?;
             }
+            Step::Cluster(_) => clusters += 1,
             // Their order is looked at below, all steps in view.
             Step::Equalize(_)
             | Step::SmoothQuant(_)
@@ -111,9 +118,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if channels + low_ranks + prunes + quantizes == 0 {
+                if channels + low_ranks + prunes + quantizes + clusters == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune or Quantize",
+                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune, Cluster or Quantize",
                     )
                     .at(here));
                 }
@@ -135,6 +142,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             }
         }
     }
+    super::cluster::validate(recipe)?;
     super::methods::validate(recipe)
 }
 
@@ -146,9 +154,30 @@ pub(super) fn version(found: u32) -> RecipeError {
     .at(Anchor::Word("version", 0))
 }
 
-fn ratio(value: Ratio, whose: &str, anchor: Anchor) -> Result<(), RecipeError> {
-    value
+/// A schedule needs the training that it is laid over, right behind it and long enough.
+fn timeline(schedule: &PruneSchedule, next: Option<&Step>) -> Result<(), RecipeError> {
+    schedule
         .check()
+        .map_err(|e| RecipeError::new(format!("Prune: {e}")))?;
+    let Some(Step::Distil(training)) = next else {
+        return Err(RecipeError::new(
+            "Prune: its schedule counts the epochs of the training behind it: put Distil right behind it, or leave `schedule` out",
+        ));
+    };
+    if schedule.end() > training.trained_epochs() as f64 {
+        return Err(RecipeError::new(format!(
+            "Prune: its schedule ends at epoch {}, but the Distil behind it trains {} epochs",
+            schedule.end(),
+            training.trained_epochs()
+        )));
+    }
+    Ok(())
+}
+
+fn ratio(prune: &PruneStep, value: Ratio, whose: &str, anchor: Anchor) -> Result<(), RecipeError> {
+    prune
+        .pattern
+        .check(value)
         .map_err(|e| RecipeError::new(format!("Prune: `{whose}`: {e}")).at(anchor))
 }
 

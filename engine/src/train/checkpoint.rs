@@ -1,7 +1,8 @@
 //! Where training stands, whole enough to go on from with the same bits, and how that is written.
 
 use super::{
-    Rollback, TrainPoint, optimise::Moments, order::OrderState, recover::Recent, stored::Blobs,
+    Rollback, TrainPoint, gradual::Masks, optimise::Moments, order::OrderState, recover::Recent,
+    stored::Blobs,
 };
 use crate::{
     eval::Estimate,
@@ -32,6 +33,8 @@ pub(super) struct Position {
     /// Steps and values of the weights' moving average, where one is taken.
     pub average: Option<(u64, BTreeMap<String, Vec<f32>>)>,
     pub recent: Recent,
+    /// Of weights that are pruned while training.
+    pub masks: Masks,
 }
 
 /// A training that was interrupted: pass it to [`super::resume`] with the same model, teacher, data, settings and seed.
@@ -124,6 +127,8 @@ struct PositionText {
     moment_steps: u64,
     moments: Vec<(String, usize, usize)>,
     recent: Recent,
+    #[serde(default)]
+    masks: Vec<(String, usize)>,
 }
 
 /// A tensor by its name, the number of the blob that holds it last.
@@ -168,6 +173,20 @@ fn named_read(text: &[(String, usize)], blobs: &Blobs) -> Option<BTreeMap<String
     text.iter().map(read).collect()
 }
 
+fn masks_text(masks: &Masks, blobs: &mut Blobs) -> Vec<(String, usize)> {
+    let bytes = |mask: &[bool]| mask.iter().map(|kept| u8::from(*kept)).collect();
+    let text = |(name, mask): (&String, &Vec<bool>)| (name.clone(), blobs.put(bytes(mask)));
+    masks.iter().map(text).collect()
+}
+
+fn masks_read(text: &[(String, usize)], blobs: &Blobs) -> Option<Masks> {
+    let read = |(name, blob): &(String, usize)| {
+        let mask = blobs.get(*blob)?.iter().map(|kept| *kept != 0);
+        Some((name.clone(), mask.collect()))
+    };
+    text.iter().map(read).collect()
+}
+
 fn numbers(values: impl Iterator<Item = u32>) -> Bytes {
     values.flat_map(u32::to_le_bytes).collect()
 }
@@ -208,6 +227,7 @@ impl PositionText {
                 })
                 .collect(),
             recent: position.recent.clone(),
+            masks: masks_text(&position.masks, blobs),
         }
     }
 
@@ -238,6 +258,7 @@ impl PositionText {
                 of: self.moments.iter().map(moment).collect::<Option<_>>()?,
             },
             recent: self.recent.clone(),
+            masks: masks_read(&self.masks, blobs)?,
         })
     }
 }

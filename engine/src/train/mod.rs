@@ -3,6 +3,7 @@
 mod average;
 mod batch;
 mod checkpoint;
+mod gradual;
 mod hint;
 mod loss;
 mod matching;
@@ -306,11 +307,13 @@ pub struct MatchedPair {
 /// What a distillation leaves.
 #[derive(Clone, Debug)]
 pub struct Distilled {
-    /// The best checkpoint by top-1 on the search split (equal ones: by cross-entropy); the start counts as one.
+    /// The best checkpoint by top-1 on the search split (equal ones: by cross-entropy); the start counts as one. Where weights are pruned while
+    /// training, those count whose masks are final.
     pub model: Model,
     /// Epochs that had been trained when the best checkpoint was taken; 0: the start.
     pub best_epoch: usize,
-    /// Top-1 on the search split of the start and of `model`; `None` when cancelled before the start was judged.
+    /// Top-1 on the search split of the start and of `model`; `None` when cancelled before the start was judged. `best` also when cancelled before
+    /// masks that grow were final.
     pub start: Option<Estimate>,
     pub best: Option<Estimate>,
     /// One point a mini-batch.
@@ -325,6 +328,8 @@ pub struct Distilled {
     pub step_sizes: usize,
     /// Features that were held against each other.
     pub matched: Vec<MatchedPair>,
+    /// How many weights were pruned while training, of how many; `None` where that was not asked for.
+    pub pruned: Option<(u64, u64)>,
     /// Training was cancelled: `model` is the best of the epochs that were finished, a partial result.
     pub cancelled: bool,
 }

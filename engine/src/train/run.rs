@@ -6,6 +6,7 @@ use super::{
     average::Average,
     batch::Lessons,
     checkpoint::{Position, changed, with_weights},
+    gradual::{Gradual, lay},
     matching::{Matching, Slopes},
     optimise::{Stepper, rate},
     order::Order,
@@ -78,6 +79,7 @@ struct Training<'a> {
     lessons: Lessons<'a>,
     /// Of the weights, where one is asked for.
     average: Option<Average>,
+    gradual: Option<Gradual>,
     stepper: Stepper,
     order: Order,
     /// The student as it came.
@@ -152,6 +154,20 @@ impl<'a> Training<'a> {
         };
         let matched = matching.as_ref().map(Matching::told).unwrap_or_default();
         let samples = settings.samples.unwrap_or(available).min(available);
+        let gradual = match &student.gradual {
+            None => None,
+            Some(plan) if plan.schedule.end() > settings.trained_epochs() as f64 => {
+                return Err(TrainError::Settings(format!(
+                    "weights are to be pruned until epoch {}, but only {} epochs are trained",
+                    plan.schedule.end(),
+                    settings.trained_epochs()
+                )));
+            }
+            Some(plan) => {
+                let batches = samples.div_ceil(settings.batch);
+                Some(Gradual::new(plan, &student.masks, &program, batches)?)
+            }
+        };
         let steps = |epochs: usize| (samples.div_ceil(settings.batch) * epochs) as u64;
         Ok(Self {
             data,
@@ -160,6 +176,7 @@ impl<'a> Training<'a> {
             stepper: Stepper::new(settings, &trained(&program, matching.as_ref())),
             lessons: Lessons::new(data, settings, teacher, seed)?,
             average: average(&program, settings)?,
+            gradual,
             program,
             matching,
             order: Order::new(seed, available),
@@ -184,6 +201,7 @@ impl<'a> Training<'a> {
                 batch_norms,
                 step_sizes,
                 matched,
+                pruned: None,
                 cancelled: false,
             },
         })
@@ -192,6 +210,16 @@ impl<'a> Training<'a> {
     fn finish(mut self, observer: &mut dyn TrainObserver) -> Result<Distilled, TrainError> {
         let ran = self.run(observer);
         self.done.epochs = self.at.epoch;
+        if let Some(gradual) = self.gradual.as_ref().filter(|_| self.done.best_epoch > 0) {
+            let all = || gradual.masks.values().flatten();
+            self.done.pruned = Some((
+                all().filter(|kept| !**kept).count() as u64,
+                all().count() as u64,
+            ));
+            // The best is one of those with the final masks.
+            self.done.model.masks.extend(gradual.masks.clone());
+            self.done.model.gradual = None;
+        }
         match ran {
             Ok(()) => Ok(self.done),
             Err(error) if error.is_cancelled() => {
@@ -234,6 +262,9 @@ impl<'a> Training<'a> {
             let seconds = began.elapsed().as_secs_f64();
             self.at.step += 1;
             self.at.batch += 1;
+            if let Some(gradual) = &mut self.gradual {
+                gradual.follow(&mut self.program, self.at.step)?;
+            }
             let ended = self.at.batch == batches;
             let mut wrong = self.at.recent.add(trained.loss, trained.guess);
             if wrong.is_none() && ended {
@@ -274,7 +305,14 @@ impl<'a> Training<'a> {
     /// No better state came for as many epochs as are borne with.
     fn out_of_patience(&self) -> bool {
         let waited = self.at.epoch - self.done.best_epoch;
-        self.at.batch == 0 && self.settings.patience.is_some_and(|most| waited >= most)
+        self.at.batch == 0
+            && self.counts()
+            && self.settings.patience.is_some_and(|most| waited >= most)
+    }
+
+    /// Whether states of the network are candidates: not those that are still to be pruned.
+    fn counts(&self) -> bool {
+        self.gradual.as_ref().is_none_or(Gradual::is_done)
     }
 
     /// What is left of the rate after going back as often as it was done.
@@ -301,6 +339,10 @@ impl<'a> Training<'a> {
             statistics,
             moments: self.stepper.moments(),
             average: self.average.as_ref().map(|a| (a.steps, a.of.clone())),
+            masks: self
+                .gradual
+                .as_ref()
+                .map_or_else(Default::default, |g| g.masks.clone()),
             ..self.at.clone()
         })
     }
@@ -368,6 +410,13 @@ impl<'a> Training<'a> {
             }
         }
         if position.parameters.len() != parameters.len() {
+            return Ok(false);
+        }
+        let masked = match &mut self.gradual {
+            None => position.masks.is_empty(),
+            Some(gradual) => gradual.restore(&mut self.program, &position.masks, position.step)?,
+        };
+        if !masked {
             return Ok(false);
         }
         self.stepper = Stepper::new(self.settings, &parameters);
@@ -496,9 +545,10 @@ impl<'a> Training<'a> {
         }
         let metrics = evaluation?.metrics(None);
         let (top1, loss) = (metrics.top1, metrics.cross_entropy.value);
-        let better = self.done.best.is_none_or(|best| {
-            top1.value > best.value || (top1.value == best.value && loss < self.best_loss)
-        });
+        let better = self.counts()
+            && self.done.best.is_none_or(|best| {
+                top1.value > best.value || (top1.value == best.value && loss < self.best_loss)
+            });
         if better {
             self.best_loss = loss;
             self.done.best = Some(top1);
@@ -549,19 +599,7 @@ fn compile(
     };
     for (name, mask) in &student.masks {
         // A weight that is not trained keeps its zeros by itself.
-        let Some(var) = program.parameters().get(name) else {
-            continue;
-        };
-        if mask.len() != var.elem_count() {
-            return Err(TrainError::Settings(format!(
-                "the mask of {name} has {} elements, its weight {}",
-                mask.len(),
-                var.elem_count()
-            )));
-        }
-        let values: Vec<f32> = mask.iter().map(|kept| f32::from(u8::from(*kept))).collect();
-        let mask = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
-        program.set_mask(name, mask)?;
+        lay(&mut program, name, mask)?;
     }
     let step_sizes = if settings.learned_step_sizes {
         program.learn_step_sizes(graph)?

@@ -197,7 +197,7 @@ pub fn sizes(s: &Sizes) -> String {
     );
     let _ = writeln!(
         out,
-        "  theoretical    {} for an ideal coder of zeros and bit widths",
+        "  theoretical    {} for an ideal coder of zeros and bit widths (shared values: Huffman)",
         bytes(s.theoretical.0)
     );
     let _ = writeln!(

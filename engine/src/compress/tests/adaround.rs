@@ -34,7 +34,12 @@ pub(super) fn start(
     };
     let (model, _) = FoldBatchNorm.apply(classifier(seed), &context).unwrap();
     let ratios = [(id("second"), Ratio(0.25))].into();
-    let (model, _) = MagnitudePrune { ratios }.apply(model, &context).unwrap();
+    let (model, _) = MagnitudePrune {
+        ratios,
+        ..MagnitudePrune::default()
+    }
+    .apply(model, &context)
+    .unwrap();
     let quantise = Quantize {
         scheme: QuantScheme {
             weight_symmetry,

@@ -370,6 +370,7 @@ fn factors_can_be_quantised_and_pruned_ones_stay() {
     close(&float, &outputs(&packed), 0.05);
     let prune = MagnitudePrune {
         ratios: BTreeMap::from([(id("second"), Ratio(0.5))]),
+        ..MagnitudePrune::default()
     };
     let (pruned, _) = apply(&prune, model);
     let (_, account) = apply_new(

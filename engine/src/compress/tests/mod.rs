@@ -2,6 +2,7 @@ mod adaround;
 mod bias;
 mod calibrate;
 mod chosen;
+mod cluster;
 mod equalise;
 mod fold;
 mod low_rank;

@@ -16,7 +16,10 @@ const TRAIN_COST: u64 = 4;
 impl Work<'_> {
     pub(super) fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
-            ResolvedStep::FoldBatchNorm | ResolvedStep::Prune(_) | ResolvedStep::Equalize(_) => 0,
+            ResolvedStep::FoldBatchNorm
+            | ResolvedStep::Prune { .. }
+            | ResolvedStep::Cluster { .. }
+            | ResolvedStep::Equalize(_) => 0,
             // Scored and taken statistics of, where either is asked for; a gradient costs about three inferences.
             ResolvedStep::PruneChannels { settings, .. } => {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);

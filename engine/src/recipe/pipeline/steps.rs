@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, ByLayer, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank, MagnitudePrune,
-        Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
+        Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
+        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
         calibrate_layers,
     },
     data::SplitName,
@@ -108,11 +108,24 @@ impl<'a> Work<'a> {
                 };
                 self.pass(&pass, ["choosing ranks", "layers taken apart"], cost, stand)
             }
-            ResolvedStep::Prune(ratios) => {
+            ResolvedStep::Prune {
+                pattern,
+                schedule,
+                layers,
+            } => {
                 let pass = MagnitudePrune {
-                    ratios: ratios.clone(),
+                    ratios: layers.clone(),
+                    pattern: *pattern,
+                    schedule: *schedule,
                 };
                 self.pass(&pass, ["pruning", "pruned"], cost, stand)
+            }
+            ResolvedStep::Cluster { codebooks, layers } => {
+                let pass = Cluster {
+                    codebooks: *codebooks,
+                    layers: layers.clone(),
+                };
+                self.pass(&pass, ["clustering", "values shared"], cost, stand)
             }
             ResolvedStep::Quantize { scheme, layers } => {
                 self.observer.progress(self.done, self.total, "calibrating");

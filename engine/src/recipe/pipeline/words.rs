@@ -64,6 +64,9 @@ pub(super) fn training_words(
         top1(distilled.best)
     );
     // Writing to a string cannot fail.
+    if let Some((gone, of)) = distilled.pruned {
+        let _ = write!(words, "; {gone} of {of} weights pruned on the way");
+    }
     if let Some(patience) = settings.patience
         && distilled.epochs < settings.trained_epochs()
         && !distilled.cancelled

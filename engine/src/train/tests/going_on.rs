@@ -2,7 +2,10 @@
 
 use super::net::AUGMENTED;
 use super::*;
+use crate::compress::{MagnitudePrune, Pass, Pattern, PruneSchedule, Ratio, testkit::with_context};
+use crate::graph::LayerId;
 use crate::train::{Blobs, Checkpoint, CheckpointText, decode, encode, resume};
+use std::collections::BTreeMap;
 
 /// Keeps what was to be kept, as it would be read from a file.
 #[derive(Default)]
@@ -43,6 +46,7 @@ fn bits(done: &Distilled) -> impl PartialEq + std::fmt::Debug {
         weights(&done.model.graph),
         points,
         (done.best_epoch, done.best, done.start, done.epochs),
+        (done.model.masks.clone(), done.pruned),
         done.rollbacks.clone(),
     )
 }
@@ -117,6 +121,62 @@ fn going_on_keeps_velocities_and_statistics_of_batch_norms() {
     };
     let done = check_every_checkpoint(&masked(false), &settings);
     assert!(done.best_epoch > 0 && done.batch_norms == 2);
+}
+
+/// A student that is to lose `ratio` of its second convolution while it trains, in groups of 2.
+fn gradual(ratio: f32, schedule: PruneSchedule) -> Model {
+    let pass = MagnitudePrune {
+        ratios: BTreeMap::from([(LayerId("second".into()), Ratio(ratio))]),
+        pattern: Pattern::Groups(2),
+        schedule: Some(schedule),
+    };
+    let student = model(net(4, Variant::default()));
+    with_context(|c| pass.apply(student, c)).unwrap().0
+}
+
+#[test]
+fn going_on_keeps_masks_that_are_still_growing() {
+    let settings = DistilSettings {
+        samples: Some(150),
+        epochs: 4,
+        average: Some(0.9),
+        ..settings()
+    };
+    // 5 mini-batches an epoch: updates at 4, 8, 11, 15 of 20; groups of 2 lose their one at the last.
+    let cubic = PruneSchedule::Cubic {
+        begin: 0.0,
+        end: 3.0,
+        updates: 4,
+    };
+    let done = check_every_checkpoint(&gradual(0.5, cubic), &settings);
+    let all = 6 * 6 * 9;
+    assert_eq!(done.pruned, Some((all / 2, all)));
+    assert!(done.best_epoch >= 3, "{}", done.best_epoch);
+    let weights = weight(&done.model.graph, "second.weight");
+    let mask = &done.model.masks["second.weight"];
+    for (i, w) in weights.iter().enumerate() {
+        assert_eq!(*w != 0.0, mask[i], "{i}");
+        // Inputs are 9 elements apart: one of two neighbours stays.
+        let other = if i / 9 % 2 == 0 { i + 9 } else { i - 9 };
+        assert_ne!(mask[i], mask[other], "{i}");
+    }
+    assert_eq!(done.model.gradual, None);
+}
+
+#[test]
+fn going_back_takes_grown_masks_back_too() {
+    let iterative = PruneSchedule::Iterative {
+        begin: 0.0,
+        end: 3.0,
+        rounds: 3,
+    };
+    let done = check_every_checkpoint(&gradual(0.5, iterative), &too_high());
+    assert!(!done.rollbacks.is_empty(), "{:?}", done.rollbacks);
+    let zeros = weight(&done.model.graph, "second.weight")
+        .iter()
+        .filter(|w| **w == 0.0)
+        .count();
+    assert_eq!(zeros, 6 * 6 * 9 / 2);
 }
 
 /// A rate that is far too high: the losses rise above all bounds, and a part of it is well borne.

@@ -2,6 +2,7 @@
 
 mod features;
 mod going_on;
+mod gradual;
 mod label_free;
 mod net;
 mod quantised;
