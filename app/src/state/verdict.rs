@@ -190,7 +190,7 @@ fn status(judged: GoalVerdict) -> GoalStatus {
             (ci[1] - ci[0]) / 2.0
         ),
         None if judged.measured.is_finite() => format!("{} {unit}", kilobytes(judged.measured)),
-        None => "the original is not measured".into(),
+        None => "cannot be told: the original is not measured, or there are no labels".into(),
     };
     GoalStatus {
         goal: judged.goal,
@@ -213,6 +213,8 @@ pub fn region(state: &State) -> (Option<f64>, Option<f64>) {
                 let floor = baseline.map(|b| b - points);
                 top1 = floor.map(|f| top1.map_or(f, |old| old.max(f))).or(top1);
             }
+            // Relative to an accuracy, which nobody knows without labels.
+            Goal::DropRelativePercent(_) if !state.has_labels(state.view.split) => {}
             Goal::DropRelativePercent(percent) => {
                 let floor = baseline.map(|b| b * (1.0 - percent / 100.0));
                 top1 = floor.map(|f| top1.map_or(f, |old| old.max(f))).or(top1);

@@ -81,7 +81,8 @@ impl PruneSchedule {
         let (begin, end, updates) = self.timeline();
         let at = |i: usize| {
             let epoch = begin + (end - begin) * (i as f64 / updates as f64);
-            (epoch * batches as f64).round() as u64
+            // Before the first mini-batch nothing is pruned.
+            ((epoch * batches as f64).round() as u64).max(1)
         };
         // Steps of updates rise with their number.
         let all: Vec<u64> = (1..=updates).map(at).collect();
@@ -155,5 +156,12 @@ mod tests {
         assert!((iterative.share(Ratio(0.75), 1).0 - 0.5).abs() < 1e-6);
         assert_eq!(iterative.share(Ratio(0.75), 2), Ratio(0.75));
         assert_eq!((iterative.due(9, 10), iterative.due(10, 10)), (0, 1));
+        // Updates closer than mini-batches come together, and not before the first of them.
+        let sudden = PruneSchedule::Cubic {
+            begin: 0.0,
+            end: 0.02,
+            updates: 4,
+        };
+        assert_eq!((sudden.due(0, 10), sudden.due(1, 10)), (0, 4));
     }
 }

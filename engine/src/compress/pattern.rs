@@ -19,7 +19,7 @@ pub enum Pattern {
 const LONGEST: usize = 64;
 
 impl Pattern {
-    pub(crate) fn is_unstructured(&self) -> bool {
+    pub fn is_unstructured(&self) -> bool {
         *self == Self::Unstructured
     }
 

@@ -1,7 +1,7 @@
 //! A finished run held against the deployment runtime: the exported file in its folder, on the samples it was judged on.
 
 use super::{
-    LOCK_FILE, Lock, MODEL_FILE, PipelineError, RECIPE_FILE, RecipeError, RecipeFile,
+    LOCK_FILE, Lock, MODEL_FILE, PipelineError, RECIPE_FILE, RecipeError, RecipeFile, Session,
     files::sha256, lock::classes_text,
 };
 use crate::{
@@ -85,9 +85,18 @@ pub fn confirm(
         None => file.task_path()?,
     };
     let mut data = Dataset::open(&task)?;
+    let mut differences = Vec::new();
     if !data.has_labels(lock.split) {
         // Its classes stand for the labels.
-        data = data.labelled_by(&onnx::read_model(&file.model_path()?)?.graph);
+        let original = Session::open(&file.model_path()?, None)?;
+        let found = original.model_sha256(cancel)?;
+        if found != lock.model_sha256 {
+            differences.push(format!(
+                "the original, whose classes stand for the labels, is not that of the run: SHA-256 locked {}, found {found}",
+                lock.model_sha256
+            ));
+        }
+        data = data.labelled_by(&original.graph);
     }
     let path = folder.join(MODEL_FILE);
     let model = std::fs::read(&path).map_err(|e| {
@@ -96,7 +105,6 @@ pub fn confirm(
             format!("{} cannot be read: {e}", path.display()),
         ))
     })?;
-    let mut differences = Vec::new();
     let found = sha256(&model);
     if found != lock.exported_sha256 {
         differences.push(format!(

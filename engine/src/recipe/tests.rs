@@ -549,6 +549,11 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
             "Equalize must come after PruneChannels",
         ),
         (
+            "Prune(default: set(0.5), pattern: groups(4)), PruneChannels(default: set(0.5))"
+                .to_owned(),
+            "PruneChannels must come before Prune with an N:M pattern",
+        ),
+        (
             format!("Equalize(), FoldBatchNorm, {quantize}"),
             "Equalize must come after FoldBatchNorm",
         ),

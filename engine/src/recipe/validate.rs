@@ -18,6 +18,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     let mut low_ranks = 0;
     let mut clusters = 0;
     let mut prunes = 0;
+    let mut patterns = 0;
     let mut quantizes = 0;
     let mut folds = 0;
     let mut distils = 0;
@@ -48,6 +49,12 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
+                if patterns > 0 {
+                    return Err(RecipeError::new(
+                        "PruneChannels must come before Prune with an N:M pattern: inputs that go would move the others to other groups",
+                    )
+                    .at(here));
+                }
                 if quantizes > 0 {
                     return Err(RecipeError::new(
                         "PruneChannels must come before Quantize: scales are taken from the weights that are left",
@@ -70,6 +77,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Prune(prune) => {
                 let here = Anchor::Word("Prune", prunes);
                 prunes += 1;
+                patterns += usize::from(!prune.pattern.is_unstructured());
                 if prunes > 1 {
                     return Err(
                         RecipeError::new("a second Prune step; put all ratios into one").at(here),

@@ -380,7 +380,8 @@ impl Dialogs {
                 );
             });
         let settings = self.distil.clone();
-        let reason = if settings.soft_weight + settings.hard_weight <= 0.0 {
+        let none = settings.soft_weight + settings.hard_weight <= 0.0;
+        let reason = if none && !settings.matches_features() {
             Some("One of the two losses needs a weight above 0".to_owned())
         } else if settings.hard_weight > 0.0
             && !state.has_labels(limbeck_engine::data::SplitName::Training)

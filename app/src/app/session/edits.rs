@@ -139,7 +139,7 @@ impl Session {
             .document
             .recipe("", nowhere, nowhere, self.state.layers(), true);
         let kinds = |steps: &[Step]| steps.iter().map(std::mem::discriminant).collect::<Vec<_>>();
-        // The window takes channels by ratios and by their norm; budgets and other criteria are the recipe's.
+        // The window prunes by ratios, channels by their norm; budgets, other criteria, patterns and schedules are the recipe's.
         let other = |step: &Step| match step {
             Step::PruneChannels(step) => {
                 let plain = PruneChannelsStep {
@@ -149,13 +149,14 @@ impl Session {
                 };
                 plain != *step
             }
+            Step::Prune(step) => !step.pattern.is_unstructured() || step.schedule.is_some(),
             _ => false,
         };
         if kinds(&shown.steps) != kinds(&recipe.steps) || recipe.steps.iter().any(other) {
             self.state.notify(
                 NoticeKind::Warning,
                 "The window carries plans out as prune, fold, quantise, distil; this recipe has other steps, another order, or \
-                 prunes channels by more than ratios. \
+                 prunes by more than ratios (a budget, a criterion, an N:M pattern, a schedule). \
                  What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );
         }

@@ -19,9 +19,10 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::{Command as Job, Event, ExportFormat, JobId, ModelInfo},
-    recipe::Goal,
+    recipe::{Goal, Recipe},
     sensitivity::{Candidate, Direction},
 };
+use std::path::Path;
 
 /// A session, and the engine's ends of its channels.
 struct Rig {
@@ -571,4 +572,30 @@ fn cells_that_arrive_move_the_prediction() {
         rig.state().prediction().and_then(|p| p.drop),
         Some(cell.value)
     );
+}
+
+#[test]
+fn a_recipe_that_prunes_to_a_pattern_is_said_to_be_more_than_the_plan() {
+    let mut rig = Rig::opened();
+    for (prune, warned) in [
+        ("Prune(default: set(0.5))", false),
+        ("Prune(default: set(0.5), pattern: groups(4))", true),
+        (
+            "Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 2)",
+            true,
+        ),
+    ] {
+        let text =
+            format!("(version: 1, model: \"m\", task: \"t\", steps: [FoldBatchNorm, {prune}])");
+        let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
+        let job = 900 + u64::from(warned);
+        let point = fixture::point(job, recipe, SplitName::Search, 0.9, 700_000);
+        rig.tell(Event::Point(Box::new(point)));
+        let id = rig.state().points().last().expect("a point").id;
+        rig.session.state.notices.clear();
+        rig.run(Command::RestorePoint(id));
+        let told = &rig.state().notices;
+        let more = told.iter().any(|n| n.text.contains("N:M pattern"));
+        assert_eq!(more, warned, "{prune}: {told:?}");
+    }
 }

@@ -261,7 +261,9 @@ impl<'a> Work<'a> {
             && let Some(recipe) = self.recipe.up_to_training()
         {
             let resolved = resolve(&recipe, &self.session.layers)?;
-            let built = self.finish(resolved, &recipe, &stand.model, stand.accounts.clone())?;
+            let mut accounts = stand.accounts.clone();
+            accounts.truncate(recipe.steps.len());
+            let built = self.finish(resolved, &recipe, &stand.model, accounts)?;
             let outcome = self.judge(recipe, built, judging)?;
             self.observer.before_training(outcome);
         }

@@ -94,6 +94,7 @@ fn the_sample_is_pruned_to_a_pattern_while_it_trains() {
     // What stood before the training was not pruned at all, and its recipe says so.
     let before = before.0.expect("told");
     assert_eq!(before.recipe.steps, [Step::FoldBatchNorm]);
+    assert_eq!(before.accounts.len(), 1);
     assert!(
         groups(&before.graph, "layer3.0.conv2")
             .iter()
