@@ -467,8 +467,10 @@ fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
             _ => None,
         });
         let said = said.expect("it says that there is none");
+        // Under `cargo test` another test of this process may have loaded the runtime by now: then that is the reason.
+        let reason = ["pip install", "can load only one"];
         assert!(
-            said.contains("/nowhere") && said.contains("pip install"),
+            said.contains("/nowhere") && reason.iter().any(|r| said.contains(r)),
             "{said}"
         );
         assert!(
