@@ -275,6 +275,11 @@ fn json(output: &Output) -> Value {
 /// A finished run in a folder.
 fn finished(dir: &Path) -> String {
     let (model, task) = products(dir);
+    run_in(dir, &model, &task)
+}
+
+/// A run to int8 in `dir`; the folder that it leaves.
+fn run_in(dir: &Path, model: &Path, task: &Path) -> String {
     let recipe = dir.join("r.ron");
     let text = format!(
         "(version: 1, model: {model:?}, task: {task:?}, steps: [Quantize(default: set(int8), scheme: (samples: 30))])"
@@ -307,6 +312,7 @@ fn verify_asks_the_runtime_and_notices_a_file_that_is_not_the_run_s() {
     assert_eq!(output.status.code(), Some(0), "{value:#}");
     assert_eq!(value["agrees"], true);
     let told = &value["runtime"];
+    assert_eq!(told["labels"], "data");
     assert_eq!(
         (&told["n"], &told["split"]),
         (&60.into(), &"holdout".into())
@@ -415,6 +421,40 @@ fn a_runtime_that_is_none_is_refused_with_what_to_do() {
     }
 }
 
+/// Without labels the original's classes are what a run is judged by: it is said, and the original is held against the lock.
+#[test]
+fn what_has_no_labels_is_verified_by_agreement_with_the_original() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (model, task) = products(dir.path());
+    let text = std::fs::read_to_string(&task).expect("reads");
+    std::fs::write(&task, text.replace(r#", labels: "y.npy""#, "")).expect("writes");
+    let out = run_in(dir.path(), &model, &task);
+    if runtime().is_none() {
+        return;
+    }
+    let ask = |json: &[&str]| {
+        let all = ["verify", &out, "--runtime", "onnxruntime"];
+        limbeck(&[all.as_slice(), json].concat())
+    };
+    let value = json(&ask(&["--json"]));
+    assert_eq!(value["runtime"]["labels"], "original", "{value:#}");
+    assert_eq!(value["differences"], serde_json::json!([]));
+    let people = String::from_utf8_lossy(&ask(&[]).stdout).into_owned();
+    assert!(
+        people.contains("predicted      agreement with the original") && !people.contains("top-1"),
+        "{people}"
+    );
+    // Another network in the original's place: its classes are not those of the run.
+    let mut graph = limbeck_engine::formats::onnx::read(&model).expect("reads");
+    graph.name = "another".into();
+    limbeck_engine::formats::onnx::write(&graph, &model).expect("writes");
+    let output = ask(&["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let value = json(&output);
+    let said = value["differences"][0].as_str().expect("words");
+    assert!(said.contains("the original, whose classes"), "{said}");
+}
+
 /// The window's way: the engine thread holds a recipe's file against the runtime, with progress, and can be stopped.
 #[test]
 fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
@@ -446,40 +486,17 @@ fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
     until_end(1);
     let text = "(version: 1, model: \"m\", task: \"t\", steps: [FoldBatchNorm, Quantize(default: set(int8), scheme: (samples: 64))])";
     let recipe = Arc::new(Recipe::parse(text, Path::new("test.ron")).expect("a recipe"));
-    let ask = |job: u64, limit: usize, library: Option<PathBuf>| {
+    let ask = |job: u64, limit: usize| {
         send(jobs::Command::Confirm {
             job: JobId(job),
             recipe: recipe.clone(),
             split: SplitName::Search,
             limit: Some(limit),
-            library,
+            library: None,
         });
     };
-    if std::env::var_os("LIMBECK_ONNXRUNTIME").is_none() {
-        // A path in the settings is taken or nothing is.
-        let nowhere = PathBuf::from("/nowhere/libonnxruntime.so");
-        ask(2, 10, Some(nowhere));
-        let events = until_end(2);
-        let said = events.iter().find_map(|e| match e {
-            Event::Runtime {
-                found: Err(why), ..
-            } => Some(why.clone()),
-            _ => None,
-        });
-        let said = said.expect("it says that there is none");
-        // Under `cargo test` another test of this process may have loaded the runtime by now: then that is the reason.
-        let reason = ["pip install", "can load only one"];
-        assert!(
-            said.contains("/nowhere") && reason.iter().any(|r| said.contains(r)),
-            "{said}"
-        );
-        assert!(
-            matches!(events.last(), Some(Event::Failed { .. })),
-            "{events:?}"
-        );
-    }
     let Some(loaded) = runtime() else { return };
-    ask(3, 200, None);
+    ask(3, 200);
     let events = until_end(3);
     let found = events.iter().any(|e| {
         matches!(e, Event::Runtime { found: Ok(found), .. } if found.version == loaded.version())
@@ -516,7 +533,7 @@ fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
     assert_eq!(point.model_sha256, sha256);
     assert_eq!(point.metrics.top1, pair.predicted);
     // Asked to stop, it does.
-    ask(5, 2_000, None);
+    ask(5, 2_000);
     loop {
         let event = engine
             .events

@@ -10,6 +10,7 @@ use crate::{
 use egui::{RichText, Ui};
 use limbeck_engine::{
     compress::{Granularity, Precision},
+    data::SplitName,
     jobs::Inspection,
     search::LayerFacts,
     sensitivity::Candidate,
@@ -174,8 +175,9 @@ fn outer(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
         &Advice {
             head: &format!("The {place} layer minds 4 bits"),
             symptom: &format!(
-                "Alone at int4 it costs {} pt of top-1, at int8 {} pt (measured on search, {}).",
+                "Alone at int4 it costs {} pt of {}, at int8 {} pt (measured on search, {}).",
                 words::cell_value(four),
+                state.judged_by(SplitName::Search),
                 words::cell_value(eight),
                 words::cell_origin(four)
             ),

@@ -11,7 +11,9 @@ use crate::{
 use egui::{
     Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
 };
-use limbeck_engine::{jobs::Inspection, search::LayerFacts, sensitivity::Candidate};
+use limbeck_engine::{
+    data::SplitName, jobs::Inspection, search::LayerFacts, sensitivity::Candidate,
+};
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     let Some(layer) = state.focus() else {
@@ -343,7 +345,8 @@ fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
         match slot {
             Some(cell) if known => {
                 hover += &format!(
-                    ": top-1 lost when only this layer is changed, paired on the same {} samples of the search split, 95 % interval",
+                    ": {} lost when only this layer is changed, paired on the same {} samples of the search split, 95 % interval",
+                    state.judged_by(SplitName::Search),
                     number::grouped(cell.n)
                 );
             }

@@ -104,10 +104,11 @@ fn scales(ui: &mut Ui, state: &State) {
                 format!("Colour scale from {} to {}", scale.low, scale.high),
                 match by {
                     ColourBy::Sensitivity => {
-                        "Solid: measured. Top-1 lost when this layer alone is changed, in points.\nOutline: not known."
+                        "Solid: measured. Top-1 (without labels: agreement with the original) lost when this layer alone is changed, in \
+                         points.\nOutline: not known."
                     }
                     ColourBy::AllBut => {
-                        "Solid: measured. Top-1 lost when every layer but this one is changed, in points (logarithmic scale): where it is least, \
+                        "Solid: measured. Top-1 (without labels: agreement with the original) lost when every layer but this one is changed, in points (logarithmic scale): where it is least, \
                          this layer is what hurts.\nOutline: not measured."
                     }
                     ColourBy::Size => {

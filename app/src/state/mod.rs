@@ -26,6 +26,7 @@ use derived::Derived;
 use limbeck_engine::{
     compress::LayerSetting,
     data::SplitName,
+    eval::top1_name,
     graph::LayerId,
     jobs::{JobId, ModelInfo},
     recipe::{Recipe, Step},
@@ -352,10 +353,7 @@ impl State {
 
     /// What points on a split are judged by.
     pub fn judged_by(&self, split: SplitName) -> &'static str {
-        match self.has_labels(split) {
-            true => "top-1",
-            false => "agreement with the original",
-        }
+        top1_name(!self.has_labels(split))
     }
 
     /// The goal region on the plot: (largest kB, smallest top-1 %), each where a goal sets it.

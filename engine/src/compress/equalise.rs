@@ -328,10 +328,7 @@ pub(super) fn able(
     if weights.iter().any(|w| !w.is_finite()) {
         return Err("its weights hold NaN or infinite values".to_owned());
     }
-    let alone = wiring.consumers(layer.weight).len() == 1
-        && layers.iter().filter(|l| l.weight == layer.weight).count() == 1
-        && !wiring.is_output(layer.weight);
-    if alone {
+    if wiring.has_own_weight(layers, layer) {
         Ok(())
     } else {
         Err("its weight is used in several places".to_owned())

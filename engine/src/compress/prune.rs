@@ -56,15 +56,21 @@ pub(crate) fn check_settings<T>(
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Result<(), CompressError> {
     check_known(layers, asked.keys())?;
-    for (layer, setting) in asked {
-        if let Some(setting) = setting {
-            check(setting).map_err(|message| CompressError::Layer {
-                message,
-                layer: layer.0.to_string(),
-            })?;
-        }
-    }
-    Ok(())
+    let set = |(layer, setting)| Some((layer, Option::as_ref(setting)?));
+    check_each(asked.iter().filter_map(set), check)
+}
+
+/// Each layer's setting by `check`; the error names the layer.
+pub(crate) fn check_each<'a, T: 'a>(
+    mut asked: impl Iterator<Item = (&'a LayerId, &'a T)>,
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<(), CompressError> {
+    asked.try_for_each(|(layer, setting)| {
+        check(setting).map_err(|message| CompressError::Layer {
+            message,
+            layer: layer.0.to_string(),
+        })
+    })
 }
 
 /// Keeps all but the `count` weights of least magnitude (the lower index goes first on ties); weights that `old` has masked
@@ -119,13 +125,7 @@ impl Pass for MagnitudePrune {
         if let Some(schedule) = &self.schedule {
             schedule.check().map_err(CompressError::Invalid)?;
         }
-        for (layer, ratio) in &self.ratios {
-            let checked = self.pattern.check(*ratio);
-            checked.map_err(|message| CompressError::Layer {
-                message,
-                layer: layer.0.to_string(),
-            })?;
-        }
+        check_each(self.ratios.iter(), |ratio| self.pattern.check(*ratio))?;
         let mut later = BTreeMap::new();
         let wiring = Wiring::of(&model.graph);
         let mut done: BTreeMap<u32, LayerId> = BTreeMap::new();

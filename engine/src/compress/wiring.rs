@@ -70,6 +70,12 @@ impl Wiring {
     pub fn is_output(&self, value: ValueId) -> bool {
         self.is_output[value.0 as usize]
     }
+    /// Whether a layer's weight is read by this layer alone, of `layers`, all of the graph's, and by nothing else.
+    pub fn has_own_weight(&self, layers: &[Layer], layer: &Layer) -> bool {
+        self.consumers(layer.weight).len() == 1
+            && layers.iter().filter(|l| l.weight == layer.weight).count() == 1
+            && !self.is_output(layer.weight)
+    }
 }
 
 /// How a layer's weight reaches it.

@@ -85,6 +85,8 @@ pub struct Confirmation {
     pub library: PathBuf,
     pub split: SplitName,
     pub n: u64,
+    /// The samples have no labels: every `top1` and `predicted` is agreement with the original.
+    pub unlabelled: bool,
     /// Top-1 by Limbeck's own evaluation of the exported file.
     pub predicted: Estimate,
     /// The prediction for the arithmetic of the run's target, where that differs.

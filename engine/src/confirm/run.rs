@@ -124,6 +124,7 @@ pub fn confirm(
         library: runtime.library().to_owned(),
         split,
         n: n as u64,
+        unlabelled: data.info().unlabelled.contains(&split),
         predicted: right(&predictions),
         runs: runs
             .into_iter()

@@ -63,14 +63,19 @@ pub struct Metrics {
     pub unlabelled: bool,
 }
 
+/// What a share of right classes is, in words, on samples with or without labels.
+pub fn top1_name(unlabelled: bool) -> &'static str {
+    if unlabelled {
+        "agreement with the original"
+    } else {
+        "top-1"
+    }
+}
+
 impl Metrics {
     /// What `top1` is, in words.
     pub fn top1_name(&self) -> &'static str {
-        if self.unlabelled {
-            "agreement with the original"
-        } else {
-            "top-1"
-        }
+        top1_name(self.unlabelled)
     }
 
     /// Where the numbers come from: "measured", or "simulated at" a target.

@@ -153,7 +153,12 @@ impl Session {
         );
         if let Some(drop) = &metrics.drop {
             line += &format!(
-                ", drop {} pt",
+                ", {} {} pt",
+                if metrics.unlabelled {
+                    "changed"
+                } else {
+                    "drop"
+                },
                 number::points_with_interval(drop.drop, drop.ci)
             );
         }

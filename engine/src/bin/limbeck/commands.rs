@@ -7,7 +7,8 @@ use crate::{
 };
 use limbeck_engine::{
     compress::{ChannelGroup, ChannelGroups, Precision, QuantScheme},
-    data::SplitName,
+    data::{Dataset, SplitName},
+    eval::top1_name,
     exec::CancelToken,
     graph::LayerId,
     measure,
@@ -289,6 +290,8 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
         "prune 50 %",
         "prune 75 %",
     ];
+    let unlabelled = |data: &Dataset| data.info().unlabelled.contains(&SplitName::Search);
+    let top1 = top1_name(session.data.as_ref().is_some_and(unlabelled));
     let mut out = String::new();
     for tier in [Tier::Proxy, Tier::Local, Tier::Fisher, Tier::Measured] {
         let of_tier: Vec<&Cell> = cells.iter().filter(|c| c.tier == tier).collect();
@@ -329,7 +332,7 @@ fn cell_tables(session: &Session, cells: &[Cell]) -> String {
                 };
                 writeln!(
                     out,
-                    "\nMeasured: points of top-1 lost {what}, ± half the 95 % interval; {} samples of the search split, paired{run}",
+                    "\nMeasured: points of {top1} lost {what}, ± half the 95 % interval; {} samples of the search split, paired{run}",
                     thousands(most)
                 )
             }

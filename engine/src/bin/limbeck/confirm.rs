@@ -2,11 +2,13 @@
 
 use crate::{
     DONE, FAILED, Report, Stop, args, commands,
+    json::labels,
     text::{percent, table, thousands},
     watch::Watch,
 };
 use limbeck_engine::{
     confirm::{Codes, Confirmation, RuntimeRun, TensorReport},
+    eval::top1_name,
     exec::CancelToken,
     measure::runtime::RuntimeSearch,
     recipe::{self, RuntimeQuestion},
@@ -56,11 +58,12 @@ fn words(c: &Confirmation, differences: &[String]) -> String {
         thousands(c.n),
         c.split
     );
-    let _ = writeln!(out, "  predicted      top-1 {}", percent(&c.predicted));
+    let top1 = top1_name(c.unlabelled);
+    let _ = writeln!(out, "  predicted      {top1} {}", percent(&c.predicted));
     if let Some(target) = &c.target {
         let _ = writeln!(
             out,
-            "  at {}  top-1 {}, by simulating its arithmetic{}",
+            "  at {}  {top1} {}, by simulating its arithmetic{}",
             target.name,
             percent(&target.top1),
             if target.here {
@@ -71,7 +74,7 @@ fn words(c: &Confirmation, differences: &[String]) -> String {
         );
     }
     for run in &c.runs {
-        out.push_str(&run_words(run));
+        out.push_str(&run_words(run, top1));
     }
     match &c.tensors {
         Some(tensors) => out.push_str(&tensor_words(tensors)),
@@ -100,11 +103,11 @@ fn words(c: &Confirmation, differences: &[String]) -> String {
     out
 }
 
-fn run_words(run: &RuntimeRun) -> String {
+fn run_words(run: &RuntimeRun, top1: &str) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "  optimisations {}\n    top-1        {}\n    labels       {} of {} as predicted ({:.2} %)\n    lost         {:+.2} points against the prediction (95 % interval {:+.2} to {:+.2}, paired)\n    outputs      differ by at most {:.3e}",
+        "  optimisations {}\n    {top1:<12} {}\n    labels       {} of {} as predicted ({:.2} %)\n    lost         {:+.2} points against the prediction (95 % interval {:+.2} to {:+.2}, paired)\n    outputs      differ by at most {:.3e}",
         run.optimizations.name(),
         percent(&run.top1),
         thousands(run.same_labels),
@@ -225,6 +228,7 @@ fn runtime(c: &Confirmation) -> Value {
         "library": c.library,
         "split": c.split.name(),
         "n": c.n,
+        "labels": labels(c.unlabelled),
         "predicted": { "provenance": "measured", "top1": estimate(&c.predicted) },
         "target": c.target.as_ref().map(|t| json!({
             "name": t.name, "provenance": "simulated", "top1": estimate(&t.top1), "here": t.here,

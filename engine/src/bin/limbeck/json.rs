@@ -64,7 +64,7 @@ pub fn metrics(m: &Metrics, classes: &[String]) -> Value {
         "split": m.split.name(),
         "provenance": if m.simulated.is_some() { "simulated" } else { "measured" },
         "at": m.simulated,
-        "labels": if m.unlabelled { "original" } else { "data" },
+        "labels": labels(m.unlabelled),
         "top1": estimate(&m.top1),
         "top5": estimate(&m.top5),
         "cross_entropy": estimate(&m.cross_entropy),
@@ -83,6 +83,11 @@ pub fn metrics(m: &Metrics, classes: &[String]) -> Value {
             "ci": e.ci,
         })).collect::<Value>(),
     })
+}
+
+/// What classes are held against.
+pub fn labels(unlabelled: bool) -> &'static str {
+    if unlabelled { "original" } else { "data" }
 }
 
 pub fn data(info: &DatasetInfo) -> Value {

@@ -1,5 +1,6 @@
 //! k-means on a line.
 
+use crate::exec::CancelToken;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,8 +20,14 @@ pub(super) fn nearest(values: &[f32], w: f32) -> usize {
 }
 
 /// At most `k` values for those weights that are not zero, ascending, none of them zero: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's
-/// rounds. On a line a cluster is a run of the sorted weights, so that a round takes k searches and no pass over the weights.
-pub(super) fn k_means(weights: impl Iterator<Item = f32>, k: usize, seed: u64) -> Vec<f32> {
+/// rounds. On a line a cluster is a run of the sorted weights, so that a round takes k searches and no pass over the weights. Once cancelled,
+/// fewer.
+pub(super) fn k_means(
+    weights: impl Iterator<Item = f32>,
+    k: usize,
+    seed: u64,
+    cancel: &CancelToken,
+) -> Vec<f32> {
     let mut sorted: Vec<f32> = weights.filter(|w| *w != 0.0).collect();
     sorted.sort_by(f32::total_cmp);
     let mut distinct = sorted.clone();
@@ -34,7 +41,7 @@ pub(super) fn k_means(weights: impl Iterator<Item = f32>, k: usize, seed: u64) -
             Some(*sum)
         }))
         .collect();
-    let mut values = first_values(&sorted, k, seed);
+    let mut values = first_values(&sorted, k, seed, cancel);
     for _ in 0..ROUNDS {
         let ends = values.windows(2).map(|pair| {
             let middle = (pair[0] + pair[1]) / 2.0;
@@ -64,7 +71,7 @@ pub(super) fn k_means(weights: impl Iterator<Item = f32>, k: usize, seed: u64) -
 }
 
 /// Each drawn from the weights, with a chance in proportion to its squared distance from the nearest before; ascending.
-fn first_values(sorted: &[f32], k: usize, seed: u64) -> Vec<f64> {
+fn first_values(sorted: &[f32], k: usize, seed: u64, cancel: &CancelToken) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut far = vec![f64::INFINITY; sorted.len()];
     let mut at = (rng.random::<f64>() * sorted.len() as f64) as usize;
@@ -72,6 +79,10 @@ fn first_values(sorted: &[f32], k: usize, seed: u64) -> Vec<f64> {
     while values.len() < k {
         let value = f64::from(sorted[at.min(sorted.len() - 1)]);
         values.push(value);
+        // Each takes passes over all weights.
+        if cancel.is_cancelled() {
+            break;
+        }
         let mut total = 0.0;
         for (far, v) in far.iter_mut().zip(sorted) {
             *far = far.min((f64::from(*v) - value).powi(2));

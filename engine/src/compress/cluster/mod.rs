@@ -7,7 +7,7 @@ mod share;
 
 use super::{
     Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
-    prune::check_known,
+    prune::{check_each, check_known},
     wiring::{Names, Wiring, rebuild},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     graph::{Layer, LayerId},
 };
 use rayon::prelude::*;
-use share::{Shared, share, write};
+use share::{Shared, Values, share, write};
 use std::collections::{BTreeMap, HashSet};
 
 /// Which weights share values.
@@ -69,12 +69,7 @@ impl Pass for Cluster {
     ) -> Result<(Model, Account), CompressError> {
         let layers = model.graph.layers();
         check_known(&layers, self.layers.keys())?;
-        for (layer, values) in &self.layers {
-            Self::check(*values).map_err(|message| CompressError::Layer {
-                message,
-                layer: layer.0.to_string(),
-            })?;
-        }
+        check_each(self.layers.iter(), |values| Self::check(*values))?;
         let wiring = Wiring::of(&model.graph);
         let found: Vec<Result<Shared, String>> = exec::pool().install(|| {
             let of = |(number, layer): (usize, &Layer)| {
@@ -87,7 +82,13 @@ impl Pass for Cluster {
                 // A seed of its own, whatever other layers are clustered.
                 let seed = context.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let by_channel = self.codebooks.is_per_channel();
-                share(&model, &wiring, &layers, layer, most, by_channel, seed)
+                let values = Values {
+                    most,
+                    by_channel,
+                    seed,
+                    cancel: context.cancel,
+                };
+                share(&model, &wiring, &layers, layer, &values)
             };
             layers.par_iter().enumerate().map(of).collect()
         });

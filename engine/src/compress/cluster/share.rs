@@ -6,6 +6,7 @@ use crate::{
         Model,
         wiring::{Names, WeightForm, Wiring, add_constant, add_value, float_weight, weight_form},
     },
+    exec::CancelToken,
     graph::{BinaryOp, ElementType, Layer, Node, Op, TensorData},
     measure::{coded_bytes, entropy_bits},
 };
@@ -100,16 +101,30 @@ impl Shared {
     }
 }
 
-/// Clusters a layer's weights into at most `most` values, or says why not.
+/// Which values a layer's weights are to share.
+pub(super) struct Values<'a> {
+    /// Of a list, its zero included.
+    pub most: usize,
+    /// A list for each output channel.
+    pub by_channel: bool,
+    pub seed: u64,
+    pub cancel: &'a CancelToken,
+}
+
+/// Clusters a layer's weights, or says why not; once cancelled, into fewer values.
 pub(super) fn share(
     model: &Model,
     wiring: &Wiring,
     layers: &[Layer],
     layer: &Layer,
-    most: usize,
-    by_channel: bool,
-    seed: u64,
+    asked: &Values<'_>,
 ) -> Result<Shared, String> {
+    let &Values {
+        most,
+        by_channel,
+        seed,
+        cancel,
+    } = asked;
     let graph = &model.graph;
     let shares = graph
         .shared_values()
@@ -127,10 +142,7 @@ pub(super) fn share(
     if weights.iter().any(|w| !w.is_finite()) {
         return Err("its weights hold NaN or infinite values".to_owned());
     }
-    let alone = wiring.consumers(layer.weight).len() == 1
-        && layers.iter().filter(|l| l.weight == layer.weight).count() == 1
-        && !wiring.is_output(layer.weight);
-    if !alone {
+    if !wiring.has_own_weight(layers, layer) {
         return Err("its weight is used in several places".to_owned());
     }
     let zeros = weights.iter().filter(|w| **w == 0.0).count();
@@ -153,7 +165,7 @@ pub(super) fn share(
         .enumerate()
         .map(|(channel, weights)| {
             let seed = seed.wrapping_add(channel as u64);
-            let found = k_means(weights.into_iter(), own, seed);
+            let found = k_means(weights.into_iter(), own, seed, cancel);
             let zero = (zeros > 0).then_some(0.0);
             zero.into_iter().chain(found).collect()
         })

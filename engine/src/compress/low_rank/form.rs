@@ -228,10 +228,7 @@ pub(in crate::compress) fn plan(
     if model.masks.contains_key(&graph.value(layer.weight).name) {
         return Err("its weights are pruned: factors would not have the zeros".to_owned());
     }
-    let alone = wiring.consumers(layer.weight).len() == 1
-        && layers.iter().filter(|l| l.weight == layer.weight).count() == 1
-        && !wiring.is_output(layer.weight);
-    if !alone {
+    if !wiring.has_own_weight(layers, layer) {
         return Err("its weight is used in several places".to_owned());
     }
     let (rows, columns) = form.extents(shape);

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     compress::{
-        Activations, Amount, ChannelSettings, Pass, PassContext, Precision, PruneChannels,
-        QuantScheme, Quantize,
+        Activations, Amount, ChannelSettings, Pass, PassContext, Pattern, Precision, PruneChannels,
+        PruneSchedule, QuantScheme, Quantize,
     },
     graph::LayerId,
     train::matching::Matching,
@@ -155,7 +155,7 @@ fn projections_are_part_of_checkpoints() {
         ..settings()
     };
     let student = quantised(pruned(&net(1, Variant::default())));
-    let done = super::going_on::check_every_checkpoint(&student, &settings);
+    let done = going_on::check_every_checkpoint(&student, &settings);
     assert!(
         done.matched[0].projected && done.points.len() == 20,
         "{}",
@@ -171,8 +171,32 @@ fn projections_are_part_of_checkpoints() {
         ..settings
     };
     let student = pruned(&net(1, Variant::default()));
-    let done = super::going_on::check_every_checkpoint(&student, &by_batch);
+    let done = going_on::check_every_checkpoint(&student, &by_batch);
     assert!(done.batch_norms == 2 && done.matched[0].projected);
+}
+
+#[test]
+fn masks_grow_beside_projections_and_both_are_gone_on_with() {
+    let cubic = PruneSchedule::Cubic {
+        begin: 0.0,
+        end: 2.0,
+        updates: 8,
+    };
+    let student = pruned(&net(1, Variant::default()));
+    let student = going_on::to_be_halved(student, Pattern::Unstructured, cubic);
+    let settings = DistilSettings {
+        samples: Some(150),
+        feature_weight: 2.0,
+        ..settings()
+    };
+    let (done, kept) = going_on::check_checkpoints(&student, &settings);
+    assert!(done.matched[0].projected);
+    let growing: Vec<usize> = kept.iter().map(going_on::gone).collect();
+    // Half of 3 × 3 × 9.
+    assert_eq!(done.pruned, Some((41, 81)));
+    assert!(growing.iter().any(|n| (1..41).contains(n)), "{growing:?}");
+    let weights = weight(&done.model.graph, "second.weight");
+    assert_eq!(weights.iter().filter(|w| **w == 0.0).count(), 41);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::net::AUGMENTED;
 use super::*;
 use crate::compress::{MagnitudePrune, Pass, Pattern, PruneSchedule, Ratio, testkit::with_context};
 use crate::graph::LayerId;
-use crate::train::{Blobs, Checkpoint, CheckpointText, decode, encode, resume};
+use crate::train::{Blobs, Checkpoint, CheckpointText, Rollback, decode, encode, resume};
 use std::collections::BTreeMap;
 
 /// Keeps what was to be kept, as it would be read from a file.
@@ -65,6 +65,14 @@ fn masked(quantised: bool) -> Model {
 }
 
 pub fn check_every_checkpoint(student: &Model, settings: &DistilSettings) -> Distilled {
+    check_checkpoints(student, settings).0
+}
+
+/// What training leaves, the same from every checkpoint, and the checkpoints.
+pub fn check_checkpoints(
+    student: &Model,
+    settings: &DistilSettings,
+) -> (Distilled, Vec<Checkpoint>) {
     let (_folder, data) = task(if settings.augment { AUGMENTED } else { SPLITS });
     let teacher = net(1, Variant::default());
     let token = CancelToken::default();
@@ -87,7 +95,7 @@ pub fn check_every_checkpoint(student: &Model, settings: &DistilSettings) -> Dis
         .unwrap();
         assert_eq!(bits(&done), bits(&whole), "from step {}", checkpoint.step());
     }
-    whole
+    (whole, kept)
 }
 
 #[test]
@@ -123,15 +131,20 @@ fn going_on_keeps_velocities_and_statistics_of_batch_norms() {
     assert!(done.best_epoch > 0 && done.batch_norms == 2);
 }
 
-/// A student that is to lose `ratio` of its second convolution while it trains, in groups of 2.
-fn gradual(ratio: f32, schedule: PruneSchedule) -> Model {
+/// `student`, to lose half of its second convolution while it trains.
+pub fn to_be_halved(student: Model, pattern: Pattern, schedule: PruneSchedule) -> Model {
     let pass = MagnitudePrune {
-        ratios: BTreeMap::from([(LayerId("second".into()), Ratio(ratio))]),
-        pattern: Pattern::Groups(2),
+        ratios: BTreeMap::from([(LayerId("second".into()), Ratio(0.5))]),
+        pattern,
         schedule: Some(schedule),
     };
-    let student = model(net(4, Variant::default()));
     with_context(|c| pass.apply(student, c)).unwrap().0
+}
+
+/// Weights that a checkpoint's masks keep away.
+pub fn gone(checkpoint: &Checkpoint) -> usize {
+    let masks = checkpoint.at.masks.values().flatten();
+    masks.filter(|kept| !**kept).count()
 }
 
 #[test]
@@ -142,14 +155,22 @@ fn going_on_keeps_masks_that_are_still_growing() {
         average: Some(0.9),
         ..settings()
     };
-    // 5 mini-batches an epoch: updates at 4, 8, 11, 15 of 20; groups of 2 lose their one at the last.
+    // 5 mini-batches an epoch: updates at 4, 8, 11, 15 of 20. Groups of 2 lose their one at the last, the others lose more at each.
     let cubic = PruneSchedule::Cubic {
         begin: 0.0,
         end: 3.0,
         updates: 4,
     };
-    let done = check_every_checkpoint(&gradual(0.5, cubic), &settings);
     let all = 6 * 6 * 9;
+    let student = model(net(4, Variant::default()));
+    let anywhere = to_be_halved(student.clone(), Pattern::Unstructured, cubic);
+    let (done, kept) = check_checkpoints(&anywhere, &settings);
+    assert_eq!(done.pruned, Some((all / 2, all)));
+    let growing: Vec<usize> = kept.iter().map(gone).collect();
+    let between = growing.iter().filter(|n| (1..162).contains(*n));
+    assert!(between.count() >= 2, "{growing:?}");
+    let pairs = to_be_halved(student, Pattern::Groups(2), cubic);
+    let done = check_every_checkpoint(&pairs, &settings);
     assert_eq!(done.pruned, Some((all / 2, all)));
     assert!(done.best_epoch >= 3, "{}", done.best_epoch);
     let weights = weight(&done.model.graph, "second.weight");
@@ -165,13 +186,26 @@ fn going_on_keeps_masks_that_are_still_growing() {
 
 #[test]
 fn going_back_takes_grown_masks_back_too() {
+    // An update after each of the first 24 mini-batches, so that one lies before whatever is gone back from.
     let iterative = PruneSchedule::Iterative {
         begin: 0.0,
         end: 3.0,
-        rounds: 3,
+        rounds: 24,
     };
-    let done = check_every_checkpoint(&gradual(0.5, iterative), &too_high());
+    let student = model(net(4, Variant::default()));
+    let student = to_be_halved(student, Pattern::Unstructured, iterative);
+    let (done, kept) = check_checkpoints(&student, &too_high());
     assert!(!done.rollbacks.is_empty(), "{:?}", done.rollbacks);
+    // Masks had grown beyond those of the first checkpoint after the way back, which is 3 mini-batches behind it ...
+    let grown = |back: &Rollback| back.back_to == 0 && back.step > 3;
+    assert!(done.rollbacks.iter().any(grown), "{:?}", done.rollbacks);
+    // ... and it has those of its own step again, as all have.
+    for checkpoint in &kept {
+        let due = iterative.due(checkpoint.step(), 8);
+        let share = iterative.share(Ratio(0.5), due);
+        let expected = share.count_of(6 * 6 * 9);
+        assert_eq!(gone(checkpoint), expected, "{}", checkpoint.step());
+    }
     let zeros = weight(&done.model.graph, "second.weight")
         .iter()
         .filter(|w| **w == 0.0)
