@@ -301,11 +301,7 @@ pub fn point_hover(point: &NamedPoint) -> String {
     if let Some(drop) = &m.drop {
         text += &format!(
             "\n{} {} pt against the original, paired, n {}",
-            if m.unlabelled {
-                "classes changed"
-            } else {
-                "drop"
-            },
+            m.drop_name(),
             number::points_with_interval(drop.drop, drop.ci),
             number::grouped(drop.n)
         );

@@ -159,10 +159,7 @@ pub fn judge(state: &State) -> Option<PlanVerdict> {
 }
 
 fn drop_text(point: &NamedPoint, interval: bool) -> String {
-    let what = match point.point.metrics.unlabelled {
-        true => "classes changed",
-        false => "drop",
-    };
+    let what = point.point.metrics.drop_name();
     match &point.point.metrics.drop {
         Some(drop) if interval => {
             let figure = number::points_with_interval(drop.drop, drop.ci);

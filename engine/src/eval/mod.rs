@@ -78,6 +78,15 @@ impl Metrics {
         top1_name(self.unlabelled)
     }
 
+    /// What `drop` is, in words: without labels nobody knows how much of it is accuracy.
+    pub fn drop_name(&self) -> &'static str {
+        if self.unlabelled {
+            "classes changed"
+        } else {
+            "drop"
+        }
+    }
+
     /// Where the numbers come from: "measured", or "simulated at" a target.
     pub fn origin(&self) -> String {
         match &self.simulated {

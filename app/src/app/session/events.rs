@@ -154,11 +154,7 @@ impl Session {
         if let Some(drop) = &metrics.drop {
             line += &format!(
                 ", {} {} pt",
-                if metrics.unlabelled {
-                    "changed"
-                } else {
-                    "drop"
-                },
+                metrics.drop_name(),
                 number::points_with_interval(drop.drop, drop.ci)
             );
         }
