@@ -1,5 +1,6 @@
-//! Gradients of a lowered network: forward and backward piece by piece of the batch, so that what backward needs is still in
-//! the cache; the pieces' gradients are added up in their order, whatever the number of threads.
+//! Gradients of a lowered network: pieces of the batch are shared out to threads, and each goes forward and backward group by group,
+//! so that what backward needs is still in the cache; gradients are added up in the pieces' and groups' order, whatever the number
+//! of threads.
 
 use super::{
     Id, Kind, Lowered, Step, TwoWay,
@@ -17,6 +18,9 @@ use std::ops::Range;
 
 /// Pieces that a batch falls into at most: each has gradients of all weights of its own. Part of what a sum's bits are.
 const PIECES: usize = 8;
+
+/// Floats that the activations of a group may take: twice what a core's own cache holds on the machines at hand measured best.
+const GROUP: usize = 1 << 20;
 
 /// Floats that the gradients of all pieces together may take (512 MB).
 const PIECE_FLOATS: usize = 1 << 27;
@@ -163,6 +167,7 @@ impl Lowered {
         let floats: usize = self.specs.iter().map(Sum::floats).sum();
         let pieces = (PIECE_FLOATS / floats.max(1)).clamp(1, PIECES);
         let piece = images.div_ceil(pieces).max(1);
+        let group = self.group(piece);
         let places = gradient_planes(&self.planes, &self.steps);
         if !self.norms.is_empty() {
             let pieces = (piece, places.as_slice());
@@ -178,9 +183,16 @@ impl Lowered {
                 let rows = index * piece..index * piece + n;
                 spaces.with(|space| {
                     spaces.with(|gradients| {
-                        self.piece_gradients(
-                            &weights, &places, input, rows, loss, space, gradients, cancel,
-                        )
+                        let mut sums = Sums::new(&self.specs);
+                        for (at, input) in input.chunks(group * sample).enumerate() {
+                            let first = rows.start + at * group;
+                            let rows = first..first + input.len() / sample;
+                            self.group_gradients(
+                                &weights, &places, input, rows, loss, space, gradients, &mut sums,
+                                cancel,
+                            )?;
+                        }
+                        Ok(sums)
                     })
                 })
             })
@@ -224,8 +236,17 @@ impl Lowered {
         })
     }
 
+    /// Images of a piece that go forward and back together: their activations are still in the core's cache on the way back. By
+    /// sizes only, and such that a piece falls into groups of about the same size.
+    fn group(&self, piece: usize) -> usize {
+        let live: usize = self.planes.iter().map(Plane::size).sum();
+        let most = (GROUP / live.max(1)).clamp(1, piece);
+        piece.div_ceil(piece.div_ceil(most))
+    }
+
+    /// Adds one group's loss and gradients to its piece's.
     #[allow(clippy::too_many_arguments)]
-    fn piece_gradients(
+    fn group_gradients(
         &self,
         weights: &Weights,
         places: &[Plane],
@@ -234,21 +255,19 @@ impl Lowered {
         loss: &Loss<'_>,
         space: &mut Workspace,
         gradients: &mut Workspace,
+        sums: &mut Sums,
         cancel: &CancelToken,
-    ) -> Result<Sums, ExecError> {
+    ) -> Result<(), ExecError> {
         let n = rows.len();
         self.forward(weights, input, n, space, true, Hands::Alone, cancel)?;
-        let mut sums = Sums::new(&self.specs);
-        sums.loss = self.judge(places, rows, loss, space, gradients)?;
+        sums.loss += self.judge(places, rows, loss, space, gradients)?;
         if !sums.loss.is_finite() {
-            return Ok(sums);
+            return Ok(());
         }
         for step in self.steps.iter().rev() {
-            self.step_back(
-                weights, places, step, n, space, gradients, &mut sums, cancel,
-            )?;
+            self.step_back(weights, places, step, n, space, gradients, sums, cancel)?;
         }
-        Ok(sums)
+        Ok(())
     }
 
     /// The loss of the samples `rows`; where it is finite, its gradient by the outputs stands in `gradients`.
