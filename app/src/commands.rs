@@ -132,6 +132,8 @@ pub enum Command {
         extend: bool,
     },
     SelectPoint(Option<PointId>),
+    /// The distillation whose curves stand out.
+    SelectRun(JobId),
     /// The same key again turns the order round; the model's order after that.
     SetSort(SortKey),
     SetFilter(String),
@@ -156,6 +158,8 @@ pub enum Command {
     MeasurePlan(SplitName),
     /// Puts distillation with these settings into the plan, runs it in the background and judges on the holdout.
     StartDistil(DistilSettings),
+    /// Brings a distillation's plan and settings back, to be changed in the dialog and run anew.
+    NewRun(JobId),
     /// Measures the cells of the sensitivity map not known yet.
     StartMap,
     /// Holds a point's exported file against ONNX Runtime, on the samples that the point was judged on.
@@ -222,6 +226,7 @@ impl Command {
             Self::MoveFocus { rows, .. } if *rows < 0 => "Previous layer".into(),
             Self::MoveFocus { .. } => "Next layer".into(),
             Self::SelectPoint(_) => "Select point".into(),
+            Self::SelectRun(_) => "Show run".into(),
             Self::SetSort(key) => format!("Sort layers by {}", sort_label(*key)),
             Self::SetFilter(_) => "Filter layers".into(),
             Self::SetColourBy(by) => format!("Colour by {}", by.label()),
@@ -239,6 +244,7 @@ impl Command {
             Self::DismissNotice(_) => "Dismiss".into(),
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
             Self::StartDistil(_) => "Start distillation".into(),
+            Self::NewRun(_) => "New run from this one's plan and settings…".into(),
             Self::StartMap => "Measure the sensitivity map".into(),
             Self::Confirm(_) | Self::ConfirmPlan => "Confirm in ONNX Runtime".into(),
             Self::SetRuntime(_) => "Look for ONNX Runtime".into(),
@@ -351,6 +357,15 @@ impl Command {
                     return Err("A distillation is running".into());
                 }
                 state.target_allows()
+            }
+            Self::NewRun(run) => {
+                if state.run(*run).is_none_or(|run| run.recipe.is_none()) {
+                    return Err("This run's settings are not known".into());
+                }
+                if state.is_busy(JobKind::Distil) {
+                    return Err("A distillation is running".into());
+                }
+                Ok(())
             }
             Self::Confirm(id) => {
                 state.measurable()?;

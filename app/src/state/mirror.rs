@@ -4,9 +4,10 @@
 use limbeck_engine::{
     confirm::RuntimePair,
     data::SplitName,
+    eval::Estimate,
     graph::LayerId,
     jobs::{Event, Inspection, JobId, ModelInfo, Point, RuntimeFound},
-    recipe::Step,
+    recipe::{Recipe, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
     target::Target,
@@ -131,7 +132,19 @@ impl Job {
 pub struct Curves {
     pub job: JobId,
     pub title: String,
+    /// What was asked for.
+    pub recipe: Option<Arc<Recipe>>,
     pub points: Vec<TrainPoint>,
+}
+
+impl Curves {
+    /// What it was judged at on the search split, by epoch.
+    pub fn judged(&self) -> Vec<(f64, Estimate)> {
+        let points = self.points.iter();
+        points
+            .filter_map(|p| Some((p.epoch, p.accuracy?)))
+            .collect()
+    }
 }
 
 /// A line of the log.
@@ -197,6 +210,8 @@ pub struct Mirror {
     pub jobs: Vec<Job>,
     /// Newest last.
     pub curves: Vec<Curves>,
+    /// Of distillations, by job.
+    recipes: BTreeMap<JobId, Arc<Recipe>>,
     pub inspection: Option<Arc<Inspection>>,
     /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
     pub runtime: Option<Result<RuntimeFound, String>>,
@@ -227,6 +242,7 @@ impl Default for Mirror {
             numbers: BTreeMap::new(),
             jobs: Vec::new(),
             curves: Vec::new(),
+            recipes: BTreeMap::new(),
             inspection: None,
             runtime: None,
             targets: BTreeMap::new(),
@@ -296,12 +312,18 @@ impl Mirror {
         (self.measured, self.all_but, self.estimated) = (0, 0, 0);
         self.clear_points();
         self.curves.clear();
+        self.recipes.clear();
         self.inspection = None;
         self.next_point = 1;
         self.model = Some(Arc::new(model));
         self.model_version += 1;
         self.cells_version += 1;
         self.points_version += 1;
+    }
+
+    /// What a distillation was asked for, so that its curves know.
+    pub fn asked(&mut self, job: JobId, recipe: Arc<Recipe>) {
+        self.recipes.insert(job, recipe);
     }
 
     /// The model's hash, once it was read.
@@ -546,6 +568,7 @@ impl Mirror {
                         self.curves.push(Curves {
                             job: *job,
                             title,
+                            recipe: self.recipes.get(job).cloned(),
                             points: vec![*point],
                         });
                     }

@@ -377,9 +377,25 @@ impl State {
         self.mirror.job(id)
     }
 
-    /// The curves of the newest distillation.
+    /// The distillations of this session that have curves, oldest first.
+    pub fn runs(&self) -> &[Curves] {
+        &self.mirror.curves
+    }
+
+    /// The curves of the chosen distillation, else of the newest.
     pub fn curves(&self) -> Option<&Curves> {
-        self.mirror.curves.last()
+        let chosen = self.view.run.and_then(|run| self.run(run));
+        chosen.or(self.runs().last())
+    }
+
+    pub fn run(&self, job: JobId) -> Option<&Curves> {
+        self.runs().iter().find(|run| run.job == job)
+    }
+
+    /// Where the plot shows what a run was judged at while it trained: at the size (or MACs) of the point from before its training.
+    pub fn run_place(&self, run: &Curves) -> Option<f64> {
+        let point = self.points().iter().rfind(|p| p.point.job == run.job)?;
+        self.plot_position(point).map(|(x, _)| x)
     }
 
     /// A job of this kind waits or runs.

@@ -5,6 +5,7 @@ use super::PointId;
 use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
+    jobs::JobId,
     sensitivity::{Candidate, Direction},
 };
 use serde::{Deserialize, Serialize};
@@ -171,6 +172,9 @@ pub struct View {
     pub focus: Option<LayerId>,
     #[serde(skip)]
     pub selected_point: Option<PointId>,
+    /// The distillation whose curves stand out; `None`: the newest.
+    #[serde(skip)]
+    pub run: Option<JobId>,
     #[serde(skip)]
     pub palette_open: bool,
     #[serde(skip)]
@@ -196,6 +200,7 @@ impl Default for View {
             selection: BTreeSet::new(),
             focus: None,
             selected_point: None,
+            run: None,
             palette_open: false,
             dialog: None,
         }

@@ -326,6 +326,13 @@ impl Session {
             }
             Command::MeasurePlan(split) => self.measure(split),
             Command::StartDistil(settings) => self.distil(settings),
+            Command::NewRun(run) => {
+                let recipe = self.state.run(run).and_then(|run| run.recipe.clone());
+                if let Some(recipe) = recipe {
+                    self.take_plan(&recipe, false);
+                    self.state.view.dialog = Some(Dialog::Distil);
+                }
+            }
             Command::Confirm(point) => self.confirm(point),
             Command::ConfirmPlan => {
                 let point = self.state.selected_point();
@@ -369,6 +376,7 @@ impl Session {
             Command::ClearSelection => view.selection.clear(),
             Command::MoveFocus { rows, extend } => self.move_focus(rows, extend),
             Command::SelectPoint(point) => view.selected_point = point,
+            Command::SelectRun(run) => view.run = Some(run),
             Command::SetSort(key) => {
                 let old = view.sort;
                 // Numbers are looked at from the top, words from A.

@@ -156,13 +156,12 @@ impl Session {
         };
         let title = self.state.mirror.next_distil();
         let job = self.job(JobKind::Distil, &title, Then::Distilled(split));
+        let recipe = Arc::new(recipe);
+        self.state.mirror.asked(job, recipe.clone());
         self.state.view.tab = Tab::Training;
+        self.state.view.run = None;
         self.original_wanted = true;
-        self.send(Job::Run {
-            job,
-            recipe: Arc::new(recipe),
-            split,
-        });
+        self.send(Job::Run { job, recipe, split });
     }
 
     /// A cancelled training left its best epoch: it becomes a point of its own.

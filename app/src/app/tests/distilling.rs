@@ -3,14 +3,14 @@
 use super::{Rig, answer};
 use crate::{
     commands::{Command, Preset},
-    state::JobKind,
+    state::{Dialog, JobKind},
 };
 use limbeck_engine::{
     compress::Precision,
     data::SplitName,
     jobs::{Command as Job, Event, JobId},
     recipe::{Goal, Recipe, Step},
-    train::DistilSettings,
+    train::{DistilSettings, TrainPoint},
 };
 use std::sync::Arc;
 
@@ -202,4 +202,88 @@ fn the_original_waits_until_the_plan_is_measured() {
         .collect();
     // On the edits' samples first; then on all that the epochs are judged on.
     assert_eq!(wanted, [Some(1_000)]);
+}
+
+#[test]
+fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    finish(&mut rig);
+    let settings = DistilSettings {
+        epochs: 3,
+        ..DistilSettings::default()
+    };
+    rig.run(Command::StartDistil(settings.clone()));
+    let (job, recipe) = started(&mut rig);
+    let again = Command::NewRun(job);
+    assert_eq!(
+        again.enabled(rig.state()),
+        Err("This run's settings are not known".into()),
+        "no curve yet"
+    );
+    let point = |epoch: u64| TrainPoint {
+        step: epoch * 10,
+        steps: 30,
+        epoch: epoch as f64,
+        loss: 0.3,
+        rate: 1e-3,
+        samples_per_second: 900.0,
+        accuracy: None,
+        rollbacks: 0,
+    };
+    rig.tell(Event::Curve {
+        job,
+        point: point(1),
+    });
+    assert_eq!(
+        again.enabled(rig.state()),
+        Err("A distillation is running".into())
+    );
+    let run = Job::Run {
+        job,
+        recipe,
+        split: SplitName::Holdout,
+    };
+    answer(&mut rig, &run, 0.931, 150_000);
+    // Another plan and another run of it: its curves stand out, until the earlier one's are chosen.
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    finish(&mut rig);
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (second, recipe) = started(&mut rig);
+    rig.tell(Event::Curve {
+        job: second,
+        point: point(1),
+    });
+    let shown = |rig: &Rig| rig.state().curves().map(|run| run.job);
+    assert_eq!(shown(&rig), Some(second));
+    rig.run(Command::SelectRun(job));
+    assert_eq!(shown(&rig), Some(job));
+    let run = Job::Run {
+        job: second,
+        recipe,
+        split: SplitName::Holdout,
+    };
+    answer(&mut rig, &run, 0.931, 200_000);
+    rig.run(again);
+    let state = rig.state();
+    assert_eq!(state.document.distil, Some(settings));
+    let conv = &state.layers()[0].id;
+    assert_eq!(state.document.setting(conv).precision, Precision::Int4);
+    assert_eq!(state.view.dialog, Some(Dialog::Distil));
+    // One step of undo, like bringing a point's plan back.
+    rig.run(Command::CloseDialog);
+    rig.run(Command::Undo);
+    let state = rig.state();
+    assert_eq!(
+        state.document.setting(&state.layers()[0].id).precision,
+        Precision::Int8
+    );
+    // The next one takes over from what was chosen.
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (third, _) = started(&mut rig);
+    rig.tell(Event::Curve {
+        job: third,
+        point: point(1),
+    });
+    assert_eq!(shown(&rig), Some(third));
 }

@@ -208,6 +208,72 @@ fn training_shows_its_curves_or_how_to_get_some() {
     assert_eq!(sent(&mut harness), [Command::Show(Dialog::Distil)]);
 }
 
+/// The demo with a second run, whose plan's point is there.
+fn two_runs() -> State {
+    let mut state = fixture::demo();
+    let first = state.curves().expect("the demo has one").clone();
+    let job = JobId(77);
+    state
+        .mirror
+        .add_job(job, JobKind::Distil, "Distil 15".into());
+    for point in &first.points {
+        let point = *point;
+        state.mirror.take(&Event::Curve { job, point });
+    }
+    let mut point = (*state.points().last().expect("measured").point).clone();
+    point.job = job;
+    state.mirror.take(&Event::Point(Box::new(point)));
+    state.refresh();
+    state
+}
+
+#[test]
+fn runs_are_overlaid_and_one_stands_out() {
+    let mut state = two_runs();
+    state.view.tab = Tab::Training;
+    let mut harness = open(state);
+    assert!(harness.query_by_label("Rate curve").is_some());
+    let first = JobId(1);
+    assert_eq!(
+        click(&mut harness, "Run Distil 14"),
+        [Command::SelectRun(first)]
+    );
+    assert_eq!(
+        click(&mut harness, "Run Distil 15"),
+        [],
+        "it stands out already"
+    );
+    harness.state_mut().state.view.run = Some(first);
+    harness.run_ok();
+    assert_eq!(
+        click(&mut harness, "Run Distil 15"),
+        [Command::SelectRun(JobId(77))]
+    );
+    // Alone, a run needs no chip.
+    let mut state = fixture::demo();
+    state.view.tab = Tab::Training;
+    let harness = open(state);
+    assert!(harness.query_by_label("Run Distil 14").is_none());
+}
+
+#[test]
+fn the_epochs_of_a_run_stand_on_the_plot_of_the_split_they_were_judged_on() {
+    let mut state = two_runs();
+    state.view.tab = Tab::TradeOff;
+    state.view.split = SplitName::Search;
+    state.refresh();
+    let mut harness = open(state);
+    for epoch in ["1.0", "2.0", "3.0", "4.0"] {
+        let name = format!("Distil 15, epoch {epoch}");
+        assert!(harness.query_by_label(&name).is_some(), "{name}");
+    }
+    let state = &mut harness.state_mut().state;
+    state.view.split = SplitName::Holdout;
+    state.refresh();
+    harness.run_ok();
+    assert!(harness.query_by_label("Distil 15, epoch 1.0").is_none());
+}
+
 #[test]
 fn the_inspector_tells_of_its_layer() {
     let mut harness = open(fixture::demo());

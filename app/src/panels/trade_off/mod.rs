@@ -1,6 +1,7 @@
 //! The trade-off: accuracy against size or MACs. Measured points are blue with their intervals, the present plan is copper,
 //! its prediction a diamond; the Pareto front, the goal region; hover for details, click to select, a button to restore.
 
+mod epochs;
 mod labels;
 mod marks;
 mod overlay;
@@ -201,6 +202,14 @@ fn extent(state: &State) -> ([f64; 2], [f64; 2]) {
             // A prediction far below everything measured (drops add up without end) does not squeeze the rest.
             let floor = (y[0].min(100.0) - 15.0).max(0.0);
             grow(&mut y, top1.clamp(floor, 100.0));
+        }
+    }
+    let floor = (y[0].min(100.0) - 15.0).max(0.0);
+    for run in epochs::placed(state) {
+        grow(&mut x, run.x.max(1e-6).log10());
+        for (_, accuracy) in run.judged {
+            // Nor does an epoch that had learned little yet.
+            grow(&mut y, (accuracy.value * 100.0).clamp(floor, 100.0));
         }
     }
     let (size, floor) = state.goal_region();

@@ -1,6 +1,6 @@
 //! What stands inside the plot's axes: goal region, front, points with intervals, prediction, names.
 
-use super::labels::Labels;
+use super::{epochs, labels::Labels};
 use crate::{
     commands::{Command, split_label},
     panels::{Commands, words},
@@ -45,6 +45,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     }
     painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
 
+    epochs::draw(ui, &painter, frame, state, &at, &mut labels);
     let plan = shown_plan(state).map(|(p, _)| p.id);
     let hollow_plan = state.plan_point(state.view.split).is_none();
     let count = state.shown_count();

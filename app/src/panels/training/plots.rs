@@ -1,131 +1,16 @@
-//! Training: loss and accuracy while a distillation runs, and after it.
+//! The plots of training: a run's numbers over its epochs, over those of other runs.
 
-use super::{
-    Commands, command_button,
-    trade_off::{even_label, even_marks},
-    words,
-};
 use crate::{
-    commands::Command,
-    state::{Curves, Dialog, JobKind, JobState, NamedPoint, State},
+    panels::trade_off::{even_label, even_marks},
+    state::{Curves, NamedPoint, State},
     theme,
-    widgets::{self, Button, number},
+    widgets::{self, number},
 };
-use egui::{Align2, Rect, RichText, Shape, Stroke, Ui, Vec2, pos2, vec2};
+use egui::{Align2, RichText, Shape, Stroke, Ui, Vec2, pos2, vec2};
 use egui_plot::{AxisHints, Line, Plot, PlotPoint, PlotPoints};
-use limbeck_engine::{data::SplitName, train::TrainPoint};
+use limbeck_engine::{data::SplitName, eval::Estimate, train::TrainPoint};
 
-/// Right side of the panel's head, laid from the right.
-pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
-    command_button(
-        ui,
-        Button::new("Distil…").low(),
-        Command::Show(Dialog::Distil),
-        state,
-        out,
-    );
-}
-
-pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
-    let running = state.active_jobs().find(|job| job.kind == JobKind::Distil);
-    let curves = state.curves().filter(|c| !c.points.is_empty());
-    if let Some(job) = running.filter(|job| curves.is_none_or(|c| c.job != job.id)) {
-        let (title, body) = if job.state == JobState::Queued {
-            (format!("{} waits", job.title), "Other work goes first.")
-        } else {
-            (
-                format!("{} is under way", job.title),
-                "The compressed network is being made.",
-            )
-        };
-        let body = format!("{body} Loss and accuracy are drawn here as soon as training starts.");
-        widgets::empty_state(ui, &title, &body, &[]);
-        return;
-    }
-    let Some(curves) = curves else {
-        let body = "Distillation trains the compressed network against the original as its teacher. Its loss and accuracy are drawn \
-                    here while it runs; the window stays free.";
-        let blocked = Command::Show(Dialog::Distil).enabled(state).err();
-        let pressed = match blocked {
-            None => widgets::empty_state(ui, "Nothing distilled yet", body, &[("Distil…", true)]),
-            Some(why) => {
-                widgets::empty_state(ui, "Nothing distilled yet", &format!("{body}\n{why}."), &[])
-            }
-        };
-        if pressed.is_some() {
-            out.push(Command::Show(Dialog::Distil));
-        }
-        return;
-    };
-    let all = ui.available_rect_before_wrap();
-    let facts = Rect::from_min_size(all.min + vec2(12.0, 6.0), vec2(all.width() - 24.0, 24.0));
-    ui.scope_builder(
-        egui::UiBuilder::new().id_salt("facts").max_rect(facts),
-        |ui| {
-            ui.horizontal_centered(|ui| summary(ui, state, curves));
-        },
-    );
-    let plots = Rect::from_min_max(
-        pos2(all.left() + 8.0, facts.bottom() + 6.0),
-        pos2(all.right() - 14.0, all.bottom() - 6.0),
-    );
-    let height = (plots.height() - 6.0) / 2.0;
-    let upper = Rect::from_min_size(plots.min, vec2(plots.width(), height));
-    let lower = Rect::from_min_size(pos2(plots.left(), upper.bottom() + 6.0), upper.size());
-    ui.scope_builder(
-        egui::UiBuilder::new().id_salt("loss").max_rect(upper),
-        |ui| loss(ui, upper.size(), curves),
-    );
-    ui.scope_builder(
-        egui::UiBuilder::new().id_salt("accuracy").max_rect(lower),
-        |ui| {
-            accuracy(ui, lower.size(), state, curves);
-        },
-    );
-}
-
-fn summary(ui: &mut Ui, state: &State, curves: &Curves) {
-    let t = theme::of(ui);
-    let Some(last) = curves.points.last() else {
-        return;
-    };
-    ui.label(
-        RichText::new(&curves.title)
-            .font(theme::strong())
-            .color(t.text),
-    );
-    let mut text = format!(
-        "epoch {:.1} of {:.0} · loss {:.3} · rate {:.1e} · {} img/s",
-        last.epoch,
-        epochs(curves),
-        last.loss,
-        last.rate,
-        number::grouped(last.samples_per_second.max(0.0).round() as u64),
-    );
-    match last.rollbacks {
-        0 => {}
-        1 => text += " · diverged once, went back and on with a lower rate",
-        n => text += &format!(" · diverged {n} times, went back and on with a lower rate"),
-    }
-    if let Some(eta) = state.job(curves.job).and_then(|job| job.eta) {
-        text += &format!(" · {}", words::eta(Some(eta)));
-    }
-    let room = ui.available_rect_before_wrap();
-    let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 20.0), egui::Sense::hover());
-    response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &text));
-    if widgets::draw_elided(
-        ui.painter(),
-        rect,
-        egui::Align::Min,
-        &text,
-        theme::mono_small(),
-        t.muted,
-    ) {
-        response.on_hover_text(text);
-    }
-}
-
-/// Room left of both plots, whatever their numbers, so that their frames stand under each other.
+/// Room left of the plots, whatever their numbers, so that their frames stand under each other.
 const EDGE: f32 = 60.0;
 
 fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
@@ -135,7 +20,10 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
         hints
             .tick_label_color(t.muted)
             .tick_label_font(theme::mono_small())
-            .formatter(|mark, _| even_label(mark))
+            .formatter(|mark, _| match mark.value != 0.0 && mark.step_size < 5e-3 {
+                true => short(mark.value),
+                false => even_label(mark),
+            })
     };
     let hints_x = AxisHints::new_x();
     let hints_x = if x.is_empty() {
@@ -147,6 +35,11 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
         dress(hints_x),
         dress(AxisHints::new_y().label(caption(y)).min_thickness(EDGE)),
     )
+}
+
+/// A small number, such as a rate: `5e-4`.
+fn short(value: f64) -> String {
+    format!("{value:.1e}").replace(".0e", "e")
 }
 
 fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f64) -> Plot<'a> {
@@ -171,7 +64,7 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
 }
 
 /// Epochs the whole run has, so that the curve grows into a still frame.
-fn epochs(curves: &Curves) -> f64 {
+pub(super) fn epochs(curves: &Curves) -> f64 {
     curves.points.last().map_or(1.0, |p| {
         // A whole number but for rounding.
         (p.epoch * p.steps as f64 / p.step.max(1) as f64)
@@ -204,41 +97,82 @@ fn attempts(points: &[TrainPoint]) -> impl Iterator<Item = &[TrainPoint]> {
     points.chunk_by(|a, b| a.rollbacks == b.rollbacks)
 }
 
-fn loss(ui: &mut Ui, size: Vec2, curves: &Curves) {
-    let t = theme::of(ui);
-    let attempts: Vec<Vec<[f64; 2]>> = attempts(&curves.points)
-        .map(|points| {
-            let finite = points.iter().filter(|p| p.loss.is_finite());
-            let points: Vec<[f64; 2]> = finite.map(|p| [p.epoch, p.loss]).collect();
-            binned(&points, size.x)
-        })
-        .collect();
-    let response = frame(ui, "loss", size, "", "loss", epochs(curves))
-        .include_y(0.0)
-        .show(ui, |plot| {
-            // What was gone back from is paler than what counts.
-            let last = attempts.len().saturating_sub(1);
-            for (index, points) in attempts.into_iter().enumerate() {
-                let color = if index == last { t.measured } else { t.muted };
-                plot.line(
-                    Line::new("loss", PlotPoints::from(points))
-                        .color(color)
-                        .width(1.5),
-                );
-            }
-        });
-    response
-        .response
-        .widget_info(|| egui::WidgetInfo::labeled(egui::Role::Image, true, "Loss curve"));
+/// Runs in one plot.
+pub(super) struct Runs<'a> {
+    pub chosen: &'a Curves,
+    /// Oldest first, the chosen one not among them.
+    pub others: Vec<&'a Curves>,
+    /// The one of them that is pointed at.
+    pub lit: Option<&'a Curves>,
 }
 
-fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
+impl Runs<'_> {
+    /// Epochs of the longest.
+    fn epochs(&self) -> f64 {
+        let others = self.others.iter().map(|run| epochs(run));
+        others.fold(epochs(self.chosen), f64::max)
+    }
+
+    /// Each with its colour and width, the chosen one last, so on top.
+    fn drawn(&self, t: &theme::Tokens) -> impl Iterator<Item = (&Curves, egui::Color32, f32)> {
+        let pale = theme::mix(t.panel, t.muted, 0.6);
+        let lit = self.lit.map(|run| run.job);
+        let others = self
+            .others
+            .iter()
+            .map(move |run| match lit == Some(run.job) {
+                true => (*run, t.text, 1.5),
+                false => (*run, pale, 1.0),
+            });
+        others.chain(std::iter::once((self.chosen, t.measured, 1.5)))
+    }
+}
+
+/// A number of each point over its epoch, what was gone back from paler than what counts.
+fn lines(
+    ui: &mut Ui,
+    plot: Plot<'_>,
+    width: f32,
+    runs: &Runs<'_>,
+    name: &str,
+    value: impl Fn(&TrainPoint) -> f64,
+) {
     let t = theme::of(ui);
-    let measured: Vec<(f64, limbeck_engine::eval::Estimate)> = curves
-        .points
-        .iter()
-        .filter_map(|p| Some((p.epoch, p.accuracy?)))
-        .collect();
+    let response = plot.include_y(0.0).show(ui, |plot| {
+        for (run, colour, line) in runs.drawn(t) {
+            let attempts: Vec<&[TrainPoint]> = attempts(&run.points).collect();
+            let last = attempts.len().saturating_sub(1);
+            for (index, points) in attempts.into_iter().enumerate() {
+                let finite = points.iter().filter(|p| value(p).is_finite());
+                let points: Vec<[f64; 2]> = finite.map(|p| [p.epoch, value(p)]).collect();
+                let colour = if index == last { colour } else { t.muted };
+                plot.line(
+                    Line::new(name, PlotPoints::from(binned(&points, width)))
+                        .color(colour)
+                        .width(line),
+                );
+            }
+        }
+    });
+    let label = format!("{name} curve");
+    response
+        .response
+        .widget_info(|| egui::WidgetInfo::labeled(egui::Role::Image, true, &label));
+}
+
+pub(super) fn loss(ui: &mut Ui, size: Vec2, runs: &Runs<'_>) {
+    let plot = frame(ui, "loss", size, "", "loss", runs.epochs());
+    lines(ui, plot, size.x, runs, "Loss", |p| p.loss);
+}
+
+pub(super) fn rate(ui: &mut Ui, size: Vec2, runs: &Runs<'_>) {
+    let plot = frame(ui, "rate", size, "", "rate", runs.epochs());
+    lines(ui, plot, size.x, runs, "Rate", |p| p.rate);
+}
+
+pub(super) fn accuracy(ui: &mut Ui, size: Vec2, state: &State, runs: &Runs<'_>) {
+    let t = theme::of(ui);
+    let measured = runs.chosen.judged();
     // The original on the very samples that the epochs are judged on, or none.
     let n = measured.last().map_or(0, |(_, e)| e.n);
     let original = state
@@ -250,8 +184,12 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
         size,
         "epoch",
         &format!("{} on search, %", state.judged_by(SplitName::Search)),
-        epochs(curves),
+        runs.epochs(),
     );
+    let others: Vec<Vec<(f64, Estimate)>> = runs.others.iter().map(|run| run.judged()).collect();
+    for (_, e) in others.iter().flatten() {
+        plot = plot.include_y(e.value * 100.0);
+    }
     for (_, e) in &measured {
         plot = plot.include_y(e.ci[0] * 100.0).include_y(e.ci[1] * 100.0);
     }
@@ -293,10 +231,18 @@ fn accuracy(ui: &mut Ui, size: Vec2, state: &State, curves: &Curves) {
             format!("original {original:.2}, n {}", number::grouped(n)),
         ));
     }
-    let places: Vec<egui::Pos2> = measured
-        .iter()
-        .map(|(x, e)| at(*x, e.value * 100.0))
-        .collect();
+    let on_plot = |judged: &[(f64, Estimate)]| -> Vec<egui::Pos2> {
+        let each = judged.iter();
+        each.map(|(x, e)| at(*x, e.value * 100.0)).collect()
+    };
+    for ((_, colour, width), judged) in runs.drawn(t).zip(&others) {
+        let places = on_plot(judged);
+        for place in &places {
+            painter.circle_filled(*place, 2.0, colour);
+        }
+        painter.add(Shape::line(places, Stroke::new(width, colour)));
+    }
+    let places = on_plot(&measured);
     painter.add(Shape::line(places.clone(), Stroke::new(1.5, t.measured)));
     for ((_, e), place) in measured.iter().zip(&places) {
         let (low, high) = (at(0.0, e.ci[0] * 100.0).y, at(0.0, e.ci[1] * 100.0).y);
@@ -362,6 +308,7 @@ mod tests {
             let curves = Curves {
                 job: limbeck_engine::jobs::JobId(1),
                 title: String::new(),
+                recipe: None,
                 points: vec![point(step, 188, 4.0)],
             };
             assert_eq!(epochs(&curves), 4.0, "{step}");
@@ -390,6 +337,13 @@ mod tests {
         let lengths: Vec<usize> = attempts(&points).map(<[_]>::len).collect();
         assert_eq!(lengths, [2, 3]);
         assert_eq!(attempts(&[]).count(), 0);
+    }
+
+    #[test]
+    fn small_numbers_are_short() {
+        assert_eq!(short(5e-4), "5e-4");
+        assert_eq!(short(0.000_300_000_000_000_000_03), "3e-4");
+        assert_eq!(short(1.5e-3), "1.5e-3");
     }
 
     #[test]

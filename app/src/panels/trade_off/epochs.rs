@@ -1,0 +1,76 @@
+//! What trainings were judged at at their epochs' ends: small rings at the size of the plan that is trained.
+
+use super::labels::Labels;
+use crate::{
+    state::{Curves, State},
+    theme,
+    widgets::number,
+};
+use egui::{Id, Painter, Pos2, Rect, Role, Sense, Stroke, Ui, Vec2, WidgetInfo};
+use limbeck_engine::{data::SplitName, eval::Estimate};
+
+/// Of a run, the last so many epochs.
+const MOST: usize = 40;
+/// Of the session, the last so many runs.
+const RUNS: usize = 6;
+
+/// A run on the plot.
+pub(super) struct Placed<'a> {
+    run: &'a Curves,
+    /// kB or million MACs.
+    pub x: f64,
+    /// By epoch.
+    pub judged: Vec<(f64, Estimate)>,
+}
+
+/// Where the runs stand that the plot shows: trainings are judged on the search split only.
+pub(super) fn placed(state: &State) -> Vec<Placed<'_>> {
+    if state.view.split != SplitName::Search {
+        return Vec::new();
+    }
+    let runs = state.runs();
+    let each = runs[runs.len().saturating_sub(RUNS)..].iter();
+    each.filter_map(|run| {
+        let x = state.run_place(run)?;
+        let mut judged = run.judged();
+        judged.drain(..judged.len().saturating_sub(MOST));
+        Some(Placed { run, x, judged })
+    })
+    .collect()
+}
+
+pub(super) fn draw(
+    ui: &Ui,
+    painter: &Painter,
+    frame: Rect,
+    state: &State,
+    at: &dyn Fn(f64, f64) -> Pos2,
+    labels: &mut Labels,
+) {
+    let t = theme::of(ui);
+    let colour = theme::mix(t.panel, t.measured, 0.75);
+    for Placed { run, x, judged } in placed(state) {
+        for (epoch, accuracy) in judged {
+            let place = at(x, accuracy.value * 100.0);
+            if !frame.contains(place) {
+                continue;
+            }
+            painter.circle(place, 2.5, t.panel, Stroke::new(1.0, colour));
+            labels.block(Rect::from_center_size(place, Vec2::splat(6.0)));
+            let touch = Rect::from_center_size(place, Vec2::splat(8.0)).intersect(frame);
+            let id = Id::unique(("epoch", run.job, epoch.to_bits()));
+            let response = ui.interact(touch, id, Sense::hover());
+            let text = format!("{}, epoch {epoch:.1}", run.title);
+            response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &text));
+            if response.hovered() {
+                painter.circle_stroke(place, 4.5, Stroke::new(1.0, t.text));
+            }
+            response.on_hover_text(format!(
+                "{text}\n{} {} % on search, n {}, while it trained\nat the size from before the training",
+                state.judged_by(SplitName::Search),
+                number::points_with_interval(accuracy.value, accuracy.ci),
+                number::grouped(accuracy.n)
+            ));
+        }
+    }
+}
