@@ -1,7 +1,9 @@
 //! The one enum that menus, shortcuts, the palette, panels and tests all send. A command says what is wanted; the session
 //! (`app::session`) carries it out.
 
-use crate::state::{ColourBy, Dialog, JobKind, PlotAxis, PointId, SelectMode, SortKey, State, Tab};
+use crate::state::{
+    ColourBy, Dialog, Inspected, JobKind, PlotAxis, PointId, SelectMode, SortKey, State, Tab,
+};
 use egui::{Key, KeyboardShortcut, Modifiers};
 use limbeck_engine::{
     compress::{Precision, QuantScheme, Ratio},
@@ -140,6 +142,7 @@ pub enum Command {
     SetColourBy(ColourBy),
     SetTab(Tab),
     SetPlotAxis(PlotAxis),
+    SetInspected(Inspected),
     /// Split whose points the plot shows.
     SetSplit(SplitName),
     ToggleTheme,
@@ -234,6 +237,8 @@ impl Command {
             Self::SetTab(Tab::Training) => "Show training".into(),
             Self::SetPlotAxis(PlotAxis::Size) => "Plot against size".into(),
             Self::SetPlotAxis(PlotAxis::Macs) => "Plot against MACs".into(),
+            Self::SetInspected(Inspected::Weights) => "Inspect weights".into(),
+            Self::SetInspected(Inspected::Input) => "Inspect what a layer reads".into(),
             Self::SetSplit(split) => format!("Show points on {}", split_label(*split)),
             Self::ToggleTheme => "Switch theme: dark, light".into(),
             Self::OpenPalette => "Search commands".into(),
@@ -412,6 +417,7 @@ impl Command {
             Self::SetTab(Tab::Training) if state.curves().is_none() => {
                 Err("Nothing has been distilled yet".into())
             }
+            Self::SetInspected(Inspected::Input) => state.countable(),
             Self::CancelJob(id) if !state.job(*id).is_some_and(|job| job.is_active()) => {
                 Err("This job has ended".into())
             }

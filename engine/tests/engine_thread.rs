@@ -2,7 +2,7 @@
 //! command line's pipeline gives, to the bit.
 
 use limbeck_engine::{
-    compress::{Precision, Ratio},
+    compress::{LayerSetting, Precision, QuantScheme, Ratio},
     data::SplitName,
     exec::CancelToken,
     formats::onnx,
@@ -476,4 +476,55 @@ fn what_cannot_be_measured_is_shown_with_the_reason() {
     assert!(words(&client.until_end(4)).contains("garbage.onnx"));
     let (info, _) = client.open(5, folder.model(), None);
     assert!(info.runnable && info.data.is_none());
+}
+
+#[test]
+fn the_weights_of_a_layer_are_there_before_what_it_reads() {
+    let folder = Folder::new("nchw");
+    let client = Client::new();
+    let (info, _) = client.open(1, folder.model(), Some(folder.task()));
+    let ask = |job: u64, input: bool| {
+        client.send(Command::Inspect {
+            job: JobId(job),
+            layer: info.layers[4].id.clone(),
+            setting: LayerSetting {
+                precision: Precision::Int8,
+                sparsity: Ratio(0.0),
+            },
+            scheme: QuantScheme::default(),
+            input,
+        });
+        let told = client.until_end(job).into_iter().filter_map(|e| match e {
+            Event::Inspected { inspection, .. } => Some(inspection.input),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(ask(2, false), [None]);
+    let told = ask(3, true);
+    let [None, Some(read)] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    // Of the calibration split, which holds fewer than the scheme's samples: 16 channels of 28×28.
+    assert_eq!((read.samples, read.count), (32, 32 * 16 * 28 * 28));
+    assert!(read.codes.is_some());
+    assert_eq!(ask(4, true), told, "kept, so the same");
+    // Without data it is refused, in words.
+    std::fs::remove_file(folder.task()).expect("removes");
+    client.open(5, folder.model(), None);
+    client.send(Command::Inspect {
+        job: JobId(6),
+        layer: info.layers[4].id.clone(),
+        setting: LayerSetting {
+            precision: Precision::Int8,
+            sparsity: Ratio(0.0),
+        },
+        scheme: QuantScheme::default(),
+        input: true,
+    });
+    let told = words(&client.until_end(6));
+    assert!(
+        told.contains("fail6") && told.contains("open a task"),
+        "{told}"
+    );
 }

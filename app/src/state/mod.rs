@@ -18,7 +18,8 @@ pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, Name
 pub use target::{AtTarget, Refusal};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
 pub use view::{
-    AfterSave, ColourBy, Dialog, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice, View,
+    AfterSave, ColourBy, Dialog, Inspected, PlotAxis, SelectMode, Sort, SortKey, Tab, ThemeChoice,
+    View,
 };
 
 pub(crate) use channels::harmonise;
@@ -396,6 +397,20 @@ impl State {
     pub fn run_place(&self, run: &Curves) -> Option<f64> {
         let point = self.points().iter().rfind(|p| p.point.job == run.job)?;
         self.plot_position(point).map(|(x, _)| x)
+    }
+
+    /// Whether what layers read can be counted, or why not.
+    pub fn countable(&self) -> Result<(), String> {
+        self.measurable()?;
+        if self.split_len(SplitName::Calibration) == 0 {
+            return Err("The data has no calibration samples".into());
+        }
+        Ok(())
+    }
+
+    /// The inspector is to show what the layer reads, and that can be counted.
+    pub fn inspects_input(&self) -> bool {
+        self.view.inspected == Inspected::Input && self.countable().is_ok()
     }
 
     /// A job of this kind waits or runs.

@@ -27,6 +27,15 @@ pub enum PlotAxis {
     Macs,
 }
 
+/// What the inspector shows of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inspected {
+    #[default]
+    Weights,
+    /// What it reads.
+    Input,
+}
+
 /// What colours the heat cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ColourBy {
@@ -146,6 +155,7 @@ pub enum AfterSave {
 pub struct View {
     pub tab: Tab,
     pub axis: PlotAxis,
+    pub inspected: Inspected,
     pub colour_by: ColourBy,
     /// Of the open model only.
     #[serde(skip)]
@@ -186,6 +196,7 @@ impl Default for View {
         Self {
             tab: Tab::default(),
             axis: PlotAxis::default(),
+            inspected: Inspected::default(),
             colour_by: ColourBy::default(),
             sort: Sort::default(),
             theme: ThemeChoice::default(),

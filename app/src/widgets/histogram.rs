@@ -13,6 +13,8 @@ pub struct Histogram<'a> {
     pub after: &'a [u64],
     /// Values that quantisation can give; drawn as vertical lines where they stand at least three points apart.
     pub grid: &'a [f32],
+    /// What the codes reach; what lies beyond is clipped.
+    pub reach: Option<[f32; 2]>,
     /// What stands under the middle: "weights · 15 levels · clipped 0.4 %".
     pub caption: &'a str,
     pub name: &'a str,
@@ -82,6 +84,16 @@ impl Histogram<'_> {
             );
         }
         painter.add(mesh);
+        if let Some([low, high]) = self.reach.filter(|_| span > 0.0) {
+            for (end, beyond) in [
+                (low, Rect::everything_left_of(x_of(low))),
+                (high, Rect::everything_right_of(x_of(high))),
+            ] {
+                let beyond = beyond.intersect(body);
+                painter.rect_filled(beyond, 0.0, t.fail.gamma_multiply(0.18));
+                painter.vline(x_of(end), body.y_range(), Stroke::new(1.5, t.accent));
+            }
+        }
         painter.hline(body.x_range(), body.bottom(), Stroke::new(1.0, t.line));
         let y = rect.bottom() - 8.0;
         let font = theme::mono_small();
@@ -115,9 +127,14 @@ impl Histogram<'_> {
                 let step = (span / self.before.len() as f64) as f32;
                 let from = self.range[0] + step * bin as f32;
                 let mut text = format!(
-                    "{} … {}\nbefore: {}",
+                    "{} … {}\n{}{}",
                     super::number::short(from),
                     super::number::short(from + step),
+                    if self.after.is_empty() {
+                        ""
+                    } else {
+                        "before: "
+                    },
                     super::number::grouped(self.before[bin])
                 );
                 if let Some(after) = self.after.get(bin) {

@@ -63,21 +63,30 @@ pub struct Ranges {
 impl ActivationStats {
     /// Ranges by one method, in parallel over the values.
     pub fn ranges(&self, method: Calibration, symmetry: Symmetry) -> Ranges {
-        let values: Vec<(&String, &Histogram)> = self.histograms.iter().collect();
+        let values: Vec<&String> = self.histograms.keys().collect();
         let ranges = exec::pool().install(|| {
             values
                 .into_par_iter()
-                .filter_map(|(name, histogram)| {
-                    let average = self.averages.get(name).and_then(SampleAverage::extremes);
-                    let (lo, hi) = match (method, average) {
-                        (Calibration::MovingAverage, Some(extremes)) => symmetry.widen(extremes),
-                        _ => histogram.range(method, symmetry)?,
-                    };
-                    Some((name.clone(), [lo, hi]))
-                })
+                .filter_map(|name| Some((name.clone(), self.range_of(name, method, symmetry)?)))
                 .collect()
         });
         Ranges { values: ranges }
+    }
+
+    /// The range of one value by one method; `None` where it was not seen.
+    pub fn range_of(
+        &self,
+        value: &str,
+        method: Calibration,
+        symmetry: Symmetry,
+    ) -> Option<[f32; 2]> {
+        let histogram = self.histograms.get(value)?;
+        let average = self.averages.get(value).and_then(SampleAverage::extremes);
+        let (lo, hi) = match (method, average) {
+            (Calibration::MovingAverage, Some(extremes)) => symmetry.widen(extremes),
+            _ => histogram.range(method, symmetry)?,
+        };
+        Some([lo, hi])
     }
 }
 

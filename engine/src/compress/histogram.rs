@@ -114,6 +114,10 @@ impl Histogram {
     pub fn count(&self) -> u64 {
         self.count
     }
+    /// Exact zeros seen.
+    pub fn zeros(&self) -> u64 {
+        self.zeros
+    }
     /// NaN and infinite values seen (in no bin).
     pub fn non_finite(&self) -> u64 {
         self.non_finite
@@ -242,18 +246,21 @@ impl Histogram {
         }
     }
 
-    /// The range with the least squared error at 8 bits.
-    fn least_squares(&self, symmetry: Symmetry) -> (f32, f32) {
+    /// The middles of the bins that hold anything and how much, exact zeros not among them.
+    pub(super) fn centres(&self) -> impl Iterator<Item = (f32, u64)> {
         let width = power_of_two(self.exponent - 12);
-        let bins = |side: &[u64], sign: f32| -> Vec<(f32, f32)> {
-            side.iter()
-                .enumerate()
-                .filter(|(_, n)| **n > 0)
-                .map(|(bin, n)| (sign * (bin as f32 + 0.5) * width, *n as f32))
+        let bins = move |side: &'_ [u64], sign: f32| -> Vec<(f32, u64)> {
+            let held = side.iter().copied().enumerate().filter(|(_, n)| *n > 0);
+            held.map(|(bin, n)| (sign * (bin as f32 + 0.5) * width, n))
                 .collect()
         };
-        let mut centres = bins(&self.negative, -1.0);
-        centres.extend(bins(&self.positive, 1.0));
+        let negative = bins(&self.negative, -1.0);
+        negative.into_iter().chain(bins(&self.positive, 1.0))
+    }
+
+    /// The range with the least squared error at 8 bits.
+    fn least_squares(&self, symmetry: Symmetry) -> (f32, f32) {
+        let centres: Vec<(f32, f32)> = self.centres().map(|(v, n)| (v, n as f32)).collect();
         self.search(symmetry, |lo, hi| {
             ActivationQuant::of(lo, hi, symmetry, 8).error(&centres)
         })
@@ -421,8 +428,14 @@ impl ActivationQuant {
         super::weights::code(value, self.scale, self.range())
     }
 
+    /// Values of the outermost codes.
+    pub fn reach(self) -> [f32; 2] {
+        let range = self.range();
+        [range.lo as f32 * self.scale, range.hi as f32 * self.scale]
+    }
+
     /// Squared error over (value, count) pairs.
-    fn error(self, centres: &[(f32, f32)]) -> f64 {
+    pub(super) fn error(self, centres: &[(f32, f32)]) -> f64 {
         let range = self.range();
         centres
             .iter()

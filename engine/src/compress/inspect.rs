@@ -121,6 +121,11 @@ pub fn inspect_layer(
 fn extremes(weights: &[f32]) -> [f32; 2] {
     let lo = weights.iter().copied().fold(f32::INFINITY, f32::min);
     let hi = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    widened([lo, hi])
+}
+
+/// A range that has a width.
+pub(super) fn widened([lo, hi]: [f32; 2]) -> [f32; 2] {
     if lo < hi {
         [lo, hi]
     } else {

@@ -18,7 +18,7 @@ use queue::Queue;
 use worker::Worker;
 
 use crate::{
-    compress::{ChannelGroups, LayerSetting, QuantScheme},
+    compress::{ChannelGroups, InputInspection, LayerSetting, QuantScheme},
     confirm::RuntimePair,
     data::{DatasetInfo, SplitName},
     graph::LayerId,
@@ -80,12 +80,14 @@ pub enum Command {
         limit: Option<usize>,
         direction: Direction,
     },
-    /// Interactive lane: what a setting does to one layer's weights. Ends in `Event::Inspected`.
+    /// Interactive lane: what a setting does to one layer's weights, and where `input` is set to what it reads (a second event, once
+    /// that is counted). Ends in `Event::Inspected`.
     Inspect {
         job: JobId,
         layer: LayerId,
         setting: LayerSetting,
         scheme: QuantScheme,
+        input: bool,
     },
     /// Writes a model: the outcome of the recipe of a finished `Run`/`Measure` if kept, else carried out again.
     Export {
@@ -166,6 +168,8 @@ pub struct Inspection {
     pub zeros: f64,
     /// Distinct levels in use after (0: float).
     pub levels: u32,
+    /// What the layer reads, where it was asked for and is counted.
+    pub input: Option<InputInspection>,
 }
 
 /// The deployment runtime that was loaded.

@@ -6,9 +6,10 @@ use super::{
     queue::{Asking, Lane, Queue, Task, Work},
 };
 use crate::{
-    compress::{Precision, inspect_layer},
+    compress::{LayerSetting, Precision, QuantScheme, inspect_input, inspect_layer},
     data::SplitName,
     exec::CancelToken,
+    graph::LayerId,
     recipe::{
         self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session,
         Step, write_atomic,
@@ -165,27 +166,9 @@ impl Worker {
                 layer,
                 setting,
                 scheme,
+                input,
                 ..
-            } => {
-                let session = self.session()?;
-                let found = inspect_layer(&session.graph, &layer, setting, &scheme)?;
-                self.emitter.send(Event::Inspected {
-                    job: context.job,
-                    inspection: Box::new(Inspection {
-                        layer: found.layer,
-                        setting: found.setting,
-                        range: found.range,
-                        before: found.before,
-                        after: found.after,
-                        channel_ranges: found.channel_ranges,
-                        sqnr_db: found.sqnr_db,
-                        clipped: found.clipped,
-                        zeros: found.zeros,
-                        levels: found.levels,
-                    }),
-                });
-                Ok(())
-            }
+            } => self.inspect(context, &layer, setting, &scheme, input),
             Command::Export {
                 recipe,
                 format,
@@ -246,6 +229,45 @@ impl Worker {
         *self.session.borrow_mut() = Some(session);
         self.kept.borrow_mut().clear();
         self.queue.opened(context.sequence);
+    }
+
+    fn inspect(
+        &self,
+        context: &JobContext,
+        layer: &LayerId,
+        setting: LayerSetting,
+        scheme: &QuantScheme,
+        input: bool,
+    ) -> Result<(), PipelineError> {
+        let session = self.session()?;
+        let found = inspect_layer(&session.graph, layer, setting, scheme)?;
+        let mut inspection = Inspection {
+            layer: found.layer,
+            setting: found.setting,
+            range: found.range,
+            before: found.before,
+            after: found.after,
+            channel_ranges: found.channel_ranges,
+            sqnr_db: found.sqnr_db,
+            clipped: found.clipped,
+            zeros: found.zeros,
+            levels: found.levels,
+            input: None,
+        };
+        let tell = |inspection: &Inspection| {
+            self.emitter.send(Event::Inspected {
+                job: context.job,
+                inspection: Box::new(inspection.clone()),
+            });
+        };
+        tell(&inspection);
+        if input {
+            let stats = session.activations(layer, scheme.samples, &context.cancel)?;
+            let read = inspect_input(&session.graph, layer, setting, scheme, &stats)?;
+            inspection.input = Some(read);
+            tell(&inspection);
+        }
+        Ok(())
     }
 
     /// Carries a recipe out and sends its point.

@@ -2,12 +2,12 @@
 
 use super::{PipelineError, RecipeError, identity::Identity};
 use crate::{
-    compress::{Model, Ranges},
+    compress::{self, ActivationStats, Model, Ranges},
     data::{Dataset, SplitName},
     eval::{self, Evaluation, Observer},
     exec::{CancelToken, Mode, Program},
     formats::onnx,
-    graph::{Dim, Graph},
+    graph::{Dim, Graph, LayerId},
     search::LayerFacts,
 };
 use std::{
@@ -42,10 +42,16 @@ struct Cache {
     baselines: BTreeMap<SplitName, Arc<Evaluation>>,
     /// By the hash of everything upstream; the last few.
     ranges: Vec<(String, Arc<Ranges>)>,
+    /// What the original's layers read, by samples and block of layers; the last few.
+    activations: Vec<((usize, usize), Arc<ActivationStats>)>,
 }
 
 /// Calibrations kept: a handful of schemes that one switches between.
 const KEPT_RANGES: usize = 8;
+
+/// Layers whose inputs are counted in one go, and blocks of them kept: 64 kB a layer.
+const BLOCK: usize = 64;
+const KEPT_BLOCKS: usize = 4;
 
 /// Files of more bytes are not read when they are opened.
 const LARGE: u64 = 64 << 20;
@@ -277,6 +283,50 @@ impl Session {
             cache.ranges.remove(0);
         }
         cache.ranges.push((key.to_owned(), fresh.clone()));
+        Ok(fresh)
+    }
+
+    /// What the original's `layer` reads over the first `samples` of the calibration split, with what the layers near it do: looking
+    /// at the next one costs nothing.
+    ///
+    /// # Errors
+    /// No data, an unknown layer, and those of [`compress::observe`].
+    pub fn activations(
+        &self,
+        layer: &LayerId,
+        samples: usize,
+        cancel: &CancelToken,
+    ) -> Result<Arc<ActivationStats>, PipelineError> {
+        let data = self.data.as_ref().ok_or_else(|| {
+            PipelineError::NotRunnable("what a layer reads is counted on data: open a task".into())
+        })?;
+        let inputs = compress::layer_inputs(&self.graph);
+        let found = self.graph.layer(layer);
+        let at = found.and_then(|found| inputs.iter().position(|i| *i == found.input));
+        let at = at.ok_or_else(|| {
+            PipelineError::NotRunnable(format!(
+                "the model has no layer {} that reads a value",
+                layer.0
+            ))
+        })?;
+        let key = (samples, at / BLOCK);
+        let known = self
+            .cache()
+            .activations
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, a)| a.clone());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let block = inputs.chunks(BLOCK).nth(key.1).unwrap_or_default();
+        let fresh = compress::observe(&self.graph, block, data, samples, cancel)?;
+        let fresh = Arc::new(fresh);
+        let mut cache = self.cache();
+        if cache.activations.len() >= KEPT_BLOCKS {
+            cache.activations.remove(0);
+        }
+        cache.activations.push((key, fresh.clone()));
         Ok(fresh)
     }
 

@@ -108,7 +108,8 @@ pub struct Session {
     original_wanted: bool,
     /// The plan whose measurement is under way.
     measuring: Option<(JobId, Vec<Step>, u64)>,
-    inspected: Option<(LayerId, LayerSetting, QuantScheme, u64)>,
+    /// What the engine was last asked to look at: layer, setting, scheme, version of the model, whether its input too.
+    inspected: Option<(LayerId, LayerSetting, QuantScheme, u64, bool)>,
     requests: Vec<Request>,
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
@@ -399,6 +400,7 @@ impl Session {
             Command::SetColourBy(by) => view.colour_by = by,
             Command::SetTab(tab) => view.tab = tab,
             Command::SetPlotAxis(axis) => view.axis = axis,
+            Command::SetInspected(what) => view.inspected = what,
             Command::SetSplit(split) => view.split = split,
             Command::ToggleTheme => {
                 use crate::state::ThemeChoice::{Dark, Light};

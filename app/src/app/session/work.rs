@@ -215,7 +215,14 @@ impl Session {
         }
         let setting = self.state.inspected_setting(&layer);
         let scheme = self.state.document.scheme.clone();
-        let key = (layer, setting, scheme, self.state.mirror.model_version);
+        let input = self.state.inspects_input();
+        let key = (
+            layer,
+            setting,
+            scheme,
+            self.state.mirror.model_version,
+            input,
+        );
         if self.inspected.as_ref() == Some(&key) {
             return;
         }
@@ -226,6 +233,7 @@ impl Session {
             layer: key.0,
             setting: key.1,
             scheme: key.2,
+            input,
         });
     }
 }

@@ -11,7 +11,7 @@ mod window;
 use super::Session;
 use crate::{
     commands::{Command, Preset},
-    state::{ColourBy, NoticeKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
+    state::{ColourBy, Inspected, NoticeKind, SelectMode, SortKey, State, UNTOUCHED, fixture},
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use limbeck_engine::{
@@ -523,6 +523,13 @@ fn an_untouched_session_asks_for_an_inspection_once_a_change() {
     assert_eq!(count(&rig), 0, "not while it moves");
     rig.run(Command::CommitEdit);
     assert_eq!(count(&rig), 1);
+    // What it reads is counted when it is looked at.
+    rig.run(Command::SetInspected(Inspected::Input));
+    let asked = rig.jobs.try_iter().find_map(|job| match job {
+        Job::Inspect { input, .. } => Some(input),
+        _ => None,
+    });
+    assert_eq!(asked, Some(true));
 }
 
 #[test]

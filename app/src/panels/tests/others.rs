@@ -3,14 +3,16 @@
 use super::{click, layer, open, open_sized, sent};
 use crate::{
     commands::Command,
-    state::{Dialog, JobKind, NoticeKind, PlotAxis, State, Tab, fixture},
+    state::{Dialog, Inspected, JobKind, NoticeKind, PlotAxis, State, Tab, fixture},
 };
 use egui::vec2;
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use limbeck_engine::{
-    compress::{Granularity, LayerSetting, Precision, Ratio},
+    compress::{
+        Calibration, Granularity, InputCodes, InputInspection, LayerSetting, Precision, Ratio,
+    },
     data::SplitName,
-    jobs::{Event, JobId},
+    jobs::{Event, Inspection, JobId},
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -225,6 +227,64 @@ fn two_runs() -> State {
     state.mirror.take(&Event::Point(Box::new(point)));
     state.refresh();
     state
+}
+
+#[test]
+fn the_inspector_shows_what_a_layer_reads() {
+    let mut harness = open(fixture::demo());
+    assert_eq!(
+        click(&mut harness, "Inspect: Input"),
+        [Command::SetInspected(Inspected::Input)]
+    );
+    let state = &mut harness.state_mut().state;
+    state.view.inspected = Inspected::Input;
+    harness.run_ok();
+    // Not counted yet: no weights are shown for it.
+    assert!(harness.query_by_label("Levels: 15").is_none());
+    let mut inspection = Inspection::clone(
+        harness
+            .state()
+            .state
+            .mirror
+            .inspection
+            .as_ref()
+            .expect("the demo has one"),
+    );
+    inspection.input = Some(InputInspection {
+        layer: inspection.layer.clone(),
+        value: "relu_out".into(),
+        samples: 256,
+        count: 3_211_264,
+        range: [0.0, 6.3],
+        counts: (1..=64).rev().collect(),
+        zeros: 0.41,
+        codes: Some(InputCodes {
+            bits: 8,
+            scale: 0.0198,
+            zero_point: 0,
+            range: [0.0, 5.05],
+            method: Calibration::Mse,
+            clipped: 0.00213,
+            sqnr_db: Some(38.2),
+        }),
+        dynamic: false,
+    });
+    let state = &mut harness.state_mut().state;
+    state.mirror.take(&Event::Inspected {
+        job: JobId(3),
+        inspection: Box::new(inspection),
+    });
+    harness.run_ok();
+    let layer = "layer2.1.conv2";
+    for name in [
+        format!("Histogram of what {layer} reads"),
+        "SQNR: 38.2 dB".into(),
+        "Clipped: 0.213 %".into(),
+        "Zeros: 41.0 %".into(),
+        "Step: 0.020".into(),
+    ] {
+        assert!(harness.query_by_label(&name).is_some(), "{name}");
+    }
 }
 
 #[test]

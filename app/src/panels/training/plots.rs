@@ -20,7 +20,7 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
         hints
             .tick_label_color(t.muted)
             .tick_label_font(theme::mono_small())
-            .formatter(|mark, _| match mark.value != 0.0 && mark.step_size < 5e-3 {
+            .formatter(|mark, _| match mark.step_size < 5e-3 {
                 true => short(mark.value),
                 false => even_label(mark),
             })
@@ -39,6 +39,9 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
 
 /// A small number, such as a rate: `5e-4`.
 fn short(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
     format!("{value:.1e}").replace(".0e", "e")
 }
 
@@ -341,6 +344,7 @@ mod tests {
 
     #[test]
     fn small_numbers_are_short() {
+        assert_eq!(short(0.0), "0");
         assert_eq!(short(5e-4), "5e-4");
         assert_eq!(short(0.000_300_000_000_000_000_03), "3e-4");
         assert_eq!(short(1.5e-3), "1.5e-3");

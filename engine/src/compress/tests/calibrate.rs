@@ -220,3 +220,120 @@ fn a_fixed_batch_changes_nothing() {
         }
     }
 }
+
+#[test]
+fn what_a_layer_reads_is_shown_with_the_codes_that_a_plan_gives_it() {
+    let (_folder, data) = task(1);
+    let model = classifier(1);
+    let cancel = CancelToken::default();
+    let inputs = layer_inputs(&model.graph);
+    let stats = observe(&model.graph, &inputs, &data, 23, &cancel).unwrap();
+    let layer = model.graph.layers()[1].clone();
+    let look = |precision: Precision, scheme: &QuantScheme| {
+        let setting = LayerSetting {
+            precision,
+            sparsity: Ratio(0.0),
+        };
+        inspect_input(&model.graph, &layer.id, setting, scheme, &stats).unwrap()
+    };
+    for (calibration, symmetry, activations, bits) in [
+        (
+            Calibration::MinMax,
+            Symmetry::Asymmetric,
+            Activations::Int8,
+            8,
+        ),
+        (
+            Calibration::Percentile(90.0),
+            Symmetry::Asymmetric,
+            Activations::Int8,
+            8,
+        ),
+        (
+            Calibration::Percentile(90.0),
+            Symmetry::Symmetric,
+            Activations::Int8,
+            8,
+        ),
+        (
+            Calibration::MinMax,
+            Symmetry::Symmetric,
+            Activations::Int16,
+            16,
+        ),
+    ] {
+        let scheme = QuantScheme {
+            calibration,
+            symmetry,
+            activations,
+            samples: 23,
+            ..QuantScheme::default()
+        };
+        let read = look(Precision::Int8, &scheme);
+        assert_eq!(read.value, model.graph.value(layer.input).name);
+        assert_eq!((read.samples, read.counts.len()), (23, 64));
+        assert_eq!(read.counts.iter().sum::<u64>(), read.count);
+        let codes = read.codes.expect("quantised");
+        // The very scale and zero point of the pass.
+        let pass = Quantize {
+            layers: [(layer.id.clone(), Precision::Int8)].into(),
+            ranges: Some(stats.ranges(scheme.range_method(), symmetry).into()),
+            scheme,
+        };
+        let (_, account) = apply(&pass, model.clone());
+        let words = format!("scale {}, zero point {}", codes.scale, codes.zero_point);
+        let done = account.entries.iter().any(|entry| match &entry.outcome {
+            Outcome::Done(note) => note.contains(&words),
+            Outcome::NotDone(_) => false,
+        });
+        assert!(done, "{words}: {account:?}");
+        assert_eq!(codes.bits, bits);
+        // Counted anew from the values themselves, as near as the bins are fine.
+        let mut graph = model.graph.clone();
+        graph.outputs = vec![layer.input];
+        let images = data.batch(SplitName::Calibration, 0..23).unwrap().images;
+        let values = run_on(&graph, &images);
+        let half = codes.scale / 2.0;
+        let beyond = |v: &&f32| **v < codes.range[0] - half || **v > codes.range[1] + half;
+        let clipped = values.iter().filter(beyond).count() as f64 / values.len() as f64;
+        assert!(
+            (clipped - codes.clipped).abs() < 2e-3,
+            "{clipped} {}",
+            codes.clipped
+        );
+        match calibration {
+            Calibration::MinMax => assert_eq!(codes.clipped, 0.0),
+            _ => assert!(codes.clipped > 0.005, "{}", codes.clipped),
+        }
+        let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
+        assert!((zeros - read.zeros).abs() < 1e-3 && zeros > 0.1, "{zeros}");
+        let error = |v: &f32| {
+            let code = (v / codes.scale).round_ties_even() * codes.scale;
+            f64::from(v - code.clamp(codes.range[0], codes.range[1])).powi(2)
+        };
+        let signal: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let sqnr = 10.0 * (signal / values.iter().map(error).sum::<f64>()).log10();
+        match codes.sqnr_db {
+            // Finer than the bins.
+            None => assert_eq!(bits, 16),
+            Some(shown) => assert!((sqnr - shown).abs() < 0.5, "{sqnr} {shown}"),
+        }
+    }
+    let scheme = QuantScheme::default();
+    assert_eq!(look(Precision::Fp16, &scheme).codes, None);
+    let dynamic = QuantScheme {
+        activations: Activations::Dynamic,
+        ..QuantScheme::default()
+    };
+    let read = look(Precision::Int8, &dynamic);
+    let product = matches!(layer.op, "MatMul" | "Gemm");
+    assert_eq!((read.codes, read.dynamic), (None, product));
+    // A layer that was not counted is no layer of zeros.
+    let setting = LayerSetting {
+        precision: Precision::Int8,
+        sparsity: Ratio(0.0),
+    };
+    let none = ActivationStats::default();
+    let refused = inspect_input(&model.graph, &layer.id, setting, &scheme, &none);
+    assert!(refused.unwrap_err().to_string().contains("was not seen"));
+}

@@ -1,19 +1,17 @@
-//! The inspector: the focused layer's weights before and after its setting, its channels, its error, and what is known of every
-//! candidate, with provenance.
+//! The inspector: the focused layer's weights before and after its setting or what it reads, its channels, its error, and what is
+//! known of every candidate, with provenance.
 
-use super::{Commands, advice, words};
+mod pictures;
+
+use super::{Commands, advice, switch, words};
 use crate::{
     commands::Command,
-    state::{Dialog, SelectMode, State},
+    state::{Dialog, Inspected, SelectMode, State},
     theme,
-    widgets::{self, Histogram, number},
+    widgets::{self, number},
 };
-use egui::{
-    Align, Align2, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
-};
-use limbeck_engine::{
-    data::SplitName, jobs::Inspection, search::LayerFacts, sensitivity::Candidate,
-};
+use egui::{Align, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2};
+use limbeck_engine::{data::SplitName, search::LayerFacts, sensitivity::Candidate};
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     let Some(layer) = state.focus() else {
@@ -41,7 +39,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
         all.max - vec2(12.0, 4.0),
     );
     ui.scope_builder(UiBuilder::new().id_salt("weights").max_rect(left), |ui| {
-        weights(ui, left, layer, state)
+        pictures::show(ui, left, layer, state);
     });
     ui.scope_builder(
         UiBuilder::new().id_salt("candidates").max_rect(right),
@@ -79,6 +77,13 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             .clicked()
         {
             out.push(Command::Show(Dialog::Scheme));
+        }
+        if state.countable().is_ok() {
+            let choices = [(Inspected::Weights, "Weights"), (Inspected::Input, "Input")];
+            let now = state.view.inspected;
+            if let Some(what) = switch(ui, "inspected", &choices, now, "Inspect") {
+                out.push(Command::SetInspected(what));
+            }
         }
         let room = ui.available_rect_before_wrap();
         let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 24.0), Sense::hover());
@@ -119,163 +124,6 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             ))
         ));
     });
-}
-
-fn weights(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
-    let t = theme::of(ui);
-    let Some(inspection) = state
-        .mirror
-        .inspection
-        .as_ref()
-        .filter(|i| i.layer == layer.id)
-    else {
-        widgets::draw(
-            ui.painter(),
-            rect.center(),
-            Align2::CENTER_CENTER,
-            "Reading the weights…",
-            theme::sans(),
-            t.muted,
-        );
-        return;
-    };
-    let stale = inspection.setting != state.inspected_setting(&layer.id);
-    ui.spacing_mut().item_spacing.y = 0.0;
-    let facts = 34.0;
-    let strip = if rect.height() > 150.0 {
-        (rect.height() * 0.16).clamp(24.0, 48.0)
-    } else {
-        0.0
-    };
-    let caption = if strip > 0.0 { 18.0 } else { 0.0 };
-    let tall = (rect.height() - facts - strip - caption - 6.0).max(60.0);
-    let grid = grid(inspection);
-    let mut under = if inspection.levels > 0 {
-        format!(
-            "weights · {} levels",
-            number::grouped(u64::from(inspection.levels))
-        )
-    } else {
-        "weights · float".to_owned()
-    };
-    if stale {
-        under = "updating…".into();
-    }
-    if stale {
-        ui.multiply_opacity(0.6);
-    }
-    Histogram {
-        range: inspection.range,
-        before: &inspection.before,
-        after: &inspection.after,
-        grid: &grid,
-        caption: &under,
-        name: &format!(
-            "Histogram of the weights of {}, before and after",
-            layer.id.0
-        ),
-    }
-    .show(ui, tall);
-    if strip > 0.0 {
-        ui.add_space(6.0);
-        widgets::channel_ranges(
-            ui,
-            &inspection.channel_ranges,
-            strip,
-            &format!("Ranges of {} channels", inspection.channel_ranges.len()),
-        );
-        let (line, _) = ui.allocate_exact_size(vec2(rect.width(), caption), Sense::hover());
-        widgets::draw(
-            ui.painter(),
-            line.center(),
-            Align2::CENTER_CENTER,
-            format!(
-                "range of each of {} output channels",
-                inspection.channel_ranges.len()
-            ),
-            theme::mono_small(),
-            t.muted,
-        );
-    }
-    figures(ui, rect, inspection);
-}
-
-/// The four figures under the pictures, in equal columns.
-fn figures(ui: &mut Ui, rect: Rect, inspection: &Inspection) {
-    let t = theme::of(ui);
-    let sqnr = match inspection.sqnr_db {
-        Some(db) => format!("{db:.1} dB"),
-        None => "exact".into(),
-    };
-    let entries = [
-        (
-            "SQNR",
-            sqnr,
-            "Signal-to-quantisation-noise ratio of the weights; measured on all of them",
-        ),
-        (
-            "Clipped",
-            format!("{} %", number::percent(inspection.clipped, 2)),
-            "Share of weights outside the quantised range",
-        ),
-        (
-            "Zeros",
-            format!("{} %", number::percent(inspection.zeros, 1)),
-            "Share of weights that are zero afterwards",
-        ),
-        (
-            "Levels",
-            if inspection.levels == 0 {
-                "float".into()
-            } else {
-                number::grouped(u64::from(inspection.levels))
-            },
-            "Distinct values in use afterwards",
-        ),
-    ];
-    let width = rect.width() / entries.len() as f32;
-    let top = rect.bottom() - 32.0;
-    for (i, (key, value, why)) in entries.iter().enumerate() {
-        let cell =
-            Rect::from_min_size(pos2(rect.left() + width * i as f32, top), vec2(width, 32.0));
-        let response = ui.interact(cell, ui.scope_id().with(("figure", i)), Sense::hover());
-        response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{key}: {value}")));
-        let upper = cell.with_max_y(cell.top() + 15.0);
-        let lower = cell.with_min_y(cell.top() + 15.0);
-        widgets::draw_elided(
-            ui.painter(),
-            upper,
-            Align::Min,
-            key,
-            theme::small(),
-            t.muted,
-        );
-        widgets::draw_elided(
-            ui.painter(),
-            lower,
-            Align::Min,
-            value,
-            theme::mono(),
-            t.text,
-        );
-        response.on_hover_text(*why);
-    }
-}
-
-/// The places of the quantised values, where they are few enough to be seen apart.
-fn grid(inspection: &Inspection) -> Vec<f32> {
-    let filled = inspection.after.iter().filter(|c| **c > 0).count();
-    if inspection.levels == 0 || filled > 40 || inspection.after.is_empty() {
-        return Vec::new();
-    }
-    let step = (inspection.range[1] - inspection.range[0]) / inspection.after.len() as f32;
-    inspection
-        .after
-        .iter()
-        .enumerate()
-        .filter(|(_, count)| **count > 0)
-        .map(|(bin, _)| inspection.range[0] + step * (bin as f32 + 0.5))
-        .collect()
 }
 
 fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
