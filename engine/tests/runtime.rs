@@ -551,3 +551,60 @@ fn the_engine_thread_confirms_a_point_and_stops_when_asked() {
     );
     assert!(!events.iter().any(|e| matches!(e, Event::Confirmed { .. })));
 }
+
+/// How often each operator stands in what the runtime makes of a file.
+fn optimised(runtime: &Runtime, bytes: &[u8]) -> std::collections::BTreeMap<String, usize> {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("optimised.onnx");
+    runtime.write_optimized(bytes, &file).expect("optimises");
+    let graph = limbeck_engine::formats::onnx::read(&file).expect("reads");
+    let mut counts = std::collections::BTreeMap::new();
+    for node in &graph.nodes {
+        *counts.entry(node.op.name().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn what_is_said_to_run_in_integers_does_in_the_runtime() {
+    let Some(runtime) = runtime() else { return };
+    let session =
+        Session::open(&sample("fashion-resnet.onnx"), Some(&sample("task.ron"))).expect("opens");
+    let data = session.data.as_ref().expect("data");
+    let steps = |scheme: &str| {
+        format!("FoldBatchNorm, Quantize(default: set(int8), scheme: (samples: 64{scheme}))")
+    };
+    let target = limbeck_engine::target::find("onnxruntime-cpu").expect("known");
+    let count = |counts: &std::collections::BTreeMap<String, usize>, ops: &[&str]| -> usize {
+        ops.iter().filter_map(|op| counts.get(*op)).sum()
+    };
+    for (scheme, integers) in [(", target: \"onnxruntime-cpu\"", 32), ("", 9)] {
+        let bytes = export(&session, &steps(scheme));
+        let graph = limbeck_engine::formats::onnx::read_bytes(bytes.clone().into()).expect("reads");
+        let said = limbeck_engine::target::Execution::of(&graph, &target).expect("quantised");
+        let inside = said.nodes.iter().filter(|n| n.float.is_none()).count();
+        assert_eq!(inside, integers, "{said:?}");
+        let counts = optimised(&runtime, &bytes);
+        let kernels = [
+            "QLinearConv",
+            "QLinearAdd",
+            "QLinearGlobalAveragePool",
+            "QGemm",
+        ];
+        assert_eq!(count(&counts, &kernels), integers, "{counts:?}");
+        let float = count(
+            &counts,
+            &["Conv", "FusedConv", "Add", "GlobalAveragePool", "Gemm"],
+        );
+        assert_eq!(float, if integers == 32 { 0 } else { 13 + 1 }, "{counts:?}");
+        let codes = count(&counts, &["QuantizeLinear"]);
+        assert_eq!(codes, said.to_codes, "{counts:?}");
+        let floats = count(&counts, &["DequantizeLinear"]);
+        if integers == 32 {
+            assert_eq!(floats, said.to_float, "{counts:?}");
+            let both = [Optimizations::Off, Optimizations::On];
+            let c = ask(&runtime, &bytes, data, 200, &both);
+            assert_agrees(scheme, &c, 33);
+        }
+    }
+}

@@ -12,10 +12,12 @@ mod gradual;
 mod histogram;
 mod inspect;
 mod inspect_input;
+mod integer_bias;
 mod layerwise;
 mod low_rank;
 mod pack;
 mod pattern;
+mod placement;
 mod plan;
 mod precision;
 mod prune;
@@ -47,6 +49,9 @@ pub use inspect_input::{InputCodes, InputInspection, inspect_input};
 pub use low_rank::{Energy, EnergyOf, KernelSplit, LOW_RANK, LowRank, LowRankSettings, RankBy};
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use pattern::{Pattern, PruneTarget};
+pub use placement::IntegerOp;
+#[cfg(test)]
+pub(crate) use plan::values_to_calibrate;
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
 pub use scale_search::{ScaleSearchSettings, SequentialMse};
 pub use smooth::{SmoothQuant, SmoothQuantSettings};
@@ -181,6 +186,10 @@ pub struct QuantScheme {
     pub calibration: Calibration,
     /// Samples of the calibration split that ranges are taken from.
     pub samples: usize,
+    /// Operators whose results are quantised too where activations are calibrated, so that a target computes them in integers; `None`: inputs of
+    /// layers only. Where a target is named and this is not, it is the target's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<Vec<IntegerOp>>,
     /// Deployment target that this is for (see [`crate::target`]): what it cannot run is refused, and its arithmetic is predicted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -196,6 +205,7 @@ impl Default for QuantScheme {
             symmetry: Symmetry::Asymmetric,
             calibration: Calibration::Mse,
             samples: 256,
+            outputs: None,
             target: None,
         }
     }
@@ -231,6 +241,14 @@ impl QuantScheme {
         Ok(())
     }
 
+    /// Operators whose results are quantised too; none where activations are not calibrated.
+    pub(crate) fn quantised_outputs(&self) -> &[IntegerOp] {
+        match (&self.outputs, self.activations.calibrated_bits()) {
+            (Some(outputs), Some(_)) => outputs,
+            _ => &[],
+        }
+    }
+
     /// How ranges are taken. At 16 bits a step is finer than the histogram's bins, and nothing is won by clipping: methods that weigh
     /// clipping against steps keep all that was seen.
     pub fn range_method(&self) -> Calibration {
@@ -260,6 +278,8 @@ pub struct Model {
     pub originals: BTreeMap<String, Original>,
     /// What the next training is to prune.
     pub gradual: Option<Gradual>,
+    /// Layers whose biases [`pack`] stores as 32-bit integers in the unit of their sums.
+    pub integer_biases: BTreeSet<LayerId>,
 }
 
 /// A weight as it was before its codes were chosen.
@@ -278,6 +298,7 @@ impl Model {
             masks: BTreeMap::new(),
             originals: BTreeMap::new(),
             gradual: None,
+            integer_biases: BTreeSet::new(),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::graph::{ElementType, Graph, LayerId, Op, TensorData, ValueId};
 use std::collections::{BTreeMap, HashSet};
 
 /// Replaces float weights and the Quantize/Cast behind them by packed initialisers (4-bit codes two a byte): what gets
-/// exported. Masked weights are exactly zero; zero points of 0 that mean the same when left out are. The result computes the same bits as the trainable form.
+/// exported. Masked weights are exactly zero; zero points of 0 that mean the same when left out are. The result computes the same bits as the trainable form,
+/// but for [`Model::integer_biases`], which move by at most half a step of their layer's sums.
 ///
 /// # Errors
 /// Weights that became NaN, infinite, or too large for half precision; scales that are no constants.
@@ -66,6 +67,7 @@ pub fn pack(model: &Model) -> Result<Graph, CompressError> {
         }
     }
     super::wiring::rebuild(&mut graph, BTreeMap::new(), &removed);
+    super::integer_bias::store(&mut graph, &model.integer_biases);
     super::zero_points::leave_out(&mut graph);
     graph.compact();
     Ok(graph)

@@ -2,7 +2,9 @@
 
 use super::{
     Account, CompressError, FoldBatchNorm, LayerSetting, MagnitudePrune, Model, Pass, PassContext,
-    Precision, QuantScheme, Quantize, Ranges, Ratio, calibrate, wiring::Wiring,
+    Precision, QuantScheme, Quantize, Ranges, Ratio, calibrate,
+    placement::{Placement, QuantisedInput},
+    wiring::Wiring,
 };
 use crate::{
     data::Dataset,
@@ -74,7 +76,31 @@ pub fn layer_inputs(graph: &Graph) -> Vec<ValueId> {
     inputs
 }
 
-/// Ranges of all layer inputs of a folded and pruned graph: serve every choice of precisions on it, so that a plan can be
+/// Values that any plan of a scheme may need a range of: the inputs of all layers, and what else gets pairs for the scheme's `outputs` where all
+/// layers are quantised (where fewer are, those are among them).
+pub(crate) fn values_to_calibrate(graph: &Graph, scheme: &QuantScheme) -> Vec<ValueId> {
+    let wiring = Wiring::of(graph);
+    let layers = graph.layers();
+    let inputs: Vec<QuantisedInput<'_>> = layers
+        .iter()
+        .filter_map(|layer| {
+            let node = layer.node.0 as usize;
+            let slot = usize::from(super::wiring::weight_form(graph, &wiring, layer).0 == 0);
+            Some(QuantisedInput {
+                layer: &layer.id,
+                node,
+                slot,
+                value: graph.nodes[node].inputs.get(slot).copied().flatten()?,
+                output: layer.output,
+            })
+        })
+        .collect();
+    let outputs = scheme.quantised_outputs();
+    let placement = Placement::of(graph, &wiring, &inputs, outputs, scheme.symmetry);
+    placement.values().collect()
+}
+
+/// Ranges of all layer inputs of a folded and pruned graph, and of what else the scheme gives pairs: serve every choice of precisions on it, so that a plan can be
 /// measured again without calibrating again as long as its pruning stays.
 ///
 /// # Errors
@@ -85,5 +111,11 @@ pub fn calibrate_layers(
     scheme: &QuantScheme,
     cancel: &CancelToken,
 ) -> Result<Ranges, CompressError> {
-    calibrate(graph, &layer_inputs(graph), data, scheme, cancel)
+    calibrate(
+        graph,
+        &values_to_calibrate(graph, scheme),
+        data,
+        scheme,
+        cancel,
+    )
 }

@@ -5,6 +5,7 @@
 use super::{
     Account, AccountEntry, ActivationQuant, Activations, CompressError, Model, Outcome, Pass,
     PassContext, Precision, Quantize, Ranges, ScaleLayout, Symmetry, calibrate,
+    placement::{IntegerOp, Placement, QuantisedInput, Readers},
     prune::check_known,
     weights::{CodeRange, choose_scales},
     wiring::{
@@ -13,9 +14,9 @@ use super::{
 };
 use crate::{
     exec,
-    graph::{ElementType, Graph, Layer, Node, Op, TensorData, ValueId},
+    graph::{ElementType, Graph, Layer, LayerId, Node, Op, TensorData, ValueId},
 };
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// Largest magnitude that IEEE half rounds to a finite number.
 const LARGEST_HALF: f32 = 65_519.0;
@@ -40,12 +41,30 @@ impl Pass for Quantize {
             .map(|layer| self.plan(&model.graph, &wiring, layer))
             .collect();
         let calibrated = self.scheme.activations.calibrated_bits().is_some();
-        let inputs: BTreeSet<ValueId> = plans
+        let quantised: Vec<QuantisedInput<'_>> = layers
             .iter()
-            .flatten()
-            .filter_map(|planned| planned.input.filter(|_| calibrated))
+            .zip(&plans)
+            .filter_map(|(layer, planned)| {
+                let planned = planned.as_ref().ok()?;
+                Some(QuantisedInput {
+                    layer: &layer.id,
+                    node: layer.node.0 as usize,
+                    slot: planned.input_slot,
+                    value: planned.input.filter(|_| calibrated)?,
+                    output: layer.output,
+                })
+            })
             .collect();
-        let ranges = self.ranges(&model.graph, &inputs, context)?;
+        let outputs = self.scheme.quantised_outputs();
+        let placement = Placement::of(
+            &model.graph,
+            &wiring,
+            &quantised,
+            outputs,
+            self.scheme.symmetry,
+        );
+        let ranges = self.ranges(&model.graph, &placement, context)?;
+        let parameters = self.parameters_of(&model.graph, &placement, &quantised, &ranges)?;
 
         let mut edit = Edit {
             names: Names::of(&model.graph),
@@ -62,15 +81,34 @@ impl Pass for Quantize {
             }
             let outcome = match planned {
                 Err(reason) => Outcome::NotDone(reason.clone()),
-                Ok(planned) => Outcome::Done(self.quantise(&mut edit, layer, planned, &ranges)?),
+                Ok(planned) => Outcome::Done(self.quantise(
+                    &mut edit,
+                    layer,
+                    planned,
+                    &parameters,
+                    &placement,
+                )?),
             };
             entries.push(AccountEntry {
                 layer: layer.id.clone(),
                 outcome,
             });
         }
+        for (value, readers) in &placement.readers {
+            if let Some(quant) = parameters.get(value) {
+                edit.read_behind(*value, *quant, readers);
+            }
+        }
+        // What its target computes in integers has its bias added to integer sums.
+        let in_integers = |q: &&QuantisedInput<'_>| {
+            let op = IntegerOp::of(&edit.graph.nodes[q.node].op);
+            op.is_some_and(|op| outputs.contains(&op))
+        };
+        let biases = quantised.iter().filter(in_integers);
+        let biases: Vec<LayerId> = biases.map(|q| q.layer.clone()).collect();
         let new = std::mem::take(&mut edit.new);
         rebuild(&mut model.graph, new, &HashSet::new());
+        model.integer_biases.extend(biases);
         let account = Account {
             pass: self.name().to_owned(),
             entries,
@@ -135,15 +173,15 @@ impl Quantize {
         })
     }
 
-    /// Ranges of the inputs: those given, or calibrated here.
+    /// Ranges of what is to get pairs: those given, or calibrated here.
     fn ranges(
         &self,
         graph: &Graph,
-        inputs: &BTreeSet<ValueId>,
+        placement: &Placement,
         context: &PassContext<'_>,
     ) -> Result<std::borrow::Cow<'_, Ranges>, CompressError> {
         use std::borrow::Cow;
-        if inputs.is_empty() {
+        if placement.readers.is_empty() {
             return Ok(Cow::Owned(Ranges::default()));
         }
         if let Some(ranges) = &self.ranges {
@@ -156,8 +194,8 @@ impl Quantize {
                     .to_owned(),
             ));
         };
-        let inputs: Vec<ValueId> = inputs.iter().copied().collect();
-        calibrate(graph, &inputs, data, &self.scheme, context.cancel).map(Cow::Owned)
+        let values: Vec<ValueId> = placement.values().collect();
+        calibrate(graph, &values, data, &self.scheme, context.cancel).map(Cow::Owned)
     }
 
     fn quantise(
@@ -165,7 +203,8 @@ impl Quantize {
         edit: &mut Edit<'_>,
         layer: &Layer,
         planned: &Planned,
-        ranges: &Ranges,
+        parameters: &BTreeMap<ValueId, ActivationQuant>,
+        placement: &Placement,
     ) -> Result<String, CompressError> {
         let refuse = |message: String| CompressError::Layer {
             message,
@@ -203,11 +242,9 @@ impl Quantize {
             }
         };
         if let Some(value) = planned.input {
-            let (input, words) = match self.scheme.activations.calibrated_bits() {
-                Some(bits) => {
-                    let quant = self
-                        .parameters(edit.graph, value, bits, ranges)
-                        .map_err(refuse)?;
+            let calibrated = self.scheme.activations.calibrated_bits();
+            let (input, words) = match calibrated.zip(parameters.get(&value)) {
+                Some((bits, &quant)) => {
                     let (scale, zero) = (quant.scale, quant.zero_point);
                     let words = format!(", {bits}-bit input (scale {scale}, zero point {zero})");
                     (edit.input(value, quant), words)
@@ -219,6 +256,9 @@ impl Quantize {
             };
             edit.graph.nodes[node].inputs[planned.input_slot] = Some(input);
             note.push_str(&words);
+            if placement.outputs.contains_key(&layer.id) {
+                note.push_str(", output quantised behind its activation");
+            }
         } else if self.scheme.activations == Activations::Dynamic && planned.precision.is_integer()
         {
             note.push_str(", float input: dynamic ranges are for products");
@@ -227,27 +267,51 @@ impl Quantize {
         Ok(note)
     }
 
-    /// Scale and zero point of an input by its calibrated range.
-    fn parameters(
+    /// Scales and zero points of all pairs by their calibrated ranges; one for all that share it.
+    fn parameters_of(
         &self,
         graph: &Graph,
-        value: ValueId,
-        bits: u32,
+        placement: &Placement,
+        layers: &[QuantisedInput<'_>],
         ranges: &Ranges,
-    ) -> Result<ActivationQuant, String> {
-        let name = &graph.value(value).name;
-        let Some(&[lo, hi]) = ranges.values.get(name) else {
-            return Err(format!(
-                "calibration saw no values of its input {name}: calibrate the graph that is being quantised"
-            ));
+    ) -> Result<BTreeMap<ValueId, ActivationQuant>, CompressError> {
+        let Some(bits) = self.scheme.activations.calibrated_bits() else {
+            return Ok(BTreeMap::new());
         };
-        if !lo.is_finite() || !hi.is_finite() || lo > hi {
-            return Err(format!(
-                "the range {lo}..{hi} of its input {name} is not a range"
-            ));
+        let mut all = BTreeMap::new();
+        for value in placement.values() {
+            let (mut lo, mut hi) = (0.0_f32, 0.0_f32);
+            for covered in placement.covered(value) {
+                let range = range_of(graph, covered, ranges).map_err(|message| {
+                    match layers.iter().find(|l| l.value == covered) {
+                        Some(layer) => CompressError::Layer {
+                            message,
+                            layer: layer.layer.0.to_string(),
+                        },
+                        None => CompressError::Invalid(message),
+                    }
+                })?;
+                (lo, hi) = (lo.min(range[0]), hi.max(range[1]));
+            }
+            let quant = ActivationQuant::of(lo, hi, self.scheme.symmetry, bits);
+            all.insert(value, quant);
         }
-        Ok(ActivationQuant::of(lo, hi, self.scheme.symmetry, bits))
+        Ok(all)
     }
+}
+
+/// The calibrated range of a value.
+fn range_of(graph: &Graph, value: ValueId, ranges: &Ranges) -> Result<[f32; 2], String> {
+    let name = &graph.value(value).name;
+    let Some(&[lo, hi]) = ranges.values.get(name) else {
+        return Err(format!(
+            "calibration saw no values of {name}: calibrate the graph that is being quantised, for this scheme"
+        ));
+    };
+    if !lo.is_finite() || !hi.is_finite() || lo > hi {
+        return Err(format!("the range {lo}..{hi} of {name} is not a range"));
+    }
+    Ok([lo, hi])
 }
 
 /// The graph under edit: new nodes wait by the index they go before.
@@ -360,6 +424,30 @@ impl Edit<'_> {
         );
         self.weights.insert(key, out);
         Ok(out)
+    }
+
+    /// Lets the readers of a value read it behind its pair.
+    fn read_behind(&mut self, value: ValueId, quant: ActivationQuant, readers: &Readers) {
+        let dequantised = self.input(value, quant);
+        let at: Vec<(usize, usize)> = match readers {
+            Readers::Some(at) => at.clone(),
+            Readers::All => {
+                let slots = |node: &usize| {
+                    let node = *node;
+                    let inputs = self.graph.nodes[node].inputs.iter().enumerate();
+                    let reads = inputs.filter(|(_, input)| **input == Some(value));
+                    reads.map(move |(slot, _)| (node, slot)).collect::<Vec<_>>()
+                };
+                self.wiring
+                    .consumers(value)
+                    .iter()
+                    .flat_map(slots)
+                    .collect()
+            }
+        };
+        for (node, slot) in at {
+            self.graph.nodes[node].inputs[slot] = Some(dequantised);
+        }
     }
 
     fn input(&mut self, value: ValueId, quant: ActivationQuant) -> ValueId {

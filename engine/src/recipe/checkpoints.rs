@@ -7,12 +7,13 @@ use crate::{
     compress::{Account, Gradual, Model, Original},
     data::SplitName,
     exec::CancelToken,
-    graph::{ElementType, Graph, TensorData},
+    graph::{ElementType, Graph, LayerId, TensorData},
     train::{self, Blobs, CheckpointText},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::{File, TryLockError},
     io,
@@ -184,6 +185,8 @@ struct ModelText {
     originals: Vec<(String, bool, usize)>,
     #[serde(default)]
     gradual: Option<Gradual>,
+    #[serde(default)]
+    integer_biases: BTreeSet<LayerId>,
 }
 
 impl ModelText {
@@ -213,6 +216,7 @@ impl ModelText {
                 .map(|(name, o)| (name.clone(), o.bound, blobs.put(floats(&o.weights))))
                 .collect(),
             gradual: model.gradual.clone(),
+            integer_biases: model.integer_biases.clone(),
         }
     }
 
@@ -220,6 +224,7 @@ impl ModelText {
     fn read(self, blobs: &Blobs) -> Option<Model> {
         let mut model = Model::new(self.graph);
         model.gradual = self.gradual;
+        model.integer_biases = self.integer_biases;
         for (index, element, shape, blob) in self.data {
             let tensor = TensorData::new(element, shape, blobs.get(blob)?.clone()).ok()?;
             model.graph.values.get_mut(index)?.data = Some(tensor);

@@ -17,8 +17,15 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) fn scheme<'de, D: Deserializer<'de>>(from: D) -> Result<QuantScheme, D::Error> {
     let text = SchemeText::deserialize(from)?;
     let base = match &text.target {
-        // A scheme that says everything, as those of points and projects do, stands without its target's description.
-        Some(_) if text.is_complete() => QuantScheme::default(),
+        // A scheme that says everything, as those of points and projects do, stands without its target's description; what the target
+        // fuses it may leave to that.
+        Some(name) if text.is_complete() => QuantScheme {
+            outputs: match &text.outputs {
+                Some(_) => None,
+                None => target::find(name).ok().and_then(|t| t.defaults().outputs),
+            },
+            ..QuantScheme::default()
+        },
         Some(name) => target::find(name).map_err(D::Error::custom)?.defaults(),
         None => QuantScheme::default(),
     };

@@ -15,26 +15,47 @@ pub fn integer_layers(graph: &Graph, fusion: &Fusion) -> Vec<Layer> {
         .into_iter()
         .filter(|layer| {
             let node = &graph.nodes[layer.node.0 as usize];
-            let eight = |value: Option<ValueId>| {
-                let codes = value.and_then(|v| codes_behind(graph, &wiring, v));
-                codes.is_some_and(|c| {
-                    matches!(
-                        graph.value(c).element,
-                        Some(ElementType::I8 | ElementType::U8)
-                    )
-                })
-            };
+            let eight =
+                |value: Option<ValueId>| value.is_some_and(|v| eight_bit_codes(graph, &wiring, v));
             let input = |slot: usize| node.inputs.get(slot).copied().flatten();
             if !eight(input(0)) || !eight(input(1)) {
                 return false;
             }
             let needed = Operator::of(layer.op).is_some_and(|operator| {
                 fusion.output_needed.contains(&operator)
-                    && (operator != Operator::Gemm || input(2).is_some())
+                    && (operator != Operator::Gemm
+                        || input(2).is_some_and(|b| !in_sums(graph, &wiring, b)))
             });
             !needed || quantised_behind(graph, &wiring, layer.output, fusion)
         })
         .collect()
+}
+
+/// Whether a value is dequantised from codes of 8 bits.
+pub(super) fn eight_bit_codes(graph: &Graph, wiring: &Wiring, value: ValueId) -> bool {
+    let element = codes_behind(graph, wiring, value).and_then(|c| graph.value(c).element);
+    matches!(element, Some(ElementType::I8 | ElementType::U8))
+}
+
+/// Whether a bias is stored as the sums are, in 32-bit integers: then it is added before anything is float.
+fn in_sums(graph: &Graph, wiring: &Wiring, bias: ValueId) -> bool {
+    let codes = codes_behind(graph, wiring, bias);
+    codes.is_some_and(|c| graph.value(c).element == Some(ElementType::I32))
+}
+
+/// Operators between a kernel and the quantisation that is fused with it.
+pub(super) fn goes_on(op: &Op, fusion: &Fusion) -> bool {
+    let passes = |passing: Passing| fusion.passed.contains(&passing);
+    match op {
+        Op::Unary(UnaryOp::Relu) => fusion.absorbed.contains(&Activation::Relu),
+        Op::Clip => fusion.absorbed.contains(&Activation::Clip),
+        Op::MaxPool { .. } => passes(Passing::MaxPool),
+        Op::Reshape { .. } => passes(Passing::Reshape),
+        Op::Transpose { .. } => passes(Passing::Transpose),
+        Op::Squeeze => passes(Passing::Squeeze),
+        Op::Unsqueeze => passes(Passing::Unsqueeze),
+        _ => false,
+    }
 }
 
 /// The codes that a value is dequantised from.
@@ -47,7 +68,12 @@ fn codes_behind(graph: &Graph, wiring: &Wiring, value: ValueId) -> Option<ValueI
 }
 
 /// Whether a value goes nowhere but into a quantisation, through what that absorbs or moves across.
-fn quantised_behind(graph: &Graph, wiring: &Wiring, mut value: ValueId, fusion: &Fusion) -> bool {
+pub(super) fn quantised_behind(
+    graph: &Graph,
+    wiring: &Wiring,
+    mut value: ValueId,
+    fusion: &Fusion,
+) -> bool {
     // What has to be implied by the range of the quantisation, once that is found.
     let mut bounds = Vec::new();
     for _ in 0..=graph.nodes.len() {
@@ -58,8 +84,7 @@ fn quantised_behind(graph: &Graph, wiring: &Wiring, mut value: ValueId, fusion: 
             return false;
         }
         let node = &graph.nodes[reader];
-        let passes = |passing: Passing| fusion.passed.contains(&passing);
-        let goes_on = match node.op {
+        match node.op {
             Op::QuantizeLinear { block: 0, .. } => {
                 let range = range_of(graph, node);
                 let implied = |(lo, hi): &(f32, f32)| {
@@ -69,7 +94,6 @@ fn quantised_behind(graph: &Graph, wiring: &Wiring, mut value: ValueId, fusion: 
             }
             Op::Unary(UnaryOp::Relu) => {
                 bounds.push((0.0, f32::INFINITY));
-                fusion.absorbed.contains(&Activation::Relu)
             }
             Op::Clip => {
                 let bound = |slot: usize, none: f32| match node.inputs.get(slot).copied().flatten()
@@ -81,17 +105,11 @@ fn quantised_behind(graph: &Graph, wiring: &Wiring, mut value: ValueId, fusion: 
                     (Some(lo), Some(hi)) => bounds.push((lo, hi)),
                     _ => return false,
                 }
-                fusion.absorbed.contains(&Activation::Clip)
             }
-            Op::MaxPool { .. } => passes(Passing::MaxPool),
-            Op::Reshape { .. } => passes(Passing::Reshape),
-            Op::Transpose { .. } => passes(Passing::Transpose),
-            Op::Squeeze => passes(Passing::Squeeze),
-            Op::Unsqueeze => passes(Passing::Unsqueeze),
-            _ => false,
-        };
+            _ => {}
+        }
         match node.outputs.first().copied().flatten() {
-            Some(next) if goes_on => value = next,
+            Some(next) if goes_on(&node.op, fusion) => value = next,
             _ => return false,
         }
     }

@@ -1,18 +1,20 @@
 //! Deployment targets: which schemes and operators a runtime computes in integers, how it adds up, what it fuses. Descriptions are RON,
 //! those of `assets/targets/` built in. Uses `graph`, `exec`, `compress`.
 
+mod execution;
 mod fusion;
 mod saturation;
 mod scheme;
 #[cfg(test)]
 mod tests;
 
+pub use execution::{Executed, Execution};
 pub use fusion::integer_layers;
 pub use saturation::{LayerSaturation, Saturation, SaturationCount};
 pub use scheme::SchemeText;
 
 use crate::{
-    compress::{Activations, Granularity, Precision, QuantScheme, Symmetry},
+    compress::{Activations, Granularity, IntegerOp, Precision, QuantScheme, Symmetry},
     data::{describe_ron_error, did_you_mean},
 };
 use std::{
@@ -99,6 +101,21 @@ pub struct Fusion {
     pub passed: Vec<Passing>,
     /// Layers that stay float where nothing quantises their output; of Gemm only those with a bias.
     pub output_needed: Vec<Operator>,
+    /// Operators without weights that it computes in integers where all that they read and what they give is quantised.
+    pub joins: Vec<IntegerOp>,
+}
+
+impl Fusion {
+    /// Operators whose results have to be quantised for the target to compute them in integers.
+    fn outputs(&self) -> Vec<IntegerOp> {
+        let layers = self.output_needed.iter().map(|operator| match operator {
+            Operator::Conv => IntegerOp::Conv,
+            Operator::ConvTranspose => IntegerOp::ConvTranspose,
+            Operator::Gemm => IntegerOp::Gemm,
+            Operator::MatMul => IntegerOp::MatMul,
+        });
+        layers.chain(self.joins.iter().copied()).collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -243,6 +260,12 @@ impl Target {
                 float.label()
             ));
         }
+        if let Some(layer) = target.fusion.joins.iter().find(|op| op.is_layer()) {
+            return refuse(format!(
+                "fusion: joins: {} has weights; layers stand in `runs` and `output_needed`",
+                word(layer)
+            ));
+        }
         target
             .defaults()
             .check()
@@ -252,7 +275,12 @@ impl Target {
 
     /// The scheme that a recipe gets where it says nothing else.
     pub fn defaults(&self) -> QuantScheme {
-        self.scheme.clone().over(QuantScheme::default())
+        let outputs = self.fusion.outputs();
+        let base = QuantScheme {
+            outputs: (!outputs.is_empty()).then_some(outputs),
+            ..QuantScheme::default()
+        };
+        self.scheme.clone().over(base)
     }
 
     /// Whether the target computes a layer so quantised; if not, why, and what it takes instead.

@@ -1,6 +1,6 @@
 //! A scheme as it is written: what is left out comes from the target, or from the engine.
 
-use crate::compress::{Activations, Calibration, Granularity, QuantScheme, Symmetry};
+use crate::compress::{Activations, Calibration, Granularity, IntegerOp, QuantScheme, Symmetry};
 
 /// The keys of a scheme, each of which may be left out.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -23,6 +23,9 @@ pub struct SchemeText {
     pub calibration: Option<Calibration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<usize>,
+    /// Left out of a scheme with a target, it is the target's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<Vec<IntegerOp>>,
 }
 
 impl SchemeText {
@@ -47,6 +50,7 @@ impl SchemeText {
             symmetry: self.symmetry.unwrap_or(base.symmetry),
             calibration: self.calibration.unwrap_or(base.calibration),
             samples: self.samples.unwrap_or(base.samples),
+            outputs: self.outputs.or(base.outputs),
         }
     }
 }

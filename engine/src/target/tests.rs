@@ -278,3 +278,88 @@ fn ranges_of_each_inference_are_said_not_to_be_simulated() {
     assert_eq!(account.entries.len(), 1, "{account:?}");
     assert!(said(&account.entries[0].outcome), "{account:?}");
 }
+
+/// Two residual additions, of which the model gives the second's result.
+fn residual(target: &str) -> Graph {
+    let target = find(target).expect("known");
+    let mut net = Net::new(12, &[3, 6, 6]);
+    let x = net.conv("stem", ValueId(0), [4, 3, 3, 3], 1, true);
+    let stem = net.relu("r", x);
+    let x = net.conv("inner", stem, [4, 4, 3, 3], 1, true);
+    let add = Op::Binary(crate::graph::BinaryOp::Add);
+    let sum = net.node("add", add.clone(), &[x, stem]);
+    let x = net.conv("last", sum, [4, 4, 3, 3], 1, true);
+    let x = net.node("end", add, &[x, sum]);
+    let model = net.finish(&[x]);
+    let values = crate::compress::values_to_calibrate(&model.graph, &target.defaults());
+    let range = |v: &ValueId| (model.graph.value(*v).name.clone(), [0.0, 4.0]);
+    let ranges = Ranges {
+        values: values.iter().map(range).collect(),
+    };
+    let layers = model.graph.layers().into_iter();
+    let pass = Quantize {
+        scheme: target.defaults(),
+        layers: layers.map(|l| (l.id, Precision::Int8)).collect(),
+        ranges: Some(std::sync::Arc::new(ranges)),
+    };
+    let (model, _) = with_context(|c| pass.apply(model, c)).expect("quantises");
+    pack(&model).expect("packs")
+}
+
+#[test]
+fn what_runs_in_integers_is_said_of_layers_and_of_what_joins_them() {
+    let target = find("onnxruntime-cpu").expect("known");
+    let at_target =
+        Execution::of(&residual("onnxruntime-cpu"), &target).expect("something is quantised");
+    let floats = |execution: &Execution| -> Vec<(String, String)> {
+        let float = execution
+            .nodes
+            .iter()
+            .filter_map(|n| Some((n.name.0.to_string(), n.float.clone()?)));
+        float.collect()
+    };
+    let names: Vec<&str> = at_target.nodes.iter().map(|n| &*n.name.0).collect();
+    assert_eq!(names, ["stem", "inner", "add", "last", "end"]);
+    let found = floats(&at_target);
+    // The last convolution goes into the model's own result alone.
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0].0, "last");
+    assert!(found[0].1.contains("end (Add) reads it"), "{found:?}");
+    assert_eq!(found[1].0, "end");
+    assert!(found[1].1.contains("last_out is float"), "{found:?}");
+    // The input; the sum, for what is computed in float behind it.
+    assert_eq!((at_target.to_codes, at_target.to_float), (1, 1));
+    let account = at_target.account();
+    assert!(
+        account.pass.contains("onnxruntime-cpu") && account.pass.contains("once"),
+        "{}",
+        account.pass
+    );
+    assert_eq!(account.entries.len(), 5);
+    // Pairs at the inputs of layers only: what the additions read keeps convolutions float.
+    let plain = Execution::of(&residual("openvino"), &target).expect("something is quantised");
+    let names: Vec<String> = floats(&plain).into_iter().map(|(name, _)| name).collect();
+    assert!(
+        names.contains(&"inner".to_owned()) && names.contains(&"add".to_owned()),
+        "{plain:?}"
+    );
+    assert!(plain.to_codes + plain.to_float > 2, "{plain:?}");
+    // Nothing is known of what others fuse.
+    let other = find("openvino").expect("known");
+    assert_eq!(Execution::of(&residual("openvino"), &other), None);
+}
+
+#[test]
+fn what_a_target_fuses_is_what_it_has_quantised() {
+    let joins = find("onnxruntime-cpu").expect("known").defaults().outputs;
+    let joins = joins.expect("it fuses");
+    assert!(joins.contains(&IntegerOp::Add) && joins.contains(&IntegerOp::Conv));
+    assert!(
+        !joins.contains(&IntegerOp::MatMul),
+        "its products give float"
+    );
+    assert_eq!(find("openvino").expect("known").defaults().outputs, None);
+    let text = BUILT_IN[0].1.replace("joins: [Add,", "joins: [Conv,");
+    let error = Target::parse(&text, Path::new("mine.ron")).expect_err("a layer");
+    assert!(error.to_string().contains("Conv has weights"), "{error}");
+}

@@ -123,7 +123,7 @@ impl SchemeForm {
         let none = self.own.is_none() && self.scheme.target.is_none();
         if ui.selectable_label(none, "None").clicked() {
             (self.own, self.waiting) = (None, None);
-            self.scheme.target = None;
+            (self.scheme.target, self.scheme.outputs) = (None, None);
         }
         for target in target::built_in() {
             let here = self.own.is_none() && self.scheme.target.as_deref() == Some(&target.name);
@@ -142,7 +142,7 @@ impl SchemeForm {
             );
         if entry.clicked() && self.own.is_none() {
             self.own = Some(String::new());
-            self.scheme.target = None;
+            (self.scheme.target, self.scheme.outputs) = (None, None);
         }
     }
 

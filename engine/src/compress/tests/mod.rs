@@ -6,6 +6,7 @@ mod cluster;
 mod equalise;
 mod fold;
 mod low_rank;
+mod placement;
 mod prune;
 mod quantize;
 mod smooth;

@@ -6,6 +6,7 @@ use ort::{
     session::{Session, builder::GraphOptimizationLevel},
     value::{TensorElementType, TensorRef, ValueType},
 };
+use std::path::Path;
 
 /// A model as the runtime prepared it.
 pub struct RuntimeSession {
@@ -76,6 +77,25 @@ impl Runtime {
         optimizations: Optimizations,
         threads: usize,
     ) -> Result<RuntimeSession, RuntimeError> {
+        self.prepare(model, optimizations, threads, None)
+    }
+
+    /// Writes what the runtime makes of a model for this processor into a file, as ONNX with the runtime's own operators.
+    ///
+    /// # Errors
+    /// A model that the runtime refuses, a file that cannot be written.
+    pub fn write_optimized(&self, model: &[u8], file: &Path) -> Result<(), RuntimeError> {
+        self.prepare(model, Optimizations::On, 1, Some(file))
+            .map(|_| ())
+    }
+
+    fn prepare(
+        &self,
+        model: &[u8],
+        optimizations: Optimizations,
+        threads: usize,
+        written: Option<&Path>,
+    ) -> Result<RuntimeSession, RuntimeError> {
         let level = match optimizations {
             Optimizations::Off => GraphOptimizationLevel::Disable,
             Optimizations::On => GraphOptimizationLevel::All,
@@ -90,6 +110,10 @@ impl Runtime {
             // Threads that wait burn cores that others want.
             .and_then(|b| b.with_intra_op_spinning(false))
             .and_then(|b| b.with_log_level(LogLevel::Error))
+            .and_then(|b| match written {
+                Some(file) => b.with_optimized_model_path(file),
+                None => Ok(b),
+            })
             .map_err(refuse)?
             .commit_from_memory(model)
             .map_err(|e| failed(&format!("{} refuses the model", self.version()), &e))?;

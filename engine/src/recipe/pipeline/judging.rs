@@ -9,7 +9,7 @@ use crate::{
     formats::onnx,
     measure,
     recipe::{PipelineError, Recipe, RecipeError, Resolved, files::sha256, judge},
-    target::Saturation,
+    target::{Execution, Saturation},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -43,7 +43,7 @@ impl Work<'_> {
         resolved: Resolved,
         recipe: &Recipe,
         model: &Model,
-        accounts: Vec<Account>,
+        mut accounts: Vec<Account>,
     ) -> Result<Built, PipelineError> {
         let mut graph = pack(model)?;
         // Nothing of names, paths or time: the same work gives the same bytes everywhere.
@@ -55,6 +55,11 @@ impl Work<'_> {
         );
         note("limbeck.steps_sha256", recipe.steps_sha256()?);
         let bytes = Arc::new(onnx::to_bytes(&graph)?);
+        let target = recipe
+            .target()
+            .map_err(|e| RecipeError::new(e.to_string()))?;
+        let execution = target.and_then(|target| Execution::of(&graph, &target));
+        accounts.extend(execution.map(|execution| execution.account()));
         Ok(Built {
             model_sha256: sha256(&bytes),
             sizes: measure::sizes(&graph)?,

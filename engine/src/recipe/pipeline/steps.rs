@@ -242,6 +242,7 @@ impl<'a> Work<'a> {
                 scheme.range_method(),
                 scheme.symmetry,
                 scheme.samples,
+                &scheme.outputs,
             ))?;
             let calibrate = || Ok(calibrate_layers(&model.graph, data, scheme, self.cancel)?);
             pass.ranges = Some(self.session.ranges(&sha256(key.as_bytes()), calibrate)?);
