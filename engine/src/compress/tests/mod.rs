@@ -9,6 +9,7 @@ mod low_rank;
 mod prune;
 mod quantize;
 mod smooth;
+mod student;
 mod zero_points;
 
 use super::{testkit::*, *};
