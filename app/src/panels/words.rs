@@ -344,6 +344,11 @@ pub fn steps(steps: &[Step]) -> String {
         .iter()
         .map(|step| match step {
             Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::Student(student) => format!(
+                "student of {:.0} % width, {:.0} % depth",
+                student.width * 100.0,
+                student.depth * 100.0
+            ),
             Step::PruneChannels(step) => match (step.amount, &step.default) {
                 (Amount::Macs(share), _) => {
                     format!("channels to {:.0} % of the MACs", share * 100.0)

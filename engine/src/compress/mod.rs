@@ -2,6 +2,7 @@
 
 mod adaround;
 mod bias;
+mod blocks;
 mod calibrate;
 mod chunks;
 mod cluster;
@@ -26,6 +27,7 @@ mod scale_search;
 mod segments;
 mod smooth;
 pub(crate) mod structured;
+mod student;
 #[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
@@ -36,6 +38,7 @@ mod zero_points;
 
 pub use adaround::{AdaRound, AdaRoundSettings};
 pub use bias::CorrectBias;
+pub use blocks::{Block, blocks};
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
 pub use cluster::{Cluster, Codebooks};
 pub use equalise::Equalize;
@@ -59,6 +62,7 @@ pub use structured::{
     Amount, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels, Ranking,
     layer_channels,
 };
+pub use student::{Student, StudentSettings};
 pub use weights::ScaleLayout;
 pub(crate) use weights::{CodeRange, choose_scales, through};
 pub(crate) use wiring::Wiring;

@@ -15,6 +15,7 @@ use crate::{
     measure::Sizes,
 };
 use std::{
+    collections::BTreeSet,
     fmt::{Debug, Write as _},
     path::{Path, PathBuf},
 };
@@ -79,6 +80,9 @@ pub struct LockedLayer {
     /// Output and input channels in the original and in the exported file, where pruning took any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<LockedChannels>,
+    /// The exported file has no such layer: a student was made without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// Scales and zero points of the weight and of the input, where they are quantised.
     #[serde(default)]
     pub weight: Option<QuantParameters>,
@@ -131,6 +135,9 @@ impl Lock {
             layer_channels(&session.graph),
             layer_channels(&outcome.graph),
         );
+        let made = outcome.graph.layers();
+        let heirs = heirs(&made, &session.layers);
+        let apart: BTreeSet<&LayerId> = heirs.iter().map(|(_, parent)| parent).collect();
         let mut layers: Vec<LockedLayer> = session
             .layers
             .iter()
@@ -159,23 +166,24 @@ impl Lock {
                         }),
                         _ => None,
                     },
+                    gone: !after.contains_key(&facts.id) && !apart.contains(&facts.id),
                     weight,
                     input,
                 }
             })
             .collect();
         // Factors that layers were taken apart into, behind them all.
-        let made = outcome.graph.layers();
-        for (layer, parent) in heirs(&made, &session.layers) {
+        for (layer, parent) in &heirs {
             let found = exported.iter().position(|q| q.layer == layer.id);
             let found = found.map(|i| exported.swap_remove(i));
-            let setting = outcome.resolved.layers.get(&parent).copied();
+            let setting = outcome.resolved.layers.get(parent).copied();
             layers.push(LockedLayer {
                 name: layer.id.clone(),
                 op: layer.op.to_owned(),
                 setting: setting.unwrap_or(LayerSetting::KEEP),
                 precision: found.as_ref().map_or(Precision::Fp32, |q| q.precision),
                 channels: None,
+                gone: false,
                 weight: found.as_ref().and_then(|q| q.weight.clone()),
                 input: found.and_then(|q| q.input),
             });
@@ -250,6 +258,7 @@ impl Lock {
             found.compare(&format!("setting of {name}"), &x.setting, &y.setting);
             found.compare(&format!("precision of {name}"), &x.precision, &y.precision);
             found.compare(&format!("channels of {name}"), &x.channels, &y.channels);
+            found.compare(&format!("whether {name} is gone"), &x.gone, &y.gone);
             found.parameters(&format!("weight of {name}"), &x.weight, &y.weight);
             found.parameters(&format!("input of {name}"), &x.input, &y.input);
         }

@@ -121,7 +121,25 @@ impl ResolvedStep {
             Self::SequentialMse(method) => members(&mut method.layers, heirs),
             Self::AdaRound(method) => members(&mut method.layers, heirs),
             Self::Gptq(method) => members(&mut method.layers, heirs),
-            Self::FoldBatchNorm | Self::Distil(_) => {}
+            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
+        }
+    }
+
+    /// Asks nothing of layers that are gone.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<LayerId>) {
+        let stays = |id: &LayerId| !gone.contains(id);
+        match self {
+            Self::Prune { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::Cluster { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::Quantize { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::PruneChannels { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::LowRank { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::Equalize(layers) | Self::CorrectBias { layers, .. } => layers.retain(stays),
+            Self::SmoothQuant(method) => method.layers.retain(stays),
+            Self::SequentialMse(method) => method.layers.retain(stays),
+            Self::AdaRound(method) => method.layers.retain(stays),
+            Self::Gptq(method) => method.layers.retain(stays),
+            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
         }
     }
 }

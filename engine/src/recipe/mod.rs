@@ -51,7 +51,7 @@ pub use verdict::{GoalVerdict, judge, overall};
 use crate::{
     compress::{
         AdaRoundSettings, GptqSettings, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
-        ScaleSearchSettings, SmoothQuantSettings,
+        ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
     },
     train::DistilSettings,
 };
@@ -72,6 +72,8 @@ pub struct Rule<T>(pub String, pub Choice<T>);
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Step {
     FoldBatchNorm,
+    /// A narrower and shallower network made from the model; the first step.
+    Student(StudentSettings),
     PruneChannels(PruneChannelsStep),
     LowRank(LowRankStep),
     Cluster(ClusterStep),

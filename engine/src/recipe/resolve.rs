@@ -9,7 +9,7 @@ use crate::{
     compress::{
         AdaRoundSettings, Amount, ChannelSettings, Codebooks, Energy, GptqSettings, LayerSetting,
         LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
-        ScaleSearchSettings, SmoothQuantSettings,
+        ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum ResolvedStep {
     FoldBatchNorm,
+    Student(StudentSettings),
     /// Layers that neither rule nor default names have no entry; those to be kept have `None`.
     PruneChannels {
         settings: ChannelSettings,
@@ -79,6 +80,7 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
     for step in &recipe.steps {
         steps.push(match step {
             Step::FoldBatchNorm => ResolvedStep::FoldBatchNorm,
+            Step::Student(s) => ResolvedStep::Student(s.clone()),
             Step::Distil(s) => ResolvedStep::Distil(s.clone()),
             Step::PruneChannels(step) => {
                 let (default, rules) = (step.default.as_ref(), &step.layers);

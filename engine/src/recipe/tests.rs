@@ -3,6 +3,7 @@ mod features;
 mod gradual;
 mod label_free;
 mod low_rank;
+mod student;
 mod targets;
 
 use super::*;

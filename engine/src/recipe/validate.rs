@@ -14,6 +14,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
         return Err(version(recipe.version));
     }
     goals(&recipe.goals)?;
+    let mut students = 0;
     let mut channels = 0;
     let mut low_ranks = 0;
     let mut clusters = 0;
@@ -39,6 +40,19 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
+            }
+            Step::Student(settings) => {
+                let here = Anchor::Word("Student", students);
+                students += 1;
+                if index > 0 {
+                    return Err(RecipeError::new(
+                        "Student must be the first step: it is made from the original, and all else is done to it",
+                    )
+                    .at(here));
+                }
+                settings
+                    .check()
+                    .map_err(|e| RecipeError::new(format!("Student: {e}")).at(here))?;
             }
             Step::PruneChannels(step) => {
                 let here = Anchor::Word("PruneChannels", channels);
@@ -126,9 +140,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if channels + low_ranks + prunes + quantizes + clusters == 0 {
+                if students + channels + low_ranks + prunes + quantizes + clusters == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after PruneChannels, LowRank, Prune, Cluster or Quantize",
+                        "Distil has nothing to recover here; put it after Student, PruneChannels, LowRank, Prune, Cluster or Quantize",
                     )
                     .at(here));
                 }

@@ -19,9 +19,10 @@ pub(super) use choose::macs;
 pub use groups::{ChannelGroup, ChannelGroups};
 pub use pass::layer_channels;
 
-use super::{CompressError, Ratio};
-use crate::graph::LayerId;
-use std::collections::BTreeMap;
+use super::{CompressError, PassContext, Ratio};
+use crate::graph::{Graph, LayerId};
+use groups::Structure;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// By what a channel's importance is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -174,4 +175,21 @@ pub struct PruneChannels {
     /// By layer: the share that goes (for [`Amount::Ratios`]) or the most that may; `None`: the layer keeps its channels.
     /// Layers that are not named: nothing goes for `Ratios`, anything may otherwise. Of a group's layers the smallest counts.
     pub layers: BTreeMap<LayerId, Option<Ratio>>,
+}
+
+/// After something but channels was taken out of `original`, which gave `graph`: statistics of batch norms are taken again on the first
+/// `samples` of the calibration split; where there are no norms, layers get back the means and spreads that they had. In words.
+pub(super) fn settle(
+    original: &Graph,
+    graph: &mut Graph,
+    samples: usize,
+    context: &PassContext<'_>,
+) -> Result<String, CompressError> {
+    pass::settle(
+        &Structure::of(original),
+        &BTreeSet::new(),
+        graph,
+        samples,
+        context,
+    )
 }

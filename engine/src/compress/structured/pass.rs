@@ -4,6 +4,7 @@ use super::{
     Amount, PruneChannels,
     choose::{Limit, choose, macs},
     groups::Structure,
+    labels::Unit,
     means::correct,
     norms::reestimate,
     score::scores,
@@ -16,7 +17,7 @@ use crate::{
     exec::ExecError,
     graph::{Graph, LayerId, Op},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Pass for PruneChannels {
     fn name(&self) -> &'static str {
@@ -63,21 +64,11 @@ impl Pass for PruneChannels {
         } else {
             let mut pruned = structure.remove(&model.masks, &removed)?;
             let (graph, n) = (&mut pruned.graph, settings.samples);
-            words = match (
-                settings.reestimate && context.data.is_some(),
-                has_norms(graph),
-            ) {
-                (true, true) => format!(
-                    "; statistics of {} batch norms taken again",
-                    reestimate(graph, n, context)?
-                ),
-                (true, false) => format!(
-                    "; {} layers scaled and shifted to the means and spreads they had",
-                    correct(&structure, &removed, graph, n, context)?
-                ),
-                (false, true) => "; batch norms keep their old statistics".to_owned(),
-                (false, false) => String::new(),
-            };
+            if settings.reestimate {
+                words = settle(&structure, &removed, graph, n, context)?;
+            } else if has_norms(graph) {
+                words = "; batch norms keep their old statistics".to_owned();
+            }
             pruned
         };
         let entries = self.entries(&structure, &limits, &pruned.graph);
@@ -98,6 +89,28 @@ impl Pass for PruneChannels {
         };
         Ok((pruned, account))
     }
+}
+
+/// Statistics of `graph`, which is `structure`'s without `removed`, taken again or brought back, by the calibration split; in words.
+pub(super) fn settle(
+    structure: &Structure,
+    removed: &BTreeSet<Unit>,
+    graph: &mut Graph,
+    samples: usize,
+    context: &PassContext<'_>,
+) -> Result<String, CompressError> {
+    Ok(match (context.data.is_some(), has_norms(graph)) {
+        (true, true) => format!(
+            "; statistics of {} batch norms taken again",
+            reestimate(graph, samples, context)?
+        ),
+        (true, false) => format!(
+            "; {} layers scaled and shifted to the means and spreads they had",
+            correct(structure, removed, graph, samples, context)?
+        ),
+        (false, true) => "; batch norms keep their old statistics".to_owned(),
+        (false, false) => String::new(),
+    })
 }
 
 fn has_norms(graph: &Graph) -> bool {

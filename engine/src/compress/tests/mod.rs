@@ -10,6 +10,7 @@ mod placement;
 mod prune;
 mod quantize;
 mod smooth;
+mod student;
 mod zero_points;
 
 use super::{testkit::*, *};

@@ -2,7 +2,7 @@
 
 use super::Work;
 use crate::{
-    compress::OnLayers,
+    compress::{OnLayers, blocks},
     data::{Dataset, SplitName},
     graph::LayerId,
     recipe::ResolvedStep,
@@ -24,6 +24,15 @@ impl Work<'_> {
             ResolvedStep::PruneChannels { settings, .. } => {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);
                 (measured + u64::from(settings.reestimate)) * settings.samples as u64
+            }
+            // Each block is judged by a network without it, whose statistics are settled; channels as above.
+            ResolvedStep::Student(settings) => {
+                let blocks = match settings.depth < 1.0 {
+                    true => 2 * blocks(&self.session.graph).len() as u64 + 2,
+                    false => 0,
+                };
+                let scored = settings.width < 1.0 && settings.criterion.needs_data();
+                (blocks + u64::from(scored) * (TRAIN_COST - 1) + 1) * settings.samples as u64
             }
             ResolvedStep::LowRank { settings, .. } => settings.samples as u64,
             ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,

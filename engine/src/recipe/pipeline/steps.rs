@@ -10,7 +10,7 @@ use crate::{
     compress::{
         Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
         MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
-        calibrate_layers,
+        Student, calibrate_layers,
     },
     data::SplitName,
     graph::LayerId,
@@ -20,7 +20,7 @@ use crate::{
     },
     train::{self, DistilSettings},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl<'a> Work<'a> {
     /// Carries all steps out that are not behind a checkpoint; what stands before the first training is judged too where the observer
@@ -41,11 +41,9 @@ impl<'a> Work<'a> {
         let behind = steps.get(..first).unwrap_or_default();
         self.done += behind.iter().map(|s| self.cost(s)).sum::<u64>();
         let is_training = |s: &ResolvedStep| matches!(s, ResolvedStep::Distil(_));
-        inherit(
-            steps.get_mut(first..).unwrap_or_default(),
-            &stand.model,
-            self.session,
-        );
+        let fewer = behind.iter().any(takes_layers_out);
+        let ahead = steps.get_mut(first..).unwrap_or_default();
+        inherit(ahead, &stand.model, self.session, fewer);
         for index in first..steps.len() {
             stand.index = index;
             let (before, rest) = steps.split_at_mut(index);
@@ -58,8 +56,9 @@ impl<'a> Work<'a> {
                 self.judge_before_training(&stand, judging)?;
             }
             self.step(step, before, &mut stand)?;
-            if matches!(step, ResolvedStep::LowRank { .. }) {
-                inherit(later, &stand.model, self.session);
+            let fewer = takes_layers_out(step);
+            if fewer || matches!(step, ResolvedStep::LowRank { .. }) {
+                inherit(later, &stand.model, self.session, fewer);
             }
         }
         let resolved = self.resolved.clone();
@@ -79,6 +78,15 @@ impl<'a> Work<'a> {
             ResolvedStep::FoldBatchNorm => {
                 let words = ["folding batch norms", "batch norms folded"];
                 self.pass(&FoldBatchNorm, words, cost, stand)
+            }
+            ResolvedStep::Student(settings) => {
+                if settings.needs_data() {
+                    session.runnable_to(
+                        "judge blocks and channels on, or make the student by width alone and a criterion that looks at weights only",
+                    )?;
+                }
+                let pass = Student(settings.clone());
+                self.pass(&pass, ["making the student", "student made"], cost, stand)
             }
             ResolvedStep::PruneChannels { settings, layers } => {
                 if settings.criterion.needs_data() {
@@ -332,9 +340,23 @@ fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> 
     scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
 }
 
-/// Later steps ask of factors what they ask of the layer that was taken apart.
-fn inherit(later: &mut [ResolvedStep], model: &Model, session: &Session) {
+/// Whether the model has fewer layers after the step.
+fn takes_layers_out(step: &ResolvedStep) -> bool {
+    matches!(step, ResolvedStep::Student(_))
+}
+
+/// Later steps ask of factors what they ask of the layer that was taken apart, and nothing of layers that are gone, where there are `fewer`.
+fn inherit(later: &mut [ResolvedStep], model: &Model, session: &Session, fewer: bool) {
     let layers = model.graph.layers();
     let heirs = heirs(&layers, &session.layers);
-    later.iter_mut().for_each(|step| step.inherit(&heirs));
+    let mut gone: BTreeSet<LayerId> = BTreeSet::new();
+    if fewer {
+        gone.extend(session.layers.iter().map(|l| l.id.clone()));
+        gone.retain(|id| layers.iter().all(|l| l.id != *id));
+        gone.retain(|id| heirs.iter().all(|(_, parent)| parent != id));
+    }
+    for step in later {
+        step.inherit(&heirs);
+        step.forget(&gone);
+    }
 }
