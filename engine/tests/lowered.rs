@@ -154,9 +154,14 @@ fn gradients(program: &Program, x: &Tensor, fused: bool) -> (f64, BTreeMap<Strin
 #[test]
 fn gradients_are_the_same_both_ways() {
     let (compressed, original) = compressed().expect("compresses");
-    for (what, graph) in [("original", &original), ("compressed", &compressed.graph)] {
+    // Pieces of 3 images in one group, and of 8 (the last of 5) in several.
+    for (what, graph, n) in [
+        ("original", &original, 19),
+        ("original", &original, 61),
+        ("compressed", &compressed.graph, 19),
+    ] {
         let program = Program::compile(graph, Mode::Training).expect("compiles");
-        let x = images(&[19, 1, 28, 28]);
+        let x = images(&[n, 1, 28, 28]);
         let (loss, fused) = gradients(&program, &x, true);
         let (expected, general) = gradients(&program, &x, false);
         // A value that rounds to the other side of a quantisation step gives a loss and gradients that differ a little.
@@ -184,19 +189,23 @@ fn gradients_are_the_same_both_ways() {
 fn gradients_have_the_same_bits_on_any_number_of_threads() {
     let graph = onnx::read(&sample("fashion-resnet/fashion-resnet.onnx")).expect("reads");
     let program = Program::compile(&graph, Mode::Training).expect("compiles");
-    let x = images(&[21, 1, 28, 28]);
-    let on = |threads: usize| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .stack_size(16 << 20)
-            .build()
-            .expect("a pool")
-            .install(|| gradients(&program, &x, true))
-    };
-    let one = on(1);
-    for threads in [2, 3, 8] {
-        assert!(on(threads) == one, "{threads} threads");
+    // Pieces of 3 images in one group, and of 8 in several.
+    for n in [21, 61] {
+        let x = images(&[n, 1, 28, 28]);
+        let on = |threads: usize| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .stack_size(16 << 20)
+                .build()
+                .expect("a pool")
+                .install(|| gradients(&program, &x, true))
+        };
+        let one = on(1);
+        for threads in [2, 3, 8] {
+            assert!(on(threads) == one, "{n} images, {threads} threads");
+        }
     }
+    let x = images(&[21, 1, 28, 28]);
     // And outputs do not depend on how a batch is cut either.
     let inference = Program::compile(&graph, Mode::Inference).expect("compiles");
     let run = |x: &Tensor| {

@@ -155,7 +155,6 @@ fn tier_0_lets_others_in_between_and_ends_when_cancelled() {
             sparsity: Ratio(0.0),
         },
         scheme: QuantScheme::default(),
-        input: false,
     });
     seen.extend(until(&engine, |seen| {
         let over = |e: &Event| matches!(e, Event::Finished { job: JobId(1) });

@@ -192,7 +192,6 @@ pub fn demo() -> State {
             clipped: 0.004,
             zeros: 0.38,
             levels: 15,
-            input: None,
         }),
     });
     state.refresh();

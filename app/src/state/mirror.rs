@@ -2,11 +2,13 @@
 //! the user, and only engine events change it.
 
 use limbeck_engine::{
+    compress::InputInspection,
     confirm::RuntimePair,
     data::SplitName,
     eval::Estimate,
     graph::LayerId,
     jobs::{Event, Inspection, JobId, ModelInfo, Point, RuntimeFound},
+    measure::Bytes,
     recipe::{Recipe, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
@@ -86,6 +88,8 @@ pub enum JobKind {
     Judge,
     Map,
     Inspect,
+    /// Counts what a layer reads.
+    Input,
     Export,
     /// An exported file held against a deployment runtime.
     Confirm,
@@ -121,9 +125,13 @@ impl Job {
     pub fn is_active(&self) -> bool {
         matches!(self.state, JobState::Queued | JobState::Running)
     }
-    /// Worth a place in the strip (quick, silent work such as inspecting and files is not).
+    /// Worth a place in the strip (quick, silent work such as inspecting and files is not; a count is, once it has begun).
     pub fn is_shown(&self) -> bool {
-        self.is_active() && !matches!(self.kind, JobKind::Inspect | JobKind::File)
+        match self.kind {
+            JobKind::Inspect | JobKind::File => false,
+            JobKind::Input => self.state == JobState::Running,
+            _ => self.is_active(),
+        }
     }
 }
 
@@ -145,6 +153,24 @@ impl Curves {
             .filter_map(|p| Some((p.epoch, p.accuracy?)))
             .collect()
     }
+}
+
+/// What a layer reads, as far as it is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    job: JobId,
+    pub layer: LayerId,
+    /// By the present setting and scheme, or while that is counted by the last ones.
+    pub known: Option<Arc<InputInspection>>,
+    pub state: ReadingState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadingState {
+    Counting,
+    Done,
+    /// Why there is nothing.
+    Failed(String),
 }
 
 /// A line of the log.
@@ -212,6 +238,10 @@ pub struct Mirror {
     pub curves: Vec<Curves>,
     /// Of distillations, by job.
     recipes: BTreeMap<JobId, Arc<Recipe>>,
+    /// Of each of them, the sizes that its first point had: that from before its training.
+    sizes: BTreeMap<JobId, (Bytes, Option<u64>)>,
+    /// What the layer in the inspector reads.
+    pub reading: Option<Reading>,
     pub inspection: Option<Arc<Inspection>>,
     /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
     pub runtime: Option<Result<RuntimeFound, String>>,
@@ -243,6 +273,8 @@ impl Default for Mirror {
             jobs: Vec::new(),
             curves: Vec::new(),
             recipes: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            reading: None,
             inspection: None,
             runtime: None,
             targets: BTreeMap::new(),
@@ -311,8 +343,7 @@ impl Mirror {
             .collect();
         (self.measured, self.all_but, self.estimated) = (0, 0, 0);
         self.clear_points();
-        self.curves.clear();
-        self.recipes.clear();
+        self.clear_runs();
         self.inspection = None;
         self.next_point = 1;
         self.model = Some(Arc::new(model));
@@ -321,9 +352,48 @@ impl Mirror {
         self.points_version += 1;
     }
 
-    /// What a distillation was asked for, so that its curves know.
+    /// What a distillation was asked for, so that its curves know. Its number is taken, whatever becomes of it.
     pub fn asked(&mut self, job: JobId, recipe: Arc<Recipe>) {
         self.recipes.insert(job, recipe);
+        let title = self.job(job).map(|job| job.title.clone());
+        if let Some(title) = title {
+            self.take_numbers(&title);
+        }
+    }
+
+    /// Stored bytes and MACs of a run's network before its training, once they are known.
+    pub fn sizes_of(&self, run: JobId) -> Option<(Bytes, Option<u64>)> {
+        self.sizes.get(&run).copied()
+    }
+
+    /// What a layer reads is being counted.
+    pub fn count(&mut self, job: JobId, layer: LayerId) {
+        let old = self.reading.take().filter(|old| old.layer == layer);
+        self.reading = Some(Reading {
+            job,
+            layer,
+            known: old.and_then(|old| old.known),
+            state: ReadingState::Counting,
+        });
+    }
+
+    fn reading_of(&mut self, job: JobId) -> Option<&mut Reading> {
+        self.reading.as_mut().filter(|reading| reading.job == job)
+    }
+
+    /// Nothing came of a count.
+    fn not_counted(&mut self, job: JobId, why: &str) {
+        if let Some(reading) = self.reading_of(job) {
+            reading.known = None;
+            reading.state = ReadingState::Failed(why.to_owned());
+        }
+    }
+
+    fn clear_runs(&mut self) {
+        self.curves.clear();
+        self.recipes.clear();
+        self.sizes.clear();
+        self.reading = None;
     }
 
     /// The model's hash, once it was read.
@@ -353,6 +423,7 @@ impl Mirror {
         }
         (self.measured, self.all_but, self.estimated) = (0, 0, 0);
         self.clear_points();
+        self.clear_runs();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
         self.cells_version += 1;
@@ -418,12 +489,7 @@ impl Mirror {
             Some(at) => self.points[*at].name.clone(),
             None => self.name_of(&point),
         };
-        for word in NUMBERED {
-            if let Some(number) = number_after(&name, word) {
-                let highest = self.numbers.entry(word).or_default();
-                *highest = number.max(*highest);
-            }
-        }
+        self.take_numbers(&name);
         self.by_plan.entry(print).or_default().push(id);
         self.points.push(NamedPoint {
             id,
@@ -431,6 +497,15 @@ impl Mirror {
             point: Arc::new(point),
         });
         id
+    }
+
+    fn take_numbers(&mut self, name: &str) {
+        for word in NUMBERED {
+            if let Some(number) = number_after(name, word) {
+                let highest = self.numbers.entry(word).or_default();
+                *highest = number.max(*highest);
+            }
+        }
     }
 
     fn name_of(&self, point: &Point) -> String {
@@ -558,6 +633,11 @@ impl Mirror {
                 }
             }
             Event::Cells { cells, .. } => self.add_cells(cells.iter().cloned()),
+            // Exports and judgements that have to train again draw nothing.
+            Event::Curve { job, .. }
+                if self
+                    .job(*job)
+                    .is_some_and(|job| job.kind != JobKind::Distil) => {}
             Event::Curve { job, point } => {
                 match self.curves.iter_mut().find(|curves| curves.job == *job) {
                     Some(curves) => curves.points.push(*point),
@@ -575,10 +655,20 @@ impl Mirror {
                 }
             }
             Event::Point(point) => {
+                if self.recipes.contains_key(&point.job) {
+                    let sizes = (point.sizes.stored, point.sizes.macs);
+                    self.sizes.entry(point.job).or_insert(sizes);
+                }
                 self.add_point((**point).clone());
             }
             Event::Inspected { inspection, .. } => {
                 self.inspection = Some(Arc::new((**inspection).clone()));
+            }
+            Event::InputInspected { job, inspection } => {
+                if let Some(reading) = self.reading_of(*job) {
+                    reading.known = Some(Arc::new((**inspection).clone()));
+                    reading.state = ReadingState::Done;
+                }
             }
             Event::Written { path, note, .. } => {
                 let note = if note.is_empty() {
@@ -590,6 +680,7 @@ impl Mirror {
             }
             Event::Finished { job } => self.end(*job, JobState::Finished),
             Event::Cancelled { job } => {
+                self.not_counted(*job, "Not counted: cancelled.");
                 self.end(*job, JobState::Cancelled);
                 let line = self
                     .job(*job)
@@ -600,6 +691,7 @@ impl Mirror {
                 }
             }
             Event::Failed { job, message } => {
+                self.not_counted(*job, message);
                 self.end(*job, JobState::Failed(message.clone()));
                 self.log(true, message.clone());
             }

@@ -14,7 +14,9 @@ mod view;
 
 pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
-pub use mirror::{CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId};
+pub use mirror::{
+    CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId, ReadingState,
+};
 pub use target::{AtTarget, Refusal};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
 pub use view::{
@@ -393,10 +395,10 @@ impl State {
         self.runs().iter().find(|run| run.job == job)
     }
 
-    /// Where the plot shows what a run was judged at while it trained: at the size (or MACs) of the point from before its training.
+    /// Where the plot shows what a run was judged at while it trained: at the size (or MACs) from before its training.
     pub fn run_place(&self, run: &Curves) -> Option<f64> {
-        let point = self.points().iter().rfind(|p| p.point.job == run.job)?;
-        self.plot_position(point).map(|(x, _)| x)
+        let (stored, macs) = self.mirror.sizes_of(run.job)?;
+        derived::axis_value(self.view.axis, stored, macs)
     }
 
     /// Whether what layers read can be counted, or why not.

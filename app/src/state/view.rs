@@ -28,7 +28,7 @@ pub enum PlotAxis {
 }
 
 /// What the inspector shows of a layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Inspected {
     #[default]
     Weights,
@@ -155,6 +155,8 @@ pub enum AfterSave {
 pub struct View {
     pub tab: Tab,
     pub axis: PlotAxis,
+    /// Not kept: counting takes time, and nobody asked for it yet.
+    #[serde(skip)]
     pub inspected: Inspected,
     pub colour_by: ColourBy,
     /// Of the open model only.

@@ -5,7 +5,7 @@ use super::{
     PassContext, PruneChannels, Ratio, blocks,
     structured::{layer_channels, macs, settle},
 };
-use crate::{exec::ExecError, graph::LayerId};
+use crate::{data::SplitName, exec::ExecError, graph::LayerId};
 use std::collections::BTreeMap;
 
 /// How a student is made.
@@ -120,11 +120,12 @@ impl Student {
         order.sort_by(|a, b| influence[*a].total_cmp(&influence[*b]).then(b.cmp(a)));
         order.truncate(all - stay);
         order.sort_unstable();
+        let judged = settings.samples.min(data.len(SplitName::Calibration));
         let mut outcomes = Outcomes::new();
         for (index, block) in found.iter().enumerate() {
             let missed = format!(
-                "without it alone the outputs diverge by {:.3e} nats (KL, measured on up to {} calibration samples)",
-                influence[index], settings.samples
+                "without it alone the outputs diverge by {:.3e} nats (KL, measured, n {judged} calibration samples)",
+                influence[index]
             );
             for layer in &block.layers {
                 // A block within another one goes with it.
@@ -143,7 +144,8 @@ impl Student {
         let settled = settle(&model.graph, &mut graph, settings.samples, context)?;
         model.graph = graph;
         let words = format!(
-            "{stay} of {all} residual blocks left, those that the outputs miss most{settled}"
+            "of {all} residual blocks {} taken out, those that the outputs miss least{settled}",
+            all - stay
         );
         Ok((model, outcomes, words))
     }

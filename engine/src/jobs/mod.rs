@@ -80,14 +80,20 @@ pub enum Command {
         limit: Option<usize>,
         direction: Direction,
     },
-    /// Interactive lane: what a setting does to one layer's weights, and where `input` is set to what it reads (a second event, once
-    /// that is counted). Ends in `Event::Inspected`.
+    /// Interactive lane: what a setting does to one layer's weights. Ends in `Event::Inspected`.
     Inspect {
         job: JobId,
         layer: LayerId,
         setting: LayerSetting,
         scheme: QuantScheme,
-        input: bool,
+    },
+    /// Interactive lane: what one layer reads over the calibration samples, and the codes it is given. Takes as long as running the
+    /// original on them, once for layers near each other. A newer one replaces it. Ends in `Event::InputInspected`.
+    InspectInput {
+        job: JobId,
+        layer: LayerId,
+        setting: LayerSetting,
+        scheme: QuantScheme,
     },
     /// Writes a model: the outcome of the recipe of a finished `Run`/`Measure` if kept, else carried out again.
     Export {
@@ -168,8 +174,6 @@ pub struct Inspection {
     pub zeros: f64,
     /// Distinct levels in use after (0: float).
     pub levels: u32,
-    /// What the layer reads, where it was asked for and is counted.
-    pub input: Option<InputInspection>,
 }
 
 /// The deployment runtime that was loaded.
@@ -220,6 +224,10 @@ pub enum Event {
     Inspected {
         job: JobId,
         inspection: Box<Inspection>,
+    },
+    InputInspected {
+        job: JobId,
+        inspection: Box<InputInspection>,
     },
     /// The runtime that is used, or where one was looked for and what to do.
     Runtime {

@@ -76,6 +76,7 @@ enum Kind {
     /// Belongs to the open model and goes with it.
     Measure,
     Inspect,
+    Input,
     Session,
     /// Opens a model or data.
     Open,
@@ -94,6 +95,7 @@ impl Work {
                 | Command::Run { job, .. }
                 | Command::Map { job, .. }
                 | Command::Inspect { job, .. }
+                | Command::InspectInput { job, .. }
                 | Command::Export { job, .. }
                 | Command::Confirm { job, .. }
                 | Command::FindRuntime { job, .. }
@@ -112,6 +114,7 @@ impl Work {
             Self::Command(c) => match c {
                 Command::Measure { .. }
                 | Command::Inspect { .. }
+                | Command::InspectInput { .. }
                 | Command::WriteText { .. }
                 | Command::FindRuntime { .. }
                 | Command::ReadText { .. } => Lane::Interactive,
@@ -132,6 +135,7 @@ impl Work {
             Self::Command(c) => match c {
                 Command::Measure { .. } => Kind::Measure,
                 Command::Inspect { .. } => Kind::Inspect,
+                Command::InspectInput { .. } => Kind::Input,
                 Command::Open { .. } | Command::OpenTask { .. } => Kind::Open,
                 Command::Export { .. } => Kind::Export,
                 Command::WriteText { .. }
@@ -153,10 +157,10 @@ impl Kind {
     /// Whether a newer job of kind `newer` makes this one pointless.
     fn superseded_by(self, newer: Kind) -> bool {
         match newer {
-            Kind::Measure | Kind::Inspect => self == newer,
+            Kind::Measure | Kind::Inspect | Kind::Input => self == newer,
             Kind::Open => matches!(
                 self,
-                Kind::Measure | Kind::Inspect | Kind::Session | Kind::Open
+                Kind::Measure | Kind::Inspect | Kind::Input | Kind::Session | Kind::Open
             ),
             Kind::Session | Kind::Export | Kind::File => false,
         }

@@ -166,9 +166,14 @@ impl Worker {
                 layer,
                 setting,
                 scheme,
-                input,
                 ..
-            } => self.inspect(context, &layer, setting, &scheme, input),
+            } => self.inspect(context, &layer, setting, &scheme),
+            Command::InspectInput {
+                layer,
+                setting,
+                scheme,
+                ..
+            } => self.inspect_input(context, &layer, setting, &scheme),
             Command::Export {
                 recipe,
                 format,
@@ -237,36 +242,43 @@ impl Worker {
         layer: &LayerId,
         setting: LayerSetting,
         scheme: &QuantScheme,
-        input: bool,
     ) -> Result<(), PipelineError> {
         let session = self.session()?;
         let found = inspect_layer(&session.graph, layer, setting, scheme)?;
-        let mut inspection = Inspection {
-            layer: found.layer,
-            setting: found.setting,
-            range: found.range,
-            before: found.before,
-            after: found.after,
-            channel_ranges: found.channel_ranges,
-            sqnr_db: found.sqnr_db,
-            clipped: found.clipped,
-            zeros: found.zeros,
-            levels: found.levels,
-            input: None,
-        };
-        let tell = |inspection: &Inspection| {
-            self.emitter.send(Event::Inspected {
-                job: context.job,
-                inspection: Box::new(inspection.clone()),
-            });
-        };
-        tell(&inspection);
-        if input {
-            let stats = session.activations(layer, scheme.samples, &context.cancel)?;
-            let read = inspect_input(&session.graph, layer, setting, scheme, &stats)?;
-            inspection.input = Some(read);
-            tell(&inspection);
-        }
+        self.emitter.send(Event::Inspected {
+            job: context.job,
+            inspection: Box::new(Inspection {
+                layer: found.layer,
+                setting: found.setting,
+                range: found.range,
+                before: found.before,
+                after: found.after,
+                channel_ranges: found.channel_ranges,
+                sqnr_db: found.sqnr_db,
+                clipped: found.clipped,
+                zeros: found.zeros,
+                levels: found.levels,
+            }),
+        });
+        Ok(())
+    }
+
+    fn inspect_input(
+        &self,
+        context: &JobContext,
+        layer: &LayerId,
+        setting: LayerSetting,
+        scheme: &QuantScheme,
+    ) -> Result<(), PipelineError> {
+        let session = self.session()?;
+        let title = format!("Count what {} reads", layer.0);
+        let begin = || self.start(context, &title);
+        let stats = session.activations(layer, scheme.samples, begin, &context.cancel)?;
+        let read = inspect_input(&session.graph, layer, setting, scheme, &stats)?;
+        self.emitter.send(Event::InputInspected {
+            job: context.job,
+            inspection: Box::new(read),
+        });
         Ok(())
     }
 

@@ -287,7 +287,7 @@ impl Session {
     }
 
     /// What the original's `layer` reads over the first `samples` of the calibration split, with what the layers near it do: looking
-    /// at the next one costs nothing.
+    /// at the next one costs nothing. `begin` is called where they have to be counted first.
     ///
     /// # Errors
     /// No data, an unknown layer, and those of [`compress::observe`].
@@ -295,6 +295,7 @@ impl Session {
         &self,
         layer: &LayerId,
         samples: usize,
+        begin: impl FnOnce(),
         cancel: &CancelToken,
     ) -> Result<Arc<ActivationStats>, PipelineError> {
         let data = self.data.as_ref().ok_or_else(|| {
@@ -319,6 +320,7 @@ impl Session {
         if let Some(known) = known {
             return Ok(known);
         }
+        begin();
         let block = inputs.chunks(BLOCK).nth(key.1).unwrap_or_default();
         let fresh = compress::observe(&self.graph, block, data, samples, cancel)?;
         let fresh = Arc::new(fresh);

@@ -17,15 +17,9 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) fn scheme<'de, D: Deserializer<'de>>(from: D) -> Result<QuantScheme, D::Error> {
     let text = SchemeText::deserialize(from)?;
     let base = match &text.target {
-        // A scheme that says everything, as those of points and projects do, stands without its target's description; what the target
-        // fuses it may leave to that.
-        Some(name) if text.is_complete() => QuantScheme {
-            outputs: match &text.outputs {
-                Some(_) => None,
-                None => target::find(name).ok().and_then(|t| t.defaults().outputs),
-            },
-            ..QuantScheme::default()
-        },
+        // A scheme that says everything, as those of points and projects do, stands without its target's description: `outputs` that
+        // it does not name it does not have.
+        Some(_) if text.is_complete() => QuantScheme::default(),
         Some(name) => target::find(name).map_err(D::Error::custom)?.defaults(),
         None => QuantScheme::default(),
     };
@@ -130,6 +124,18 @@ mod tests {
         let text = recipe.to_ron().expect("writes");
         let again = Recipe::parse(&text, Path::new("r.ron")).expect("reads");
         assert_eq!(again, recipe);
+        // What was written before targets had outputs means what it meant: none.
+        let placed = self::recipe("target: \"onnxruntime-cpu\"").expect("reads");
+        assert!(scheme_of(&placed).outputs.is_some());
+        let mut old = placed.clone();
+        if let Step::Quantize(step) = &mut old.steps[0] {
+            step.scheme.outputs = None;
+        }
+        let text = old.to_ron().expect("writes");
+        assert_eq!(
+            Recipe::parse(&text, Path::new("r.ron")).expect("reads"),
+            old
+        );
         // Nothing is written of a target where there is none.
         let plain = self::recipe("samples: 7").expect("reads");
         assert_eq!(scheme_of(&plain).target, None);

@@ -98,11 +98,15 @@ impl Session {
         });
     }
 
-    /// Makes a recipe's plan the present one (one undo step). `goals_too`: its goals and scheme's seed as well.
-    pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) {
+    /// Makes a recipe's plan the present one (one undo step); false, and said, where it does not fit the model. `goals_too`: its goals
+    /// as well.
+    pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) -> bool {
         let resolved = match recipe::resolve(recipe, self.state.layers()) {
             Ok(resolved) => resolved,
-            Err(error) => return self.fail(error.to_string()),
+            Err(error) => {
+                self.fail(error.to_string());
+                return false;
+            }
         };
         let scheme = recipe.steps.iter().rev().find_map(|step| match step {
             Step::Quantize(step) => Some(step.scheme.clone()),
@@ -160,6 +164,7 @@ impl Session {
                  What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );
         }
+        true
     }
 
     /// Brings what is edited into the inspector, unless it is there already.

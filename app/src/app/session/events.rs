@@ -65,6 +65,12 @@ impl Session {
                 model_sha256,
                 pair,
             } => self.confirmed(job, &model_sha256, &pair),
+            // It is said where it would have stood.
+            Event::Failed { job, .. }
+                if self.state.job(job).map(|job| job.kind) == Some(JobKind::Input) =>
+            {
+                self.ended(job);
+            }
             Event::Failed { job, message } => {
                 // A measurement that fails once fails again.
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {

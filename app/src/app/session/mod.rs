@@ -94,6 +94,9 @@ enum Overlay {
     Recipe(PathBuf, Box<Recipe>),
 }
 
+/// A layer with what is asked of it: setting, scheme, version of the model.
+type Looked = (LayerId, LayerSetting, QuantScheme, u64);
+
 /// See the module's first lines.
 pub struct Session {
     pub state: State,
@@ -108,8 +111,9 @@ pub struct Session {
     original_wanted: bool,
     /// The plan whose measurement is under way.
     measuring: Option<(JobId, Vec<Step>, u64)>,
-    /// What the engine was last asked to look at: layer, setting, scheme, version of the model, whether its input too.
-    inspected: Option<(LayerId, LayerSetting, QuantScheme, u64, bool)>,
+    /// What the engine was last asked to look at: layer, setting, scheme, version of the model; and whose input it was asked to count.
+    inspected: Option<Looked>,
+    counted: Option<Looked>,
     requests: Vec<Request>,
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
@@ -151,6 +155,7 @@ impl Session {
             original_wanted: false,
             measuring: None,
             inspected: None,
+            counted: None,
             requests: Vec::new(),
             after_save: None,
             unhashed: Unhashed::default(),
@@ -329,8 +334,7 @@ impl Session {
             Command::StartDistil(settings) => self.distil(settings),
             Command::NewRun(run) => {
                 let recipe = self.state.run(run).and_then(|run| run.recipe.clone());
-                if let Some(recipe) = recipe {
-                    self.take_plan(&recipe, false);
+                if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {
                     self.state.view.dialog = Some(Dialog::Distil);
                 }
             }

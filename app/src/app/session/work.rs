@@ -215,25 +215,30 @@ impl Session {
         }
         let setting = self.state.inspected_setting(&layer);
         let scheme = self.state.document.scheme.clone();
-        let input = self.state.inspects_input();
-        let key = (
-            layer,
-            setting,
-            scheme,
-            self.state.mirror.model_version,
-            input,
-        );
-        if self.inspected.as_ref() == Some(&key) {
-            return;
+        let key = (layer, setting, scheme, self.state.mirror.model_version);
+        if self.inspected.as_ref() != Some(&key) {
+            self.inspected = Some(key.clone());
+            let job = self.job(JobKind::Inspect, "Inspect", Then::Nothing);
+            let (layer, setting, scheme, _) = key.clone();
+            self.send(Job::Inspect {
+                job,
+                layer,
+                setting,
+                scheme,
+            });
         }
-        self.inspected = Some(key.clone());
-        let job = self.job(JobKind::Inspect, "Inspect", Then::Nothing);
-        self.send(Job::Inspect {
-            job,
-            layer: key.0,
-            setting: key.1,
-            scheme: key.2,
-            input,
-        });
+        if self.state.inspects_input() && self.counted.as_ref() != Some(&key) {
+            let title = format!("Count what {} reads", key.0.0);
+            let job = self.job(JobKind::Input, &title, Then::Nothing);
+            self.state.mirror.count(job, key.0.clone());
+            self.counted = Some(key.clone());
+            let (layer, setting, scheme, _) = key;
+            self.send(Job::InspectInput {
+                job,
+                layer,
+                setting,
+                scheme,
+            });
+        }
     }
 }

@@ -525,11 +525,15 @@ fn an_untouched_session_asks_for_an_inspection_once_a_change() {
     assert_eq!(count(&rig), 1);
     // What it reads is counted when it is looked at.
     rig.run(Command::SetInspected(Inspected::Input));
-    let asked = rig.jobs.try_iter().find_map(|job| match job {
-        Job::Inspect { input, .. } => Some(input),
-        _ => None,
-    });
-    assert_eq!(asked, Some(true));
+    let asked = |rig: &Rig| {
+        let inputs = rig.jobs.try_iter();
+        inputs
+            .filter(|job| matches!(job, Job::InspectInput { .. }))
+            .count()
+    };
+    assert_eq!(asked(&rig), 1);
+    rig.run(Command::ToggleTheme);
+    assert_eq!(asked(&rig), 0);
 }
 
 #[test]

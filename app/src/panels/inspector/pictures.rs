@@ -1,7 +1,7 @@
 //! The inspector's pictures: a layer's weights before and after, or what it reads, with the figures under them.
 
 use crate::{
-    state::State,
+    state::{ReadingState, State},
     theme,
     widgets::{self, Histogram, number},
 };
@@ -9,18 +9,14 @@ use egui::{Align, Align2, Rect, Role, Sense, Ui, WidgetInfo, pos2, vec2};
 use limbeck_engine::{compress::InputCodes, jobs::Inspection, search::LayerFacts};
 
 pub(super) fn show(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
-    let Some(inspection) = state
-        .mirror
-        .inspection
-        .as_ref()
-        .filter(|i| i.layer == layer.id)
-    else {
-        return waiting(ui, rect, "Reading the weights…");
-    };
-    if !state.inspects_input() {
-        return weights(ui, rect, layer, state, inspection);
+    if state.inspects_input() {
+        return input(ui, rect, layer, state);
     }
-    input(ui, rect, inspection, state);
+    let inspection = state.mirror.inspection.as_ref();
+    match inspection.filter(|i| i.layer == layer.id) {
+        Some(inspection) => weights(ui, rect, layer, state, inspection),
+        None => waiting(ui, rect, "Reading the weights…"),
+    }
 }
 
 fn waiting(ui: &Ui, rect: Rect, text: &str) {
@@ -133,19 +129,27 @@ fn decibels(ratio: Option<f64>) -> String {
 }
 
 /// What a layer reads, and the codes it is given.
-fn input(ui: &mut Ui, rect: Rect, inspection: &Inspection, state: &State) {
-    let read = match &inspection.input {
-        None => return waiting(ui, rect, "Counting what it reads…"),
-        Some(read) => read,
+fn input(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
+    let reading = state.mirror.reading.as_ref();
+    let reading = reading.filter(|reading| reading.layer == layer.id);
+    let Some(read) = reading.and_then(|reading| reading.known.as_ref()) else {
+        if let Some(ReadingState::Failed(why)) = reading.map(|reading| &reading.state) {
+            let muted = theme::of(ui).muted;
+            ui.label(egui::RichText::new(why).color(muted));
+        } else {
+            waiting(ui, rect, "Counting what it reads…");
+        }
+        return;
     };
-    if inspection.setting != state.inspected_setting(&read.layer) {
+    // By the last setting or scheme, while that of the present one is worked out.
+    if reading.is_some_and(|reading| reading.state == ReadingState::Counting) {
         ui.multiply_opacity(0.6);
     }
     let n = format!("n {}", number::grouped(read.samples as u64));
     let caption = match &read.codes {
-        Some(codes) => format!("input · int{} · {n}", codes.bits),
-        None if read.dynamic => format!("input · a range each inference · {n}"),
-        None => format!("input · float · {n}"),
+        Some(codes) => format!("original's input · int{} · {n}", codes.bits),
+        None if read.dynamic => format!("a range each inference · {n}"),
+        None => format!("original's input · float · {n}"),
     };
     let codes = read.codes.as_ref();
     let histogram = Histogram {
@@ -165,12 +169,12 @@ fn input(ui: &mut Ui, rect: Rect, inspection: &Inspection, state: &State) {
     let line = shown.with_min_y(shown.bottom() - 18.0);
     let line = ui.interact(line, ui.scope_id().with("read"), Sense::hover());
     line.on_hover_text(format!(
-        "{}: {} values over {} calibration samples of the original",
+        "{}: {} values over {} calibration samples of the original. A plan that prunes, equalises or smooths what comes before, or shares scales where branches join, takes its range from there.",
         read.value,
         number::grouped(read.count),
         number::grouped(read.samples as u64),
     ));
-    let none = || "float".to_owned();
+    let none = || if read.dynamic { "–" } else { "float" }.to_owned();
     figures(
         ui,
         rect,

@@ -12,7 +12,7 @@ use limbeck_engine::{
         Calibration, Granularity, InputCodes, InputInspection, LayerSetting, Precision, Ratio,
     },
     data::SplitName,
-    jobs::{Event, Inspection, JobId},
+    jobs::{Event, JobId},
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -222,6 +222,14 @@ fn two_runs() -> State {
         let point = *point;
         state.mirror.take(&Event::Curve { job, point });
     }
+    let recipe = state
+        .points()
+        .last()
+        .expect("measured")
+        .point
+        .recipe
+        .clone();
+    state.mirror.asked(job, Arc::new(recipe));
     let mut point = (*state.points().last().expect("measured").point).clone();
     point.job = job;
     state.mirror.take(&Event::Point(Box::new(point)));
@@ -241,17 +249,8 @@ fn the_inspector_shows_what_a_layer_reads() {
     harness.run_ok();
     // Not counted yet: no weights are shown for it.
     assert!(harness.query_by_label("Levels: 15").is_none());
-    let mut inspection = Inspection::clone(
-        harness
-            .state()
-            .state
-            .mirror
-            .inspection
-            .as_ref()
-            .expect("the demo has one"),
-    );
-    inspection.input = Some(InputInspection {
-        layer: inspection.layer.clone(),
+    let read = InputInspection {
+        layer: layer("layer2.1.conv2"),
         value: "relu_out".into(),
         samples: 256,
         count: 3_211_264,
@@ -268,23 +267,36 @@ fn the_inspector_shows_what_a_layer_reads() {
             sqnr_db: Some(38.2),
         }),
         dynamic: false,
+    };
+    let job = JobId(3);
+    let mirror = &mut harness.state_mut().state.mirror;
+    mirror.count(job, read.layer.clone());
+    let inspection = Box::new(read);
+    // An answer to an older question is none.
+    mirror.take(&Event::InputInspected {
+        job: JobId(2),
+        inspection: inspection.clone(),
     });
-    let state = &mut harness.state_mut().state;
-    state.mirror.take(&Event::Inspected {
-        job: JobId(3),
-        inspection: Box::new(inspection),
-    });
+    assert_eq!(mirror.reading.as_ref().and_then(|r| r.known.clone()), None);
+    mirror.take(&Event::InputInspected { job, inspection });
     harness.run_ok();
-    let layer = "layer2.1.conv2";
     for name in [
-        format!("Histogram of what {layer} reads"),
+        "Histogram of what layer2.1.conv2 reads".into(),
         "SQNR: 38.2 dB".into(),
         "Clipped: 0.213 %".into(),
         "Zeros: 41.0 %".into(),
         "Step: 0.020".into(),
     ] {
+        let name: String = name;
         assert!(harness.query_by_label(&name).is_some(), "{name}");
     }
+    // Nothing came of it: why stands where it would have stood.
+    let mirror = &mut harness.state_mut().state.mirror;
+    mirror.count(job, layer("layer2.1.conv2"));
+    let message = "image 3 cannot be read".to_owned();
+    mirror.take(&Event::Failed { job, message });
+    harness.run_ok();
+    assert!(harness.query_by_label("image 3 cannot be read").is_some());
 }
 
 #[test]

@@ -148,7 +148,11 @@ fn lines(
             for (index, points) in attempts.into_iter().enumerate() {
                 let finite = points.iter().filter(|p| value(p).is_finite());
                 let points: Vec<[f64; 2]> = finite.map(|p| [p.epoch, value(p)]).collect();
-                let colour = if index == last { colour } else { t.muted };
+                let colour = if index == last {
+                    colour
+                } else {
+                    theme::mix(t.panel, colour, 0.5)
+                };
                 plot.line(
                     Line::new(name, PlotPoints::from(binned(&points, width)))
                         .color(colour)
