@@ -20,7 +20,8 @@ pub struct InputInspection {
     pub count: u64,
     /// Ends of the histogram: what there is, and what the codes reach.
     pub range: [f32; 2],
-    /// Elements by 64 bins of equal width over `range`; an element counts at the middle of one of 4,096 finer bins a side.
+    /// Elements that are not exactly zero, by 64 bins of equal width over `range`; an element counts at the middle of one of 4,096
+    /// finer bins a side.
     pub counts: Vec<u64>,
     /// Share of exact zeros.
     pub zeros: f64,
@@ -114,7 +115,6 @@ pub fn inspect_input(
     for (value, n) in &centres {
         counts[bin(*value)] += n;
     }
-    counts[bin(0.0)] += histogram.zeros();
     Ok(InputInspection {
         layer: layer.clone(),
         value,

@@ -102,7 +102,8 @@ impl SchemeForm {
                 _ => None,
             },
             None if self.own.is_none() => Some(
-                "None: the file's own arithmetic, whatever runs it. A target refuses what it cannot run, and its arithmetic is predicted."
+                "None: pairs at the layers' inputs, and the file's own arithmetic, whatever runs it. For a target, pairs stand where it fuses them, \
+                 what it cannot run is refused, and its arithmetic is predicted."
                     .to_owned(),
             ),
             None => None,

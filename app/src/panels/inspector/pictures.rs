@@ -169,7 +169,7 @@ fn input(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
     let line = shown.with_min_y(shown.bottom() - 18.0);
     let line = ui.interact(line, ui.scope_id().with("read"), Sense::hover());
     line.on_hover_text(format!(
-        "{}: {} values over {} calibration samples of the original. A plan that prunes, equalises or smooths what comes before, or shares scales where branches join, takes its range from there.",
+        "{}: {} values over {} calibration samples of the original; exact zeros are not drawn. A plan that prunes, equalises or smooths what comes before, or shares scales where branches join, takes its range from there.",
         read.value,
         number::grouped(read.count),
         number::grouped(read.samples as u64),
