@@ -37,6 +37,7 @@ fn prepare(dir: &Path) -> PathBuf {
     )"#;
     fs::write(dir.join("task.ron"), task).expect("writes");
     let recipe = r#"(version: 1, model: "fashion-resnet.onnx", task: "task.ron", seed: 3, steps: [
+        Student(depth: 0.67, samples: 16),
         PruneChannels(amount: macs(0.4), criterion: l1, round_to: 8),
         FoldBatchNorm,
         Prune(default: set(0.5), pattern: groups(4), schedule: cubic(end: 2.5, updates: 6)),

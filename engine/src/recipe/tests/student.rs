@@ -32,7 +32,7 @@ fn a_student_is_distilled_and_quantised() {
         &token,
     );
     let outcome = done.expect("runs");
-    // Half of the six blocks that keep their resolution and width are gone, two layers each; half of the channels of what is left.
+    // Half of the blocks that keep their resolution and width are gone, two layers each; half of the channels of what is left.
     let left = outcome.graph.layers();
     let gone: Vec<&str> = session
         .layers
