@@ -13,7 +13,7 @@ use limbeck_engine::{
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
     target::Target,
-    train::TrainPoint,
+    train::{DistilSettings, TrainPoint},
 };
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -155,6 +155,13 @@ impl Curves {
     }
 }
 
+/// A distillation that was asked for.
+#[derive(Debug)]
+struct Asked {
+    title: String,
+    recipe: Arc<Recipe>,
+}
+
 /// What a layer reads, as far as it is known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
@@ -236,8 +243,8 @@ pub struct Mirror {
     pub jobs: Vec<Job>,
     /// Newest last.
     pub curves: Vec<Curves>,
-    /// Of distillations, by job.
-    recipes: BTreeMap<JobId, Arc<Recipe>>,
+    /// Distillations, by job.
+    asked: BTreeMap<JobId, Asked>,
     /// Of each of them, the sizes that its first point had: that from before its training.
     sizes: BTreeMap<JobId, (Bytes, Option<u64>)>,
     /// What the layer in the inspector reads.
@@ -272,7 +279,7 @@ impl Default for Mirror {
             numbers: BTreeMap::new(),
             jobs: Vec::new(),
             curves: Vec::new(),
-            recipes: BTreeMap::new(),
+            asked: BTreeMap::new(),
             sizes: BTreeMap::new(),
             reading: None,
             inspection: None,
@@ -354,11 +361,10 @@ impl Mirror {
 
     /// What a distillation was asked for, so that its curves know. Its number is taken, whatever becomes of it.
     pub fn asked(&mut self, job: JobId, recipe: Arc<Recipe>) {
-        self.recipes.insert(job, recipe);
         let title = self.job(job).map(|job| job.title.clone());
-        if let Some(title) = title {
-            self.take_numbers(&title);
-        }
+        let title = title.unwrap_or_default();
+        self.take_numbers(&title);
+        self.asked.insert(job, Asked { title, recipe });
     }
 
     /// Stored bytes and MACs of a run's network before its training, once they are known.
@@ -391,7 +397,7 @@ impl Mirror {
 
     fn clear_runs(&mut self) {
         self.curves.clear();
-        self.recipes.clear();
+        self.asked.clear();
         self.sizes.clear();
         self.reading = None;
     }
@@ -529,7 +535,31 @@ impl Mirror {
         } else {
             ""
         };
-        format!("Distil {}{partial}", self.free_number("Distil"))
+        let run = self.run_of(point).map(str::to_owned);
+        let run = run.unwrap_or_else(|| self.next_distil());
+        format!("{run}{partial}")
+    }
+
+    /// What the newest distillation is called that was asked for what a point is, or is a part of.
+    fn run_of(&self, point: &Point) -> Option<&str> {
+        let whole = |recipe: &Recipe| -> Vec<Step> {
+            let steps = recipe.steps.iter().cloned();
+            steps
+                .map(|step| match step {
+                    Step::Distil(settings) => Step::Distil(DistilSettings {
+                        stop_after: None,
+                        ..settings
+                    }),
+                    other => other,
+                })
+                .collect()
+        };
+        let wanted = whole(&point.recipe);
+        let asked = self.asked.values().rev();
+        asked
+            .filter(|asked| asked.recipe.seed == point.recipe.seed)
+            .find(|asked| whole(&asked.recipe) == wanted)
+            .map(|asked| asked.title.as_str())
     }
 
     /// The name that the next distillation's point will have.
@@ -648,14 +678,14 @@ impl Mirror {
                         self.curves.push(Curves {
                             job: *job,
                             title,
-                            recipe: self.recipes.get(job).cloned(),
+                            recipe: self.asked.get(job).map(|asked| asked.recipe.clone()),
                             points: vec![*point],
                         });
                     }
                 }
             }
             Event::Point(point) => {
-                if self.recipes.contains_key(&point.job) {
+                if self.asked.contains_key(&point.job) {
                     let sizes = (point.sizes.stored, point.sizes.macs);
                     self.sizes.entry(point.job).or_insert(sizes);
                 }

@@ -143,6 +143,23 @@ fn a_distillation_cancelled_before_it_won_anything_says_so() {
             .iter()
             .any(|sent| matches!(sent, Job::Run { .. }))
     );
+    // Its number is taken; the next one's point is called as the run is.
+    finish(&mut rig);
+    rig.run(Command::StartDistil(DistilSettings {
+        epochs: 3,
+        ..DistilSettings::default()
+    }));
+    let (job, recipe) = started(&mut rig);
+    let title = rig.state().job(job).expect("runs").title.clone();
+    assert_eq!(title, "Distil 2");
+    let run = Job::Run {
+        job,
+        recipe,
+        split: SplitName::Holdout,
+    };
+    answer(&mut rig, &run, 0.931, 150_000);
+    let point = rig.state().plan_point(SplitName::Holdout);
+    assert_eq!(point.map(|point| point.name.as_str()), Some("Distil 2"));
 }
 
 #[test]
