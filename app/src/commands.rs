@@ -364,7 +364,7 @@ impl Command {
                 state.target_allows()
             }
             Self::NewRun(run) => {
-                if state.run(*run).is_none_or(|run| run.recipe.is_none()) {
+                if state.run(*run).is_none() || state.mirror.runs.recipe(*run).is_none() {
                     return Err("This run's settings are not known".into());
                 }
                 if state.is_busy(JobKind::Distil) {

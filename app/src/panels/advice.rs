@@ -9,9 +9,8 @@ use crate::{
 };
 use egui::{RichText, Ui};
 use limbeck_engine::{
-    compress::{Granularity, Precision},
+    compress::{Granularity, LayerInspection, Precision},
     data::SplitName,
-    jobs::Inspection,
     search::LayerFacts,
     sensitivity::Candidate,
     target::LayerSaturation,
@@ -242,7 +241,7 @@ fn dominated(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands)
 }
 
 /// The channel whose range is more than three times the median one, and how many times.
-fn widest(inspection: &Inspection) -> Option<(usize, f32)> {
+fn widest(inspection: &LayerInspection) -> Option<(usize, f32)> {
     let mut widths: Vec<f32> = inspection
         .channel_ranges
         .iter()

@@ -3,11 +3,11 @@
 
 use super::{JobKind, State};
 use limbeck_engine::{
-    compress::{ChannelGroup, ChannelGroups, LayerSetting, Precision, Ratio},
+    compress::{ChannelGroup, ChannelGroups, LayerInspection, LayerSetting, Precision, Ratio},
     data::{DatasetInfo, SplitName},
     eval::{Estimate, Metrics, PairedDrop},
     graph::LayerId,
-    jobs::{Event, Inspection, JobId, ModelInfo, Point},
+    jobs::{Event, JobId, ModelInfo, Point},
     measure::{Bytes, Sizes},
     recipe::{Goal, Recipe},
     search::LayerFacts,
@@ -172,7 +172,7 @@ pub fn demo() -> State {
         .collect();
     state.mirror.take(&Event::Inspected {
         job: JobId(3),
-        inspection: Box::new(Inspection {
+        inspection: Box::new(LayerInspection {
             layer: state.layers()[11].id.clone(),
             setting: state.setting(&state.layers()[11].id),
             range: [-0.31, 0.31],

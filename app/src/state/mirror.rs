@@ -1,19 +1,17 @@
 //! The mirror: what the engine reported (model, cells, points, jobs, curves, inspection, log). Nothing here is decided by
 //! the user, and only engine events change it.
 
+use super::{Job, JobKind, JobState, Reading, Runs};
 use limbeck_engine::{
-    compress::InputInspection,
+    compress::LayerInspection,
     confirm::RuntimePair,
     data::SplitName,
-    eval::Estimate,
     graph::LayerId,
-    jobs::{Event, Inspection, JobId, ModelInfo, Point, RuntimeFound},
-    measure::Bytes,
+    jobs::{Event, JobId, ModelInfo, Point, RuntimeFound},
     recipe::{Recipe, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
     target::Target,
-    train::{DistilSettings, TrainPoint},
 };
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -78,108 +76,6 @@ fn fingerprint(point: &Point) -> u64 {
     hasher.finish()
 }
 
-/// What a job is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobKind {
-    Open,
-    Measure,
-    Distil,
-    /// What a cancelled distillation left.
-    Judge,
-    Map,
-    Inspect,
-    /// Counts what a layer reads.
-    Input,
-    Export,
-    /// An exported file held against a deployment runtime.
-    Confirm,
-    File,
-}
-
-/// How far a job is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobState {
-    Queued,
-    Running,
-    Finished,
-    Cancelled,
-    Failed(String),
-}
-
-/// A job as the strip shows it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Job {
-    pub id: JobId,
-    pub kind: JobKind,
-    /// Such as `Distil 14` or `Map`.
-    pub title: String,
-    pub state: JobState,
-    /// 0..=1
-    pub fraction: f32,
-    pub eta: Option<Duration>,
-    /// Such as `epoch 2 of 6 · 3,120 img/s`.
-    pub detail: String,
-}
-
-impl Job {
-    pub fn is_active(&self) -> bool {
-        matches!(self.state, JobState::Queued | JobState::Running)
-    }
-    /// Worth a place in the strip (quick, silent work such as inspecting and files is not; a count is, once it has begun).
-    pub fn is_shown(&self) -> bool {
-        match self.kind {
-            JobKind::Inspect | JobKind::File => false,
-            JobKind::Input => self.state == JobState::Running,
-            _ => self.is_active(),
-        }
-    }
-}
-
-/// Training curves of one distillation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Curves {
-    pub job: JobId,
-    pub title: String,
-    /// What was asked for.
-    pub recipe: Option<Arc<Recipe>>,
-    pub points: Vec<TrainPoint>,
-}
-
-impl Curves {
-    /// What it was judged at on the search split, by epoch.
-    pub fn judged(&self) -> Vec<(f64, Estimate)> {
-        let points = self.points.iter();
-        points
-            .filter_map(|p| Some((p.epoch, p.accuracy?)))
-            .collect()
-    }
-}
-
-/// A distillation that was asked for.
-#[derive(Debug)]
-struct Asked {
-    title: String,
-    recipe: Arc<Recipe>,
-}
-
-/// What a layer reads, as far as it is known.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reading {
-    job: JobId,
-    pub layer: LayerId,
-    /// By the present setting and scheme, or while that is counted by the last ones.
-    pub known: Option<Arc<InputInspection>>,
-    pub state: ReadingState,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadingState {
-    Counting,
-    Done,
-    /// Why there is nothing.
-    Failed(String),
-}
-
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogLine {
@@ -241,15 +137,11 @@ pub struct Mirror {
     numbers: BTreeMap<&'static str, u64>,
     /// Newest last; finished ones are dropped after a while.
     pub jobs: Vec<Job>,
-    /// Newest last.
-    pub curves: Vec<Curves>,
-    /// Distillations, by job.
-    asked: BTreeMap<JobId, Asked>,
-    /// Of each of them, the sizes that its first point had: that from before its training.
-    sizes: BTreeMap<JobId, (Bytes, Option<u64>)>,
+    /// Distillations.
+    pub runs: Runs,
     /// What the layer in the inspector reads.
     pub reading: Option<Reading>,
-    pub inspection: Option<Arc<Inspection>>,
+    pub inspection: Option<Arc<LayerInspection>>,
     /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
     pub runtime: Option<Result<RuntimeFound, String>>,
     /// Descriptions of targets of one's own, by path, or why they could not be read.
@@ -278,9 +170,7 @@ impl Default for Mirror {
             by_plan: HashMap::new(),
             numbers: BTreeMap::new(),
             jobs: Vec::new(),
-            curves: Vec::new(),
-            asked: BTreeMap::new(),
-            sizes: BTreeMap::new(),
+            runs: Runs::default(),
             reading: None,
             inspection: None,
             runtime: None,
@@ -348,9 +238,7 @@ impl Mirror {
         self.slots = (0..self.layer_ids.len())
             .map(|_| std::array::from_fn(|_| CellSlot::default()))
             .collect();
-        (self.measured, self.all_but, self.estimated) = (0, 0, 0);
-        self.clear_points();
-        self.clear_runs();
+        self.forget_data();
         self.inspection = None;
         self.next_point = 1;
         self.model = Some(Arc::new(model));
@@ -359,46 +247,24 @@ impl Mirror {
         self.points_version += 1;
     }
 
-    /// What a distillation was asked for, so that its curves know. Its number is taken, whatever becomes of it.
+    /// A distillation was asked for. Its number is taken, whatever becomes of it.
     pub fn asked(&mut self, job: JobId, recipe: Arc<Recipe>) {
         let title = self.job(job).map(|job| job.title.clone());
         let title = title.unwrap_or_default();
         self.take_numbers(&title);
-        self.asked.insert(job, Asked { title, recipe });
-    }
-
-    /// Stored bytes and MACs of a run's network before its training, once they are known.
-    pub fn sizes_of(&self, run: JobId) -> Option<(Bytes, Option<u64>)> {
-        self.sizes.get(&run).copied()
+        self.runs.ask(job, title, recipe);
     }
 
     /// What a layer reads is being counted.
     pub fn count(&mut self, job: JobId, layer: LayerId) {
-        let old = self.reading.take().filter(|old| old.layer == layer);
-        self.reading = Some(Reading {
-            job,
-            layer,
-            known: old.and_then(|old| old.known),
-            state: ReadingState::Counting,
-        });
+        self.reading = Some(Reading::begin(job, layer, self.reading.take()));
     }
 
-    fn reading_of(&mut self, job: JobId) -> Option<&mut Reading> {
-        self.reading.as_mut().filter(|reading| reading.job == job)
-    }
-
-    /// Nothing came of a count.
-    fn not_counted(&mut self, job: JobId, why: &str) {
-        if let Some(reading) = self.reading_of(job) {
-            reading.known = None;
-            reading.state = ReadingState::Failed(why.to_owned());
-        }
-    }
-
-    fn clear_runs(&mut self) {
-        self.curves.clear();
-        self.asked.clear();
-        self.sizes.clear();
+    /// What was learned of the data that goes.
+    fn forget_data(&mut self) {
+        (self.measured, self.all_but, self.estimated) = (0, 0, 0);
+        self.clear_points();
+        self.runs.clear();
         self.reading = None;
     }
 
@@ -427,9 +293,7 @@ impl Mirror {
                 ..CellSlot::default()
             };
         }
-        (self.measured, self.all_but, self.estimated) = (0, 0, 0);
-        self.clear_points();
-        self.clear_runs();
+        self.forget_data();
         self.model = Some(Arc::new(model));
         self.model_version += 1;
         self.cells_version += 1;
@@ -535,31 +399,9 @@ impl Mirror {
         } else {
             ""
         };
-        let run = self.run_of(point).map(str::to_owned);
+        let run = self.runs.title_of(&point.recipe).map(str::to_owned);
         let run = run.unwrap_or_else(|| self.next_distil());
         format!("{run}{partial}")
-    }
-
-    /// What the newest distillation is called that was asked for what a point is, or is a part of.
-    fn run_of(&self, point: &Point) -> Option<&str> {
-        let whole = |recipe: &Recipe| -> Vec<Step> {
-            let steps = recipe.steps.iter().cloned();
-            steps
-                .map(|step| match step {
-                    Step::Distil(settings) => Step::Distil(DistilSettings {
-                        stop_after: None,
-                        ..settings
-                    }),
-                    other => other,
-                })
-                .collect()
-        };
-        let wanted = whole(&point.recipe);
-        let asked = self.asked.values().rev();
-        asked
-            .filter(|asked| asked.recipe.seed == point.recipe.seed)
-            .find(|asked| whole(&asked.recipe) == wanted)
-            .map(|asked| asked.title.as_str())
     }
 
     /// The name that the next distillation's point will have.
@@ -663,41 +505,23 @@ impl Mirror {
                 }
             }
             Event::Cells { cells, .. } => self.add_cells(cells.iter().cloned()),
-            // Exports and judgements that have to train again draw nothing.
-            Event::Curve { job, .. }
-                if self
-                    .job(*job)
-                    .is_some_and(|job| job.kind != JobKind::Distil) => {}
             Event::Curve { job, point } => {
-                match self.curves.iter_mut().find(|curves| curves.job == *job) {
-                    Some(curves) => curves.points.push(*point),
-                    None => {
-                        let title = self
-                            .job(*job)
-                            .map_or_else(|| "Distil".into(), |job| job.title.clone());
-                        self.curves.push(Curves {
-                            job: *job,
-                            title,
-                            recipe: self.asked.get(job).map(|asked| asked.recipe.clone()),
-                            points: vec![*point],
-                        });
-                    }
+                // Exports and judgements that have to train again draw nothing.
+                let job = self.jobs.iter().find(|known| known.id == *job);
+                if let Some(job) = job.filter(|job| job.kind == JobKind::Distil) {
+                    self.runs.take_curve(job, *point);
                 }
             }
             Event::Point(point) => {
-                if self.asked.contains_key(&point.job) {
-                    let sizes = (point.sizes.stored, point.sizes.macs);
-                    self.sizes.entry(point.job).or_insert(sizes);
-                }
+                self.runs.measured(point);
                 self.add_point((**point).clone());
             }
             Event::Inspected { inspection, .. } => {
                 self.inspection = Some(Arc::new((**inspection).clone()));
             }
             Event::InputInspected { job, inspection } => {
-                if let Some(reading) = self.reading_of(*job) {
-                    reading.known = Some(Arc::new((**inspection).clone()));
-                    reading.state = ReadingState::Done;
+                if let Some(reading) = &mut self.reading {
+                    reading.counted(*job, inspection);
                 }
             }
             Event::Written { path, note, .. } => {
@@ -758,6 +582,12 @@ impl Mirror {
         self.targets_version += 1;
     }
 
+    fn not_counted(&mut self, job: JobId, why: &str) {
+        if let Some(reading) = &mut self.reading {
+            reading.failed(job, why);
+        }
+    }
+
     fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
         self.jobs.iter_mut().find(|job| job.id == id)
     }
@@ -767,15 +597,5 @@ impl Mirror {
             job.state = state;
             job.eta = None;
         }
-    }
-}
-
-impl Job {
-    /// Its end by cancelling deserves a line in the log (a measurement overtaken by a newer one does not).
-    fn is_noteworthy(&self) -> bool {
-        matches!(
-            self.kind,
-            JobKind::Distil | JobKind::Judge | JobKind::Map | JobKind::Export | JobKind::Confirm
-        )
     }
 }

@@ -5,7 +5,10 @@ mod channels;
 mod derived;
 mod document;
 pub mod fixture;
+mod job;
 mod mirror;
+mod reading;
+mod runs;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -14,9 +17,10 @@ mod view;
 
 pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
-pub use mirror::{
-    CellSlot, Curves, Job, JobKind, JobState, LogLine, Mirror, NamedPoint, PointId, ReadingState,
-};
+pub use job::{Job, JobKind, JobState};
+pub use mirror::{CellSlot, LogLine, Mirror, NamedPoint, PointId};
+pub use reading::{Reading, ReadingState};
+pub use runs::{Curves, Runs};
 pub use target::{AtTarget, Refusal};
 pub use verdict::{GoalStatus, PlanVerdict, goal_label};
 pub use view::{
@@ -38,6 +42,9 @@ use limbeck_engine::{
 };
 use std::{path::PathBuf, sync::Arc};
 pub(crate) use target::is_file as is_target_file;
+
+/// Runs that are drawn over each other.
+const OVERLAID: usize = 6;
 
 /// How bad a notice is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,7 +389,7 @@ impl State {
 
     /// The distillations of this session that have curves, oldest first.
     pub fn runs(&self) -> &[Curves] {
-        &self.mirror.curves
+        self.mirror.runs.curves()
     }
 
     /// The curves of the chosen distillation, else of the newest.
@@ -395,9 +402,18 @@ impl State {
         self.runs().iter().find(|run| run.job == job)
     }
 
+    /// The runs that are drawn over each other: the newest, and the chosen one; oldest first.
+    pub fn overlaid(&self) -> impl Iterator<Item = &Curves> {
+        let runs = self.runs();
+        let chosen = self.curves().map(|run| run.job);
+        let first = runs.len().saturating_sub(OVERLAID);
+        let shown = move |(at, run): &(usize, &Curves)| *at >= first || Some(run.job) == chosen;
+        runs.iter().enumerate().filter(shown).map(|(_, run)| run)
+    }
+
     /// Where the plot shows what a run was judged at while it trained: at the size (or MACs) from before its training.
     pub fn run_place(&self, run: &Curves) -> Option<f64> {
-        let (stored, macs) = self.mirror.sizes_of(run.job)?;
+        let (stored, macs) = self.mirror.runs.sizes(run.job)?;
         derived::axis_value(self.view.axis, stored, macs)
     }
 

@@ -9,9 +9,12 @@ use super::{
 use crate::{
     data::Dataset,
     exec::CancelToken,
-    graph::{Graph, LayerId, ValueId},
+    graph::{Graph, Layer, LayerId, ValueId},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 impl LayerSetting {
     /// Untouched.
@@ -59,42 +62,35 @@ pub fn pruner(settings: &BTreeMap<LayerId, LayerSetting>) -> MagnitudePrune {
     }
 }
 
+/// What all layers that read a value read, and where.
+fn inputs<'a>(graph: &Graph, wiring: &Wiring, layers: &'a [Layer]) -> Vec<QuantisedInput<'a>> {
+    let input = |layer: &'a Layer| {
+        let node = layer.node.0 as usize;
+        let slot = usize::from(super::wiring::weight_form(graph, wiring, layer).0 == 0);
+        Some(QuantisedInput {
+            layer: &layer.id,
+            node,
+            slot,
+            value: graph.nodes[node].inputs.get(slot).copied().flatten()?,
+            output: layer.output,
+        })
+    };
+    layers.iter().filter_map(input).collect()
+}
+
 /// Values that quantisation of any layer needs a range of: the layers' inputs, in the order of their ids.
 pub fn layer_inputs(graph: &Graph) -> Vec<ValueId> {
-    let wiring = Wiring::of(graph);
-    let mut inputs: Vec<ValueId> = graph
-        .layers()
-        .iter()
-        .filter_map(|layer| {
-            let (slot, _) = super::wiring::weight_form(graph, &wiring, layer);
-            let node = &graph.nodes[layer.node.0 as usize];
-            node.inputs.get(usize::from(slot == 0)).copied().flatten()
-        })
-        .collect();
-    inputs.sort_unstable();
-    inputs.dedup();
-    inputs
+    let layers = graph.layers();
+    let inputs = inputs(graph, &Wiring::of(graph), &layers);
+    let values: BTreeSet<ValueId> = inputs.iter().map(|input| input.value).collect();
+    values.into_iter().collect()
 }
 
 /// Values that any plan of a scheme may need a range of: the inputs of all layers, and what else gets pairs for the scheme's `outputs` where all
 /// layers are quantised (where fewer are, those are among them).
 pub(crate) fn values_to_calibrate(graph: &Graph, scheme: &QuantScheme) -> Vec<ValueId> {
-    let wiring = Wiring::of(graph);
-    let layers = graph.layers();
-    let inputs: Vec<QuantisedInput<'_>> = layers
-        .iter()
-        .filter_map(|layer| {
-            let node = layer.node.0 as usize;
-            let slot = usize::from(super::wiring::weight_form(graph, &wiring, layer).0 == 0);
-            Some(QuantisedInput {
-                layer: &layer.id,
-                node,
-                slot,
-                value: graph.nodes[node].inputs.get(slot).copied().flatten()?,
-                output: layer.output,
-            })
-        })
-        .collect();
+    let (wiring, layers) = (Wiring::of(graph), graph.layers());
+    let inputs = inputs(graph, &wiring, &layers);
     let outputs = scheme.quantised_outputs();
     let placement = Placement::of(graph, &wiring, &inputs, outputs, scheme.symmetry);
     placement.values().collect()

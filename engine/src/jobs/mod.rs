@@ -18,7 +18,7 @@ use queue::Queue;
 use worker::Worker;
 
 use crate::{
-    compress::{ChannelGroups, InputInspection, LayerSetting, QuantScheme},
+    compress::{ChannelGroups, InputInspection, LayerInspection, LayerSetting, QuantScheme},
     confirm::RuntimePair,
     data::{DatasetInfo, SplitName},
     graph::LayerId,
@@ -156,26 +156,6 @@ pub struct ModelInfo {
     pub runnable: bool,
 }
 
-/// Histogram and error of one layer's weights before and after.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Inspection {
-    pub layer: LayerId,
-    pub setting: LayerSetting,
-    /// Bin edges' ends and counts; both histograms share the range.
-    pub range: [f32; 2],
-    pub before: Vec<u64>,
-    pub after: Vec<u64>,
-    /// Per output channel: (min, max) of the float weights.
-    pub channel_ranges: Vec<[f32; 2]>,
-    /// Signal-to-quantisation-noise ratio of the weights, dB; `None` when unchanged.
-    pub sqnr_db: Option<f64>,
-    /// Share of weights clipped by the range, and of zeros after.
-    pub clipped: f64,
-    pub zeros: f64,
-    /// Distinct levels in use after (0: float).
-    pub levels: u32,
-}
-
 /// The deployment runtime that was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeFound {
@@ -223,7 +203,7 @@ pub enum Event {
     Point(Box<Point>),
     Inspected {
         job: JobId,
-        inspection: Box<Inspection>,
+        inspection: Box<LayerInspection>,
     },
     InputInspected {
         job: JobId,

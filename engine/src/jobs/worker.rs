@@ -1,7 +1,7 @@
 //! The engine thread: does one task after another, and interactive ones between the mini-batches of batch jobs.
 
 use super::{
-    Command, Emitter, Event, ExportFormat, Inspection, JobId, Point,
+    Command, Emitter, Event, ExportFormat, JobId, Point,
     emit::Ticker,
     queue::{Asking, Lane, Queue, Task, Work},
 };
@@ -167,7 +167,14 @@ impl Worker {
                 setting,
                 scheme,
                 ..
-            } => self.inspect(context, &layer, setting, &scheme),
+            } => {
+                let graph = &self.session()?.graph;
+                self.emitter.send(Event::Inspected {
+                    job: context.job,
+                    inspection: Box::new(inspect_layer(graph, &layer, setting, &scheme)?),
+                });
+                Ok(())
+            }
             Command::InspectInput {
                 layer,
                 setting,
@@ -234,33 +241,6 @@ impl Worker {
         *self.session.borrow_mut() = Some(session);
         self.kept.borrow_mut().clear();
         self.queue.opened(context.sequence);
-    }
-
-    fn inspect(
-        &self,
-        context: &JobContext,
-        layer: &LayerId,
-        setting: LayerSetting,
-        scheme: &QuantScheme,
-    ) -> Result<(), PipelineError> {
-        let session = self.session()?;
-        let found = inspect_layer(&session.graph, layer, setting, scheme)?;
-        self.emitter.send(Event::Inspected {
-            job: context.job,
-            inspection: Box::new(Inspection {
-                layer: found.layer,
-                setting: found.setting,
-                range: found.range,
-                before: found.before,
-                after: found.after,
-                channel_ranges: found.channel_ranges,
-                sqnr_db: found.sqnr_db,
-                clipped: found.clipped,
-                zeros: found.zeros,
-                levels: found.levels,
-            }),
-        });
-        Ok(())
     }
 
     fn inspect_input(

@@ -333,7 +333,7 @@ impl Session {
             Command::MeasurePlan(split) => self.measure(split),
             Command::StartDistil(settings) => self.distil(settings),
             Command::NewRun(run) => {
-                let recipe = self.state.run(run).and_then(|run| run.recipe.clone());
+                let recipe = self.state.mirror.runs.recipe(run).cloned();
                 if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {
                     self.state.view.dialog = Some(Dialog::Distil);
                 }
@@ -404,7 +404,11 @@ impl Session {
             Command::SetColourBy(by) => view.colour_by = by,
             Command::SetTab(tab) => view.tab = tab,
             Command::SetPlotAxis(axis) => view.axis = axis,
-            Command::SetInspected(what) => view.inspected = what,
+            Command::SetInspected(what) => {
+                view.inspected = what;
+                // What came to nothing is tried again; what is known costs nothing.
+                self.counted = None;
+            }
             Command::SetSplit(split) => view.split = split,
             Command::ToggleTheme => {
                 use crate::state::ThemeChoice::{Dark, Light};

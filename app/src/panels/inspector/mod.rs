@@ -70,6 +70,14 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let t = theme::of(ui);
     let setting = words::setting(state.setting(&layer.id), &state.document);
     ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+        // At the edge: it stays where it is, however long the setting's words are.
+        if state.countable().is_ok() {
+            let choices = [(Inspected::Weights, "Weights"), (Inspected::Input, "Input")];
+            let now = state.view.inspected;
+            if let Some(what) = switch(ui, "inspected", &choices, now, "Inspect") {
+                out.push(Command::SetInspected(what));
+            }
+        }
         let runs = [(setting.as_str(), theme::small(), t.muted)];
         let chip = widgets::chip(ui, &runs, None, "Quantisation scheme");
         if chip
@@ -77,13 +85,6 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             .clicked()
         {
             out.push(Command::Show(Dialog::Scheme));
-        }
-        if state.countable().is_ok() {
-            let choices = [(Inspected::Weights, "Weights"), (Inspected::Input, "Input")];
-            let now = state.view.inspected;
-            if let Some(what) = switch(ui, "inspected", &choices, now, "Inspect") {
-                out.push(Command::SetInspected(what));
-            }
         }
         let room = ui.available_rect_before_wrap();
         let (rect, response) = ui.allocate_exact_size(vec2(room.width(), 24.0), Sense::hover());

@@ -6,7 +6,10 @@ use crate::{
     widgets::{self, Histogram, number},
 };
 use egui::{Align, Align2, Rect, Role, Sense, Ui, WidgetInfo, pos2, vec2};
-use limbeck_engine::{compress::InputCodes, jobs::Inspection, search::LayerFacts};
+use limbeck_engine::{
+    compress::{InputCodes, LayerInspection},
+    search::LayerFacts,
+};
 
 pub(super) fn show(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State) {
     if state.inspects_input() {
@@ -35,7 +38,13 @@ fn waiting(ui: &Ui, rect: Rect, text: &str) {
 /// Room that the figures take.
 const FIGURES: f32 = 34.0;
 
-fn weights(ui: &mut Ui, rect: Rect, layer: &LayerFacts, state: &State, inspection: &Inspection) {
+fn weights(
+    ui: &mut Ui,
+    rect: Rect,
+    layer: &LayerFacts,
+    state: &State,
+    inspection: &LayerInspection,
+) {
     let t = theme::of(ui);
     let stale = inspection.setting != state.inspected_setting(&layer.id);
     ui.spacing_mut().item_spacing.y = 0.0;
@@ -254,7 +263,7 @@ fn figures(ui: &mut Ui, rect: Rect, entries: &[(&str, String, &str)]) {
 }
 
 /// The places of the quantised values, where they are few enough to be seen apart.
-fn grid(inspection: &Inspection) -> Vec<f32> {
+fn grid(inspection: &LayerInspection) -> Vec<f32> {
     let filled = inspection.after.iter().filter(|c| **c > 0).count();
     if inspection.levels == 0 || filled > 40 || inspection.after.is_empty() {
         return Vec::new();

@@ -11,8 +11,6 @@ use limbeck_engine::{data::SplitName, eval::Estimate};
 
 /// Of a run, the last so many epochs.
 const MOST: usize = 40;
-/// Of the session, the last so many runs.
-const RUNS: usize = 6;
 
 /// A run on the plot.
 pub(super) struct Placed<'a> {
@@ -20,7 +18,7 @@ pub(super) struct Placed<'a> {
     /// kB or million MACs.
     pub x: f64,
     /// By epoch.
-    pub judged: Vec<(f64, Estimate)>,
+    pub judged: &'a [(f64, Estimate)],
 }
 
 /// Where the runs stand that the plot shows: trainings are judged on the search split only.
@@ -28,15 +26,12 @@ pub(super) fn placed(state: &State) -> Vec<Placed<'_>> {
     if state.view.split != SplitName::Search {
         return Vec::new();
     }
-    let runs = state.runs();
-    let each = runs[runs.len().saturating_sub(RUNS)..].iter();
-    each.filter_map(|run| {
-        let x = state.run_place(run)?;
-        let mut judged = run.judged();
-        judged.drain(..judged.len().saturating_sub(MOST));
+    let placed = |run| {
+        let (x, judged) = (state.run_place(run)?, run.judged());
+        let judged = &judged[judged.len().saturating_sub(MOST)..];
         Some(Placed { run, x, judged })
-    })
-    .collect()
+    };
+    state.overlaid().filter_map(placed).collect()
 }
 
 pub(super) fn draw(

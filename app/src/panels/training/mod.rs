@@ -30,9 +30,6 @@ pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
     }
 }
 
-/// Runs that are drawn over each other: the newest, and the chosen one.
-const OVERLAID: usize = 6;
-
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     let running = state.active_jobs().find(|job| job.kind == JobKind::Distil);
     let curves = state.curves().filter(|c| !c.points.is_empty());
@@ -91,7 +88,8 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     }
     let runs = Runs {
         chosen: curves,
-        others: overlaid(state)
+        others: state
+            .overlaid()
             .filter(|run| run.job != curves.job)
             .collect(),
         lit,
@@ -115,17 +113,6 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     });
 }
 
-/// The newest runs and the chosen one, oldest first.
-fn overlaid(state: &State) -> impl Iterator<Item = &Curves> {
-    let runs = state.runs();
-    let chosen = state.curves().map(|run| run.job);
-    let first = runs.len().saturating_sub(OVERLAID);
-    runs.iter()
-        .enumerate()
-        .filter(move |(at, run)| *at >= first || Some(run.job) == chosen)
-        .map(|(_, run)| run)
-}
-
 /// A chip a run, newest first; the one under the pointer is given back.
 fn chips<'a>(
     ui: &mut Ui,
@@ -136,7 +123,7 @@ fn chips<'a>(
     let t = theme::of(ui);
     ui.spacing_mut().item_spacing.x = 6.0;
     let mut lit = None;
-    let runs: Vec<&Curves> = overlaid(state).collect();
+    let runs: Vec<&Curves> = state.overlaid().collect();
     for run in runs.into_iter().rev() {
         let own = run.job == chosen.job;
         let colour = if own { t.measured } else { t.muted };
@@ -165,7 +152,7 @@ fn facts_of(state: &State, run: &Curves) -> String {
             last.loss
         );
     }
-    if let Some(last) = run.points.iter().rev().find_map(|p| p.accuracy) {
+    if let Some((_, last)) = run.judged().last() {
         text += &format!(
             "\n{} {} % at its last epoch's end, in training, on search, n {}",
             state.judged_by(SplitName::Search),

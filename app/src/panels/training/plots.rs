@@ -193,11 +193,11 @@ pub(super) fn accuracy(ui: &mut Ui, size: Vec2, state: &State, runs: &Runs<'_>) 
         &format!("{} on search, %", state.judged_by(SplitName::Search)),
         runs.epochs(),
     );
-    let others: Vec<Vec<(f64, Estimate)>> = runs.others.iter().map(|run| run.judged()).collect();
-    for (_, e) in others.iter().flatten() {
+    let others: Vec<&[(f64, Estimate)]> = runs.others.iter().map(|run| run.judged()).collect();
+    for (_, e) in others.iter().copied().flatten() {
         plot = plot.include_y(e.value * 100.0);
     }
-    for (_, e) in &measured {
+    for (_, e) in measured {
         plot = plot.include_y(e.ci[0] * 100.0).include_y(e.ci[1] * 100.0);
     }
     if let Some(original) = original {
@@ -249,7 +249,7 @@ pub(super) fn accuracy(ui: &mut Ui, size: Vec2, state: &State, runs: &Runs<'_>) 
         }
         painter.add(Shape::line(places, Stroke::new(width, colour)));
     }
-    let places = on_plot(&measured);
+    let places = on_plot(measured);
     painter.add(Shape::line(places.clone(), Stroke::new(1.5, t.measured)));
     for ((_, e), place) in measured.iter().zip(&places) {
         let (low, high) = (at(0.0, e.ci[0] * 100.0).y, at(0.0, e.ci[1] * 100.0).y);
@@ -312,12 +312,8 @@ mod tests {
             rollbacks: 0,
         };
         for step in 1..=188 {
-            let curves = Curves {
-                job: limbeck_engine::jobs::JobId(1),
-                title: String::new(),
-                recipe: None,
-                points: vec![point(step, 188, 4.0)],
-            };
+            let mut curves = Curves::new(limbeck_engine::jobs::JobId(1), String::new());
+            curves.push(point(step, 188, 4.0));
             assert_eq!(epochs(&curves), 4.0, "{step}");
         }
     }

@@ -104,6 +104,23 @@ fn scale(graph: &Graph, value: &str) -> f32 {
     scale.data.as_ref().expect("a constant").to_f32_vec()[0]
 }
 
+/// What no operator that becomes an integer kernel gives has a pair for those that asked; an addition asks too.
+#[test]
+fn an_addition_reads_codes_of_what_no_layer_made() {
+    let mut net = Net::new(5, &[4, 6, 6]);
+    let x = net.conv("inner", ValueId(0), [4, 4, 3, 3], 1, true);
+    let add = Op::Binary(crate::graph::BinaryOp::Add);
+    let x = net.node("add", add, &[x, ValueId(0)]);
+    let x = net.conv("last", x, [4, 4, 3, 3], 1, true);
+    let model = quantised_all(net.finish(&[x]), &scheme(&FUSES));
+    let graph = &model.graph;
+    for slot in [0, 1] {
+        let op = &before(graph, "add", slot).op;
+        assert!(matches!(op, Op::DequantizeLinear { .. }), "{slot}: {op:?}");
+    }
+    assert_eq!(before(graph, "add", 1).name, before(graph, "inner", 0).name);
+}
+
 #[test]
 fn a_residual_addition_reads_and_gives_codes_where_the_target_fuses_it() {
     let model = quantised_all(residual(), &scheme(&FUSES));
