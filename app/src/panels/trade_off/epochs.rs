@@ -34,6 +34,11 @@ pub(super) fn placed(state: &State) -> Vec<Placed<'_>> {
     state.overlaid().filter_map(placed).collect()
 }
 
+pub(super) fn ring(painter: &Painter, place: Pos2, t: &theme::Tokens) {
+    let colour = theme::mix(t.panel, t.measured, 0.75);
+    painter.circle(place, 2.5, t.panel, Stroke::new(1.0, colour));
+}
+
 pub(super) fn draw(
     ui: &Ui,
     painter: &Painter,
@@ -43,14 +48,13 @@ pub(super) fn draw(
     labels: &mut Labels,
 ) {
     let t = theme::of(ui);
-    let colour = theme::mix(t.panel, t.measured, 0.75);
     for Placed { run, x, judged } in placed(state) {
         for (epoch, accuracy) in judged {
             let place = at(x, accuracy.value * 100.0);
             if !frame.contains(place) {
                 continue;
             }
-            painter.circle(place, 2.5, t.panel, Stroke::new(1.0, colour));
+            ring(painter, place, t);
             labels.block(Rect::from_center_size(place, Vec2::splat(6.0)));
             let touch = Rect::from_center_size(place, Vec2::splat(8.0)).intersect(frame);
             let id = Id::unique(("epoch", run.job, epoch.to_bits()));

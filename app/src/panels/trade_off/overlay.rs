@@ -395,11 +395,14 @@ fn key(painter: &Painter, frame: Rect, labels: &Labels, state: &State) {
     if frame.width() < 320.0 || state.points().is_empty() {
         return;
     }
-    let entries = [
+    let mut entries = vec![
         ("measured", t.measured),
         ("predicted", t.accent),
         ("this plan", t.accent),
     ];
+    if !epochs::placed(state).is_empty() {
+        entries.push(("an epoch", t.measured));
+    }
     let rows = entries.len() as f32;
     let rect = Rect::from_min_max(
         frame.max - vec2(96.0, rows * 17.0 + 6.0),
@@ -411,10 +414,12 @@ fn key(painter: &Painter, frame: Rect, labels: &Labels, state: &State) {
     for (i, (text, colour)) in entries.iter().enumerate() {
         let y = rect.top() + 17.0 * i as f32 + 8.0;
         let mark = pos2(rect.left() + 8.0, y);
-        if i == 1 {
-            widgets::icons::paint(painter, widgets::icons::Icon::Diamond, mark, 9.0, *colour);
-        } else {
-            painter.circle_filled(mark, 3.5, *colour);
+        match i {
+            1 => widgets::icons::paint(painter, widgets::icons::Icon::Diamond, mark, 9.0, *colour),
+            3 => epochs::ring(painter, mark, t),
+            _ => {
+                painter.circle_filled(mark, 3.5, *colour);
+            }
         }
         widgets::draw(
             painter,

@@ -20,7 +20,7 @@ fn axes(ui: &Ui, x: &str, y: &str) -> (AxisHints<'static>, AxisHints<'static>) {
         hints
             .tick_label_color(t.muted)
             .tick_label_font(theme::mono_small())
-            .formatter(|mark, _| match mark.step_size < 5e-3 {
+            .formatter(|mark, _| match mark.step_size < 6e-3 {
                 true => short(mark.value),
                 false => even_label(mark),
             })
@@ -59,7 +59,7 @@ fn frame<'a>(ui: &Ui, id: &'static str, size: Vec2, x: &str, y: &str, epochs: f6
         .custom_y_axes(vec![hints_y])
         .include_x(0.0)
         .include_x(epochs * 1.01)
-        .y_grid_spacer(move |input| even_marks(&input, size.y / 30.0))
+        .y_grid_spacer(move |input| even_marks(&input, (size.y / 30.0).max(3.0)))
         .x_grid_spacer(move |input| even_marks(&input, (size.x / 60.0).min(epochs.max(2.0) as f32)))
         .set_margin_fraction(vec2(0.0, 0.08))
         .allow_scroll(false)
