@@ -1,5 +1,5 @@
-//! The window with a large session: 3,000 layers with a whole map, 10,000 measured points. Times what a frame costs, without a
-//! GPU, while one scrolls, hovers, sorts, drags a slider, selects and types a filter:
+//! The window with a large session: 3,000 layers with a whole map, 10,000 measured points, six trainings of 5,000 points each, one of them under way. Times what a frame costs, without a
+//! GPU, while one scrolls, hovers, sorts, drags a slider, selects, types a filter and watches a training:
 //! `cargo bench -p limbeck_app --bench window`
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
@@ -8,19 +8,25 @@ use egui::{Event, MouseWheelUnit, Pos2, RawInput, Rect, TouchPhase, pos2, vec2};
 use limbeck_app::{
     app::{Session, Window},
     commands::Command,
-    state::{SelectMode, SortKey, fixture},
+    state::{JobKind, SelectMode, SortKey, Tab, fixture},
 };
 use limbeck_engine::{
     compress::{LayerSetting, Precision, Ratio},
     data::SplitName,
+    eval::Estimate,
     graph::LayerId,
+    jobs::{Event as Told, JobId},
     recipe::{Choice, PruneStep, Recipe, Rule, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
+    train::TrainPoint,
 };
 
 const LAYERS: usize = 3_000;
 const POINTS: usize = 10_000;
+const RUNS: u64 = 6;
+/// Of a training's curves.
+const STEPS: u64 = 5_000;
 const FRAMES: usize = 400;
 const SIZE: [f32; 2] = [1600.0, 1000.0];
 
@@ -139,6 +145,29 @@ fn cells(layers: &[LayerFacts]) -> impl Iterator<Item = Cell> + '_ {
     })
 }
 
+/// What a training tells after a mini-batch of its ten epochs.
+fn told(run: u64, step: u64) -> Told {
+    let t = step as f64 / STEPS as f64;
+    let noise = (step * 7_919 % 997) as f64 / 997.0;
+    Told::Curve {
+        job: JobId(run),
+        point: TrainPoint {
+            step,
+            steps: STEPS,
+            epoch: t * 10.0,
+            loss: (0.5 + 0.05 * run as f64) * (-3.0 * t).exp() + 0.1 * noise,
+            rate: 1e-3 * (1.0 - t),
+            samples_per_second: 3_000.0,
+            accuracy: step.is_multiple_of(STEPS / 10).then_some(Estimate {
+                value: 0.92 + t / 50.0,
+                n: 1_000,
+                ci: [0.90 + t / 50.0, 0.935 + t / 50.0],
+            }),
+            rollbacks: 0,
+        },
+    }
+}
+
 fn session() -> Session {
     let (commands, _) = crossbeam_channel::unbounded();
     let (_, events) = crossbeam_channel::unbounded();
@@ -183,6 +212,15 @@ fn session() -> Session {
             sparsity: Ratio((row % 4) as f32 / 10.0),
         };
         state.document.set(&layer.id, setting);
+    }
+    for run in 1..=RUNS {
+        let title = format!("distil {run}");
+        state.mirror.add_job(JobId(run), JobKind::Distil, title);
+        // The last one goes on while it is watched.
+        let until = if run < RUNS { STEPS } else { STEPS / 2 };
+        for step in 1..=until {
+            state.mirror.take(&told(run, step));
+        }
     }
     state.refresh();
     session
@@ -310,12 +348,23 @@ fn main() {
                 )
             }),
         ),
+        (
+            "watch a training",
+            Box::new(|i| {
+                let pointer = Event::PointerMoved(plot(i));
+                (vec![pointer], vec![Command::SetTab(Tab::Training)])
+            }),
+        ),
     ];
     let mut all = Vec::new();
     for (name, scene) in &scenes {
         let times: Vec<Frame> = (0..frames)
             .map(|i| {
                 let (events, commands) = scene(i);
+                if commands.contains(&Command::SetTab(Tab::Training)) {
+                    let next = told(RUNS, STEPS / 2 + i as u64 + 1);
+                    bench.window.session.state.mirror.take(&next);
+                }
                 bench.frame(events, commands)
             })
             .collect();

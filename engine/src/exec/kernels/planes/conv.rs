@@ -425,6 +425,7 @@ unsafe fn add<L: Lanes, const M: usize, const N: usize, const U: usize>(
     at: isize,
     panel: *const f32,
 ) {
+    const { assert!(M <= 12 && U <= 4 && N <= 2, "no more are spelled out") };
     // SAFETY: see `conv`; `places` has M entries.
     unsafe {
         let mut weights = [[L::splat(0.0); N]; U];
