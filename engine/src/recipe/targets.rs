@@ -152,12 +152,12 @@ mod tests {
             "{error}"
         );
         let layers = LayerFacts::of(&testkit::classifier(1).graph);
-        let recipe = recipe("target: \"onnxruntime-cpu\"").expect("reads");
+        let recipe = recipe("target: \"tflite-int8\"").expect("reads");
         let error = super::super::resolve(&recipe, &layers)
             .expect_err("int4 there")
             .to_string();
         assert!(
-            error.contains("first") && error.contains("int8 or int7"),
+            error.contains("first") && error.contains("int8, not of int4"),
             "{error}"
         );
     }
