@@ -382,12 +382,17 @@ unsafe fn any_tile<L: Lanes>(
             $(
                 if const { $rows <= L::ROWS } {
                     if places.len() == $rows && vectors == 1 {
-                        return unsafe { tile::<L, $rows, 1>(job, places, shift) };
+                        return unsafe { tile::<L, $rows, 1, 4>(job, places, shift) };
                     }
                 }
-                if const { $rows <= L::ROWS && L::COLUMNS > 1 } {
+                if const { $rows <= L::ROWS && L::COLUMNS > 1 && L::WIDTH > 8 } {
                     if places.len() == $rows && vectors == 2 {
-                        return unsafe { tile::<L, $rows, 2>(job, places, shift) };
+                        return unsafe { tile::<L, $rows, 2, 2>(job, places, shift) };
+                    }
+                }
+                if const { $rows <= L::ROWS && L::COLUMNS > 1 && L::WIDTH <= 8 } {
+                    if places.len() == $rows && vectors == 2 {
+                        return unsafe { tile::<L, $rows, 2, 1>(job, places, shift) };
                     }
                 }
             )*
@@ -397,8 +402,53 @@ unsafe fn any_tile<L: Lanes>(
     unreachable!("a tile has 1 to ROWS rows and 1 to COLUMNS vectors");
 }
 
+/// The block for each index below `M`, `U` or `N`, spelled out before the compiler decides what stays in registers: it keeps an array there only where all
+/// indices are known to it by then.
+macro_rules! each {
+    (M, $at:ident, $body:block) => { each!(M, $at, $body; 0 1 2 3 4 5 6 7 8 9 10 11) };
+    (U, $at:ident, $body:block) => { each!(U, $at, $body; 0 1 2 3) };
+    (N, $at:ident, $body:block) => { each!(N, $at, $body; 0 1) };
+    ($count:ident, $at:ident, $body:block; $($index:literal)*) => {
+        $(if $index < $count {
+            let $at = $index;
+            $body
+        })*
+    };
+}
+
+/// Adds the products of `U` of the input's floats, `at` from each pixel on, in their order. The pixels' addresses are read once for all of them: there
+/// are more than the processor has registers for.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
+unsafe fn add<L: Lanes, const M: usize, const N: usize, const U: usize>(
+    sums: &mut [[L; N]; M],
+    places: &[Place],
+    at: isize,
+    panel: *const f32,
+) {
+    // SAFETY: see `conv`; `places` has M entries.
+    unsafe {
+        let mut weights = [[L::splat(0.0); N]; U];
+        each!(U, float, {
+            each!(N, column, {
+                let from = panel.add((float * N + column) * L::WIDTH);
+                weights[float][column] = L::load(from);
+                L::prefetch(from.wrapping_add(AHEAD));
+            });
+        });
+        each!(M, row, {
+            let from = places.get_unchecked(row).input.wrapping_offset(at);
+            each!(U, float, {
+                let x = L::splat(*from.add(float));
+                each!(N, column, {
+                    sums[row][column] = x.fma(weights[float][column], sums[row][column]);
+                });
+            });
+        });
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<L: Lanes, const M: usize, const N: usize, const U: usize>(
     job: &Job<'_, L>,
     places: &[Place],
     (input_shift, output_shift): (usize, usize),
@@ -406,40 +456,31 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
     // SAFETY: see `conv`.
     unsafe {
         let mut sums = [[L::splat(0.0); N]; M];
-        for column in 0..N {
+        each!(N, column, {
             let bias = L::load(job.bias.add(column * L::WIDTH));
-            for row in &mut sums {
-                row[column] = bias;
-            }
-        }
+            each!(M, row, {
+                sums[row][column] = bias;
+            });
+        });
         let step = N * L::WIDTH;
         for Run { first, floats } in job.runs {
-            let mut from = [std::ptr::null::<f32>(); M];
-            for (from, place) in from.iter_mut().zip(places) {
-                // A pixel alone may lie beyond its buffer; with its tap it does not.
-                *from = place
-                    .input
-                    .wrapping_add(input_shift)
-                    .wrapping_offset(first.offset);
-            }
             let mut panel = job.panel.add(first.weight * job.depth * step);
-            for channel in 0..*floats {
-                let mut weights = [L::splat(0.0); N];
-                for (column, weight) in weights.iter_mut().enumerate() {
-                    *weight = L::load(panel.add(column * L::WIDTH));
-                    L::prefetch(panel.wrapping_add(column * L::WIDTH + AHEAD));
-                }
-                for row in 0..M {
-                    let x = L::splat(*from[row].add(channel));
-                    for column in 0..N {
-                        sums[row][column] = x.fma(weights[column], sums[row][column]);
-                    }
-                }
+            // A pixel alone may lie beyond its buffer; with its tap it does not.
+            let mut at = first.offset + input_shift as isize;
+            let end = at + *floats as isize;
+            while at + U as isize <= end {
+                add::<L, M, N, U>(&mut sums, places, at, panel);
+                panel = panel.add(U * step);
+                at += U as isize;
+            }
+            while at < end {
+                add::<L, M, N, 1>(&mut sums, places, at, panel);
                 panel = panel.add(step);
+                at += 1;
             }
         }
-        for row in 0..M {
-            for column in 0..N {
+        each!(M, row, {
+            each!(N, column, {
                 let at = column * L::WIDTH;
                 let count = (job.channels - at).min(L::WIDTH);
                 let mut value = sums[row][column];
@@ -463,8 +504,8 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
                 } else {
                     value.store_part(to, count);
                 }
-            }
-        }
+            });
+        });
     }
 }
 
