@@ -157,7 +157,7 @@ mod tests {
             .expect_err("int4 there")
             .to_string();
         assert!(
-            error.contains("first") && error.contains("int8, not of int4"),
+            error.contains("first") && error.contains("int8 or int7"),
             "{error}"
         );
     }

@@ -391,7 +391,10 @@ impl Session {
                 // Numbers are looked at from the top, words from A.
                 let first = Sort {
                     key,
-                    descending: !matches!(key, SortKey::Graph | SortKey::Name | SortKey::Op),
+                    descending: !matches!(
+                        key,
+                        SortKey::Graph | SortKey::Name | SortKey::Op | SortKey::Runs
+                    ),
                 };
                 view.sort = if old.key != key {
                     first
