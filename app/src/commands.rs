@@ -511,6 +511,7 @@ fn sort_label(key: SortKey) -> String {
         SortKey::Params => "parameters".into(),
         SortKey::Macs => "MACs".into(),
         SortKey::Precision => "precision".into(),
+        SortKey::Runs => "what layers run in".into(),
         SortKey::Ratio => "pruning".into(),
         SortKey::Cell(candidate) => match candidate {
             Candidate::Fp16 => "fp16".into(),

@@ -479,6 +479,39 @@ fn what_cannot_be_measured_is_shown_with_the_reason() {
 }
 
 #[test]
+fn how_a_plan_would_run_is_foreseen_without_data() {
+    let folder = Folder::new("nchw");
+    std::fs::remove_file(folder.task()).expect("removes");
+    let client = Client::new();
+    let (info, _) = client.open(1, folder.model(), None);
+    let target = limbeck_engine::target::find("onnxruntime-cpu").expect("known");
+    let ask = |job: u64, precision| {
+        client.send(Command::Foresee {
+            job: JobId(job),
+            layers: info
+                .layers
+                .iter()
+                .map(|layer| (layer.id.clone(), precision))
+                .collect(),
+            scheme: target.defaults(),
+            target: target.clone(),
+        });
+        let foreseen = client.until_end(job).into_iter().find_map(|e| match e {
+            Event::Foreseen { execution, .. } => Some(execution),
+            _ => None,
+        });
+        foreseen.expect("foreseen")
+    };
+    let execution = ask(2, Precision::Int8).expect("quantised");
+    assert!(execution.in_integers() > 0, "{execution:?}");
+    assert_eq!(execution.target, "onnxruntime-cpu");
+    let layers = info.layers.iter();
+    let named = |id| execution.nodes.iter().any(|node| node.name == id);
+    assert!(layers.map(|layer| layer.id.clone()).all(named));
+    assert_eq!(ask(3, Precision::Fp16), None, "no codes, nothing to say");
+}
+
+#[test]
 fn what_a_layer_reads_is_counted_once_and_a_newer_question_replaces_an_older() {
     let folder = Folder::new("nchw");
     let client = Client::new();

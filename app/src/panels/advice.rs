@@ -2,8 +2,8 @@
 
 use super::{Commands, words};
 use crate::{
-    commands::Command,
-    state::{AtTarget, Dialog, State},
+    commands::{Command, precision_label},
+    state::{AtTarget, Dialog, RunsIn, State},
     theme,
     widgets::{self, Button, number},
 };
@@ -57,8 +57,30 @@ fn at_target(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands)
         (Some(target), Some(AtTarget::Saturates(found))) => {
             saturates(ui, layer, target, found, state, out);
         }
+        (Some(target), None) => island(ui, layer, target, state),
         _ => {}
     }
+}
+
+/// A layer that is stored in integers and computed in float.
+fn island(ui: &mut Ui, layer: &LayerFacts, target: &str, state: &State) {
+    let Some(RunsIn::Known(node)) = state.runs_in(&layer.id) else {
+        return;
+    };
+    if node.float.is_none() {
+        return;
+    }
+    let label = precision_label(state.setting(&layer.id).precision);
+    let t = theme::of(ui);
+    let words = words::in_float(target, label, node);
+    widgets::note_card(
+        ui,
+        t.muted,
+        "Stored small, computed in float",
+        &words,
+        |_| {},
+    );
+    ui.add_space(8.0);
 }
 
 fn refused(

@@ -23,17 +23,20 @@ pub(super) struct Columns {
     pub(super) macs: (f32, f32),
     pub(super) cells: [(f32, f32); 6],
     pub(super) precision: (f32, f32),
+    /// What layers really compute in at the plan's target.
+    pub(super) runs: Option<(f32, f32)>,
     pub(super) prune: (f32, f32),
 }
 
 impl Columns {
     /// Where there is little room, shape and operator go first (both stand in the inspector), earlier for the sake of long
     /// names; then cells and sliders narrow.
-    pub(super) fn new(left: f32, width: f32, long_names: bool) -> Self {
+    pub(super) fn new(left: f32, width: f32, long_names: bool, runs: bool) -> Self {
         let width_for_shape = if long_names { 900.0 } else { 700.0 };
         let op = if width >= 800.0 { 56.0 } else { 0.0 };
         let shape = if width >= width_for_shape { 88.0 } else { 0.0 };
-        let fixed = 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
+        let runs = if runs && width >= 620.0 { 42.0 } else { 0.0 };
+        let fixed = runs + 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
         // Names, cells and sliders share what is left.
         let room = (width - fixed).max(0.0);
         let cell = ((room - 204.0) / 6.0).clamp(25.0, 37.0);
@@ -56,6 +59,10 @@ impl Columns {
         let cells = std::array::from_fn(|_| take(cell));
         take(16.0);
         let precision = take(82.0);
+        let runs = (runs > 0.0).then(|| {
+            let (from, to) = take(runs);
+            (from + 8.0, to)
+        });
         take(14.0);
         let prune = take(prune);
         Self {
@@ -67,6 +74,7 @@ impl Columns {
             macs,
             cells,
             precision,
+            runs,
             prune,
         }
     }
@@ -148,6 +156,16 @@ fn heads(columns: &Columns, channels: bool) -> Vec<Head> {
         left,
         "Bits of the weights in the plan",
     ));
+    if let Some(runs) = columns.runs {
+        heads.push(head(
+            runs,
+            "Runs",
+            SortKey::Runs,
+            left,
+            "What the layer is computed in at the plan's target, foreseen from the graph: what stays float although its weights are integers \
+             comes first",
+        ));
+    }
     heads.push(head(
         columns.prune,
         if channels { "Channels" } else { "Prune" },

@@ -1,18 +1,20 @@
 //! The layers panel: filter, colour switch and legend over a table of layers; bulk edits and the plan's totals below.
 
-use super::{Commands, command_button, menu, rows, switch};
+use super::{Commands, command_button, menu, rows, switch, words};
 use crate::{
     commands::{Command, precision_label},
     state::{ColourBy, HeatKind, Legend, State},
     theme,
     widgets::{self, Button, number},
 };
-use egui::{Align, Id, Layout, Popup, PopupCloseBehavior, RichText, TextEdit, Ui, vec2};
+use egui::{Align, Id, Layout, Popup, PopupCloseBehavior, RichText, Stroke, TextEdit, Ui, vec2};
 use limbeck_engine::compress::{Precision, Ratio};
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     widgets::head(ui, true, |ui| head(ui, state, out));
-    let foot = theme::BAR;
+    let islands = words::islands(state);
+    let line = if islands.is_some() { 22.0 } else { 0.0 };
+    let foot = theme::BAR + line;
     let table = egui::Rect::from_min_max(
         ui.cursor().min,
         egui::pos2(ui.max_rect().right(), ui.max_rect().bottom() - foot),
@@ -25,6 +27,11 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
         },
     );
     let below = egui::Rect::from_min_max(table.left_bottom(), ui.max_rect().max);
+    let told = below.with_max_y(below.top() + line);
+    let below = below.with_min_y(told.bottom());
+    if let Some((line, hover)) = islands {
+        at_target(ui, told, &line, &hover, state);
+    }
     ui.scope_builder(
         egui::UiBuilder::new().id_salt("foot").max_rect(below),
         |ui| {
@@ -129,6 +136,27 @@ fn scales(ui: &mut Ui, state: &State) {
         };
         widgets::legend(ui, &look, bars(fit).min(96.0), &name).on_hover_text(hover);
     }
+}
+
+/// How the plan would run at its target, in a line above the footer; hovering names what stays float.
+fn at_target(ui: &Ui, rect: egui::Rect, line: &str, hover: &str, state: &State) {
+    let t = theme::of(ui);
+    ui.painter()
+        .hline(rect.x_range(), rect.top() + 0.5, Stroke::new(1.0, t.line));
+    let response = ui.interact(rect, Id::unique("layers-at-target"), egui::Sense::hover());
+    response.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, line));
+    let whole = state.islands().is_some_and(|all| all.float.is_empty());
+    let colour = if whole { t.muted } else { t.text };
+    let inside = rect.shrink2(vec2(12.0, 0.0));
+    widgets::draw_elided(
+        ui.painter(),
+        inside,
+        Align::Min,
+        line,
+        theme::small(),
+        colour,
+    );
+    response.on_hover_text(hover);
 }
 
 fn footer(ui: &mut Ui, state: &State, out: &mut Commands) {

@@ -40,7 +40,12 @@ struct Largest {
 pub fn table(ui: &mut Ui, state: &State, out: &mut Commands) {
     let all = ui.max_rect();
     let long = |layer: &LayerFacts| layer.id.0.len() > columns::LONG_NAME;
-    let columns = Columns::new(all.left(), all.width(), state.layers().iter().any(long));
+    let columns = Columns::new(
+        all.left(),
+        all.width(),
+        state.layers().iter().any(long),
+        state.has_foresight(),
+    );
     header(ui, all, &columns, state, out);
 
     let body = Rect::from_min_max(pos2(all.left(), all.top() + HEADER), all.max);
@@ -184,6 +189,24 @@ fn targets(state: &State, layer: &LayerId) -> Vec<LayerId> {
     } else {
         vec![layer.clone()]
     }
+}
+
+/// What the layer is computed in at the plan's target; hovering says why, and what is converted around it.
+fn runs(ui: &mut Ui, rect: Rect, row: Id, layer: &LayerFacts, state: &State) {
+    let t = theme::of(ui);
+    let Some(said) = words::runs(state, &layer.id) else {
+        return;
+    };
+    let response = ui.interact(rect, row.with("runs"), Sense::hover());
+    let name = format!("{} runs in {}", layer.id.0, said.name);
+    response.widget_info(|| WidgetInfo::labeled(Role::Cell, true, &name));
+    let colour = match said.island {
+        true => t.warning,
+        false => t.muted,
+    };
+    let font = theme::mono_small();
+    widgets::draw_elided(ui.painter(), rect, Align::Min, said.short, font, colour);
+    response.on_hover_text(said.why);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -436,6 +459,9 @@ fn plan(
             layers: targets(state, &layer.id),
             precision: *precision,
         });
+    }
+    if let Some(column) = columns.runs {
+        runs(ui, span(column, y), row, layer, state);
     }
     let ratio = setting.sparsity.0;
     let stays = state.channels_stay(&layer.id).is_some();

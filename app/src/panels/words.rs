@@ -2,17 +2,17 @@
 
 use crate::{
     commands::{precision_label, split_label},
-    state::{AtTarget, ColourBy, Document, NamedPoint, State},
+    state::{AtTarget, ColourBy, Document, NamedPoint, RunsIn, State},
     widgets::number,
 };
 use limbeck_engine::{
-    compress::{Amount, Granularity, LayerSetting, Pattern, RankBy},
+    compress::{Amount, Granularity, LayerSetting, Pattern, Precision, RankBy},
     data::SplitName,
     graph::LayerId,
     recipe::{Choice, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Settled, Tier},
-    target::LayerSaturation,
+    target::{Executed, LayerSaturation},
 };
 use std::{path::Path, time::Duration};
 
@@ -246,6 +246,148 @@ pub fn at_target(state: &State, layer: &LayerId) -> Option<String> {
             format!("Saturates at {target}: {}", saturation(state, found))
         }
     })
+}
+
+/// What a layer is computed in at the plan's target.
+pub struct Runs {
+    /// "int8", "float", "…".
+    pub short: &'static str,
+    /// The same for who cannot see it.
+    pub name: &'static str,
+    pub why: String,
+    /// Float although its weights are integers.
+    pub island: bool,
+}
+
+/// Of a layer of the plan; `None` without a target, or where the plan quantises nothing.
+pub fn runs(state: &State, layer: &LayerId) -> Option<Runs> {
+    let target = state.document.scheme.target.as_deref()?;
+    if !state.has_foresight() {
+        return None;
+    }
+    let precision = state.setting(layer).precision;
+    let label = precision_label(precision);
+    let float = |island, why| Runs {
+        short: "float",
+        name: "float",
+        why,
+        island,
+    };
+    let unknown = |short, name, why| Runs {
+        short,
+        name,
+        why,
+        island: false,
+    };
+    Some(match state.runs_in(layer) {
+        None if precision == Precision::Fp32 => float(
+            false,
+            "Computed in float: the plan leaves it at fp32".into(),
+        ),
+        None => float(
+            false,
+            format!("Computed in float: {label} is what its weights are stored in"),
+        ),
+        Some(RunsIn::Known(node)) if node.float.is_none() => Runs {
+            short: "int8",
+            name: "8-bit integers",
+            why: format!(
+                "Computed in 8-bit integers at {target}, by how its export will look\n{}",
+                around(node)
+            ),
+            island: false,
+        },
+        Some(RunsIn::Known(node)) => float(true, in_float(target, label, node)),
+        Some(RunsIn::WeightsOnly) => float(
+            true,
+            format!("Computed in float at {target}: of this plan only weights are quantised"),
+        ),
+        Some(RunsIn::Unsaid) => unknown(
+            "?",
+            "what is not known",
+            format!("The description of {target} does not say what becomes of this layer"),
+        ),
+        Some(RunsIn::Awaited) => unknown(
+            "…",
+            "what is being worked out",
+            format!("How it runs at {target} is being worked out"),
+        ),
+    })
+}
+
+/// "Computed in float at onnxruntime-cpu although its weights are int8: …"
+pub fn in_float(target: &str, label: &str, node: &Executed) -> String {
+    let why = node.float.as_deref().unwrap_or_default();
+    format!(
+        "Computed in float at {target} although its weights are {label}: {why}\n{}",
+        around(node)
+    )
+}
+
+/// What is converted right around an operator.
+fn around(node: &Executed) -> &'static str {
+    match (node.float.is_none(), node.before, node.behind) {
+        (true, false, false) => "It reads codes and gives codes: nothing is converted around it",
+        (true, true, false) => "What it reads is turned into codes first; it gives codes",
+        (true, false, true) => "It reads codes; what it gives becomes float",
+        (true, true, true) => {
+            "What it reads is turned into codes first; what it gives becomes float"
+        }
+        (false, false, false) => "It reads float and gives float: nothing is converted around it",
+        (false, true, false) => {
+            "The codes that it reads are turned into float first; it gives float"
+        }
+        (false, false, true) => "It reads float; what it gives is turned into codes",
+        (false, true, true) => {
+            "The codes that it reads are turned into float first; what it gives is turned into codes"
+        }
+    }
+}
+
+/// "32 operators in integers, 2 in float, 3 conversions at onnxruntime-cpu", and what hovering that says.
+pub fn islands(state: &State) -> Option<(String, String)> {
+    let target = state.document.scheme.target.as_deref()?;
+    let islands = state.islands()?;
+    let conversions = islands.to_codes + islands.to_float;
+    let count = |n: usize, one: &str, many: &str| match n {
+        1 => format!("1 {one}"),
+        n => format!("{} {many}", number::grouped(n as u64)),
+    };
+    let line = format!(
+        "{} in integers, {} in float, {} at {target}{}",
+        count(islands.integers, "operator", "operators"),
+        number::grouped(islands.float.len() as u64),
+        count(conversions, "conversion", "conversions"),
+        if islands.old {
+            " (before the last edit)"
+        } else {
+            ""
+        },
+    );
+    let mut hover = format!(
+        "Foreseen from the graph and the plan: layers with integer weights, and the operators between them that the target could compute in \
+         integers. A sample's activations are turned into codes {} and back into float {}.",
+        times(islands.to_codes),
+        times(islands.to_float),
+    );
+    for node in islands.float.iter().take(ISLANDS_TOLD) {
+        let why = node.float.as_deref().unwrap_or_default();
+        hover += &format!("\n{} ({}) stays float: {why}", node.name.0, node.op);
+    }
+    if islands.float.len() > ISLANDS_TOLD {
+        hover += &format!("\n… and {} more", islands.float.len() - ISLANDS_TOLD);
+    }
+    Some((line, hover))
+}
+
+/// Islands that are told one by one.
+const ISLANDS_TOLD: usize = 12;
+
+fn times(n: usize) -> String {
+    match n {
+        1 => "once".into(),
+        n => format!("{n} times"),
+    }
 }
 
 /// "13.9 % of its outputs lose part of their sum, up to 1.31 off one of them (simulated on search, n 1,000 samples)".

@@ -2,7 +2,8 @@
 //! changed, kept until the next change.
 
 use super::{
-    ColourBy, PlanVerdict, PlotAxis, PointId, Sort, SortKey, State, target::TargetView, verdict,
+    ColourBy, PlanVerdict, PlotAxis, PointId, RunsIn, Sort, SortKey, State,
+    foresight::ForesightView, target::TargetView, verdict,
 };
 use crate::widgets::number;
 use limbeck_engine::{
@@ -90,7 +91,9 @@ pub struct Derived {
     pub(super) shown: Shown,
     pub(super) ours: Ours,
     pub(super) at_target: TargetView,
+    pub(super) foresight: ForesightView,
     targets_version: u64,
+    foresight_version: u64,
     rows_key: Option<RowsKey>,
     plan_key: Option<(u64, super::Document)>,
     prediction_cells: u64,
@@ -100,6 +103,11 @@ pub struct Derived {
 }
 
 impl Derived {
+    /// Grows with each change of the document.
+    pub(super) fn plan_generation(&self) -> u64 {
+        self.plan_key.as_ref().map_or(0, |(n, _)| *n)
+    }
+
     /// (parameters, MACs) of the largest layers.
     pub(super) fn largest(&self) -> (u64, u64) {
         (self.largest.params, self.largest.macs)
@@ -160,6 +168,7 @@ struct RowsKey {
 }
 
 pub fn refresh(state: &mut State) {
+    let map_holds = state.map_holds();
     let mirror = &state.mirror;
     let derived = &mut state.derived;
     let new_model = derived.model_version != mirror.model_version;
@@ -221,8 +230,8 @@ pub fn refresh(state: &mut State) {
                 (true, Some(model)) => super::channels::predict(model, &state.document, prediction),
                 _ => prediction,
             };
-            // The map is measured with the default scheme: under another one its quantised cells are neighbours only.
-            if state.document.scheme != QuantScheme::default() {
+            // Under another scheme than the map's its quantised cells are neighbours only.
+            if !map_holds {
                 let quantised = |s: &LayerSetting| s.precision.is_integer();
                 prediction.approximate = prediction
                     .approximate
@@ -232,6 +241,15 @@ pub fn refresh(state: &mut State) {
         });
     }
 
+    let targets_changed = state.derived.targets_version != state.mirror.targets_version;
+    let foreseen_changed = state.derived.foresight_version != state.mirror.foresight_version;
+    if plan_changed || targets_changed || foreseen_changed || new_model {
+        state.derived.foresight_version = state.mirror.foresight_version;
+        state.derived.foresight = state.look_ahead();
+    }
+    let mirror = &state.mirror;
+    let derived = &mut state.derived;
+
     // Rows.
     let key = RowsKey {
         filter: state.view.filter.clone(),
@@ -239,10 +257,13 @@ pub fn refresh(state: &mut State) {
         colour_by: matches!(state.view.sort.key, SortKey::Cell(_)).then_some(state.view.colour_by),
         cells: match state.view.sort.key {
             SortKey::Cell(_) => mirror.cells_version,
+            SortKey::Runs => mirror.foresight_version,
             _ => 0,
         },
         plan: match state.view.sort.key {
-            SortKey::Precision | SortKey::Ratio => derived.plan_key.as_ref().map_or(0, |(n, _)| *n),
+            SortKey::Precision | SortKey::Runs | SortKey::Ratio => {
+                derived.plan_key.as_ref().map_or(0, |(n, _)| *n)
+            }
             _ => 0,
         },
     };
@@ -263,7 +284,6 @@ pub fn refresh(state: &mut State) {
         state.derived.ours = Ours::default();
         state.derived.ours = ours(state);
     }
-    let targets_changed = state.derived.targets_version != state.mirror.targets_version;
     if points_changed || plan_changed || targets_changed || new_model {
         state.derived.targets_version = state.mirror.targets_version;
         state.derived.at_target = state.look_at_target();
@@ -320,6 +340,12 @@ fn rows(state: &State, key: &RowsKey) -> Vec<usize> {
             });
         }
         SortKey::Precision => rows.sort_by_key(|row| setting(*row).precision),
+        SortKey::Runs => rows.sort_by_key(|row| match state.runs_in(&layers[*row].id) {
+            Some(RunsIn::Known(node)) if node.float.is_none() => 3,
+            Some(RunsIn::Known(_) | RunsIn::WeightsOnly) => 0,
+            Some(RunsIn::Unsaid | RunsIn::Awaited) => 1,
+            None => 2,
+        }),
         SortKey::Ratio => {
             rows.sort_by(|a, b| setting(*a).sparsity.0.total_cmp(&setting(*b).sparsity.0));
         }

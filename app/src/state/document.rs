@@ -6,6 +6,7 @@ use limbeck_engine::{
     graph::LayerId,
     recipe::{Goal, PlanContext, Recipe},
     search::LayerFacts,
+    target,
     train::DistilSettings,
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,24 @@ pub struct Document {
     pub seed: u64,
 }
 
+/// The target of new projects: what the exported file is held against.
+const TARGET: &str = "onnxruntime-cpu";
+
 impl Document {
+    /// That of a model that is opened for the first time: nothing decided, pairs where ONNX Runtime computes in integers. What is read from a
+    /// project or a recipe says all this itself.
+    pub fn fresh() -> Self {
+        let placed = target::find(TARGET).ok();
+        Self {
+            scheme: QuantScheme {
+                outputs: placed.as_ref().and_then(|target| target.defaults().outputs),
+                target: placed.map(|target| target.name.clone()),
+                ..QuantScheme::default()
+            },
+            ..Self::default()
+        }
+    }
+
     /// What the plan asks of a layer.
     pub fn setting(&self, layer: &LayerId) -> LayerSetting {
         self.plan.get(layer).copied().unwrap_or(UNTOUCHED)

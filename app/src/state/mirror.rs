@@ -1,7 +1,7 @@
 //! The mirror: what the engine reported (model, cells, points, jobs, curves, inspection, log). Nothing here is decided by
 //! the user, and only engine events change it.
 
-use super::{Job, JobKind, JobState, Reading, Runs};
+use super::{Asked, Foresight, Job, JobKind, JobState, Reading, Runs};
 use limbeck_engine::{
     compress::LayerInspection,
     confirm::RuntimePair,
@@ -142,6 +142,8 @@ pub struct Mirror {
     /// What the layer in the inspector reads.
     pub reading: Option<Reading>,
     pub inspection: Option<Arc<LayerInspection>>,
+    /// How the plan would run at its target, as it was last asked.
+    pub foresight: Option<Foresight>,
     /// The deployment runtime that was found last, or where one was looked for; `None`: not yet.
     pub runtime: Option<Result<RuntimeFound, String>>,
     /// Descriptions of targets of one's own, by path, or why they could not be read.
@@ -152,6 +154,7 @@ pub struct Mirror {
     pub cells_version: u64,
     pub points_version: u64,
     pub targets_version: u64,
+    pub foresight_version: u64,
     started: Instant,
     next_point: u64,
 }
@@ -173,6 +176,7 @@ impl Default for Mirror {
             runs: Runs::default(),
             reading: None,
             inspection: None,
+            foresight: None,
             runtime: None,
             targets: BTreeMap::new(),
             log: VecDeque::new(),
@@ -180,6 +184,7 @@ impl Default for Mirror {
             cells_version: 0,
             points_version: 0,
             targets_version: 0,
+            foresight_version: 0,
             started: Instant::now(),
             next_point: 1,
         }
@@ -240,6 +245,7 @@ impl Mirror {
             .collect();
         self.forget_data();
         self.inspection = None;
+        self.foresight = None;
         self.next_point = 1;
         self.model = Some(Arc::new(model));
         self.model_version += 1;
@@ -258,6 +264,12 @@ impl Mirror {
     /// What a layer reads is being counted.
     pub fn count(&mut self, job: JobId, layer: LayerId) {
         self.reading = Some(Reading::begin(job, layer, self.reading.take()));
+    }
+
+    /// It is being worked out how a plan would run at its target.
+    pub fn foresee(&mut self, job: JobId, asked: Asked) {
+        self.foresight = Some(Foresight::begin(job, asked, self.foresight.take()));
+        self.foresight_version += 1;
     }
 
     /// What was learned of the data that goes.
@@ -524,6 +536,12 @@ impl Mirror {
                     reading.counted(*job, inspection);
                 }
             }
+            Event::Foreseen { job, execution } => {
+                if let Some(foresight) = &mut self.foresight {
+                    foresight.answered(*job, execution.clone());
+                    self.foresight_version += 1;
+                }
+            }
             Event::Written { path, note, .. } => {
                 let note = if note.is_empty() {
                     String::new()
@@ -585,6 +603,9 @@ impl Mirror {
     fn not_counted(&mut self, job: JobId, why: &str) {
         if let Some(reading) = &mut self.reading {
             reading.failed(job, why);
+        }
+        if let Some(foresight) = &mut self.foresight {
+            self.foresight_version += u64::from(foresight.failed(job));
         }
     }
 

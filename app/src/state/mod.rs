@@ -5,6 +5,7 @@ mod channels;
 mod derived;
 mod document;
 pub mod fixture;
+mod foresight;
 mod job;
 mod mirror;
 mod reading;
@@ -17,6 +18,7 @@ mod view;
 
 pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
+pub use foresight::{Asked, Foresight, Islands, RunsIn};
 pub use job::{Job, JobKind, JobState};
 pub use mirror::{CellSlot, LogLine, Mirror, NamedPoint, PointId};
 pub use reading::{Reading, ReadingState};

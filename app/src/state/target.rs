@@ -6,7 +6,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     search::LayerFacts,
-    target::{self, LayerSaturation, Target},
+    target::{self, LayerSaturation, Products, Target},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -82,6 +82,22 @@ impl State {
             return self.mirror.targets.get(name).cloned();
         }
         Some(target::find(name).map_err(|e| e.to_string()))
+    }
+
+    /// Whether the map, which is measured with the engine's own scheme and one layer at a time, is of the plan's scheme too. Pairs behind other
+    /// operators than layers come with a second quantised layer only, so that a target's own placement changes no cell; its arithmetic can.
+    pub(super) fn map_holds(&self) -> bool {
+        let scheme = &self.document.scheme;
+        let exact = |name: &String| {
+            let target = self.target(name).and_then(Result::ok);
+            target.is_some_and(|target| target.products == Products::Exact)
+        };
+        let plain = QuantScheme {
+            outputs: None,
+            target: None,
+            ..scheme.clone()
+        };
+        scheme.target.as_ref().is_none_or(exact) && plain == QuantScheme::default()
     }
 
     /// What a scheme's target refuses of the plan as it stands; nothing where the target is not (yet) known.

@@ -90,6 +90,8 @@ pub enum SortKey {
     /// The best known cell of a candidate: measured drops first, proxies after them.
     Cell(Candidate),
     Precision,
+    /// What a layer is computed in at the target.
+    Runs,
     Ratio,
 }
 

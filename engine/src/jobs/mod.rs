@@ -18,7 +18,9 @@ use queue::Queue;
 use worker::Worker;
 
 use crate::{
-    compress::{ChannelGroups, InputInspection, LayerInspection, LayerSetting, QuantScheme},
+    compress::{
+        ChannelGroups, InputInspection, LayerInspection, LayerSetting, Precision, QuantScheme,
+    },
     confirm::RuntimePair,
     data::{DatasetInfo, SplitName},
     graph::LayerId,
@@ -26,9 +28,10 @@ use crate::{
     recipe::Recipe,
     search::LayerFacts,
     sensitivity::{Cell, Direction},
+    target::{Execution, Target},
     train::TrainPoint,
 };
-use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 pub use crate::project::{JobId, Point};
 
@@ -94,6 +97,14 @@ pub enum Command {
         layer: LayerId,
         setting: LayerSetting,
         scheme: QuantScheme,
+    },
+    /// Interactive lane: what a target would compute in integers of the plan's export, without carrying it out (see
+    /// [`crate::target::foresee`]). `target`: as the window knows it. A newer one replaces it. Ends in `Event::Foreseen`.
+    Foresee {
+        job: JobId,
+        layers: BTreeMap<LayerId, Precision>,
+        scheme: QuantScheme,
+        target: Arc<Target>,
     },
     /// Writes a model: the outcome of the recipe of a finished `Run`/`Measure` if kept, else carried out again.
     Export {
@@ -208,6 +219,11 @@ pub enum Event {
     InputInspected {
         job: JobId,
         inspection: Box<InputInspection>,
+    },
+    /// `None`: nothing that a target could compute in integers, or its description does not say what it fuses.
+    Foreseen {
+        job: JobId,
+        execution: Option<Arc<Execution>>,
     },
     /// The runtime that is used, or where one was looked for and what to do.
     Runtime {

@@ -76,6 +76,7 @@ enum Kind {
     /// Belongs to the open model and goes with it.
     Measure,
     Inspect,
+    Foresee,
     Input,
     Session,
     /// Opens a model or data.
@@ -96,6 +97,7 @@ impl Work {
                 | Command::Map { job, .. }
                 | Command::Inspect { job, .. }
                 | Command::InspectInput { job, .. }
+                | Command::Foresee { job, .. }
                 | Command::Export { job, .. }
                 | Command::Confirm { job, .. }
                 | Command::FindRuntime { job, .. }
@@ -115,6 +117,7 @@ impl Work {
                 Command::Measure { .. }
                 | Command::Inspect { .. }
                 | Command::InspectInput { .. }
+                | Command::Foresee { .. }
                 | Command::WriteText { .. }
                 | Command::FindRuntime { .. }
                 | Command::ReadText { .. } => Lane::Interactive,
@@ -136,6 +139,7 @@ impl Work {
                 Command::Measure { .. } => Kind::Measure,
                 Command::Inspect { .. } => Kind::Inspect,
                 Command::InspectInput { .. } => Kind::Input,
+                Command::Foresee { .. } => Kind::Foresee,
                 Command::Open { .. } | Command::OpenTask { .. } => Kind::Open,
                 Command::Export { .. } => Kind::Export,
                 Command::WriteText { .. }
@@ -157,10 +161,15 @@ impl Kind {
     /// Whether a newer job of kind `newer` makes this one pointless.
     fn superseded_by(self, newer: Kind) -> bool {
         match newer {
-            Kind::Measure | Kind::Inspect | Kind::Input => self == newer,
+            Kind::Measure | Kind::Inspect | Kind::Foresee | Kind::Input => self == newer,
             Kind::Open => matches!(
                 self,
-                Kind::Measure | Kind::Inspect | Kind::Input | Kind::Session | Kind::Open
+                Kind::Measure
+                    | Kind::Inspect
+                    | Kind::Foresee
+                    | Kind::Input
+                    | Kind::Session
+                    | Kind::Open
             ),
             Kind::Session | Kind::Export | Kind::File => false,
         }
@@ -172,7 +181,7 @@ impl Kind {
     }
 
     fn is_quick(self) -> bool {
-        matches!(self, Kind::Inspect | Kind::File)
+        matches!(self, Kind::Inspect | Kind::Foresee | Kind::File)
     }
 }
 

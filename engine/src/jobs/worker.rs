@@ -14,6 +14,7 @@ use crate::{
         self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session,
         Step, write_atomic,
     },
+    target::foresee,
     train::TrainPoint,
 };
 use std::{
@@ -181,6 +182,20 @@ impl Worker {
                 scheme,
                 ..
             } => self.inspect_input(context, &layer, setting, &scheme),
+            Command::Foresee {
+                layers,
+                scheme,
+                target,
+                ..
+            } => {
+                let graph = &self.session()?.graph;
+                let execution = foresee(graph, &layers, &scheme, &target, &context.cancel)?;
+                self.emitter.send(Event::Foreseen {
+                    job: context.job,
+                    execution: execution.map(Arc::new),
+                });
+                Ok(())
+            }
             Command::Export {
                 recipe,
                 format,

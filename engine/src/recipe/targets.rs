@@ -152,7 +152,7 @@ mod tests {
             "{error}"
         );
         let layers = LayerFacts::of(&testkit::classifier(1).graph);
-        let recipe = recipe("target: \"onnxruntime-cpu\"").expect("reads");
+        let recipe = recipe("target: \"tflite-int8\"").expect("reads");
         let error = super::super::resolve(&recipe, &layers)
             .expect_err("int4 there")
             .to_string();

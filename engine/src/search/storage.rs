@@ -2,7 +2,7 @@
 //! protobuf around the nodes that quantisation adds (exact but for the lengths of names and for zero points it cannot know).
 
 use super::LayerFacts;
-use crate::compress::{Activations, Precision, QuantScheme, ScaleLayout, Symmetry};
+use crate::compress::{Activations, IntegerOp, Precision, QuantScheme, ScaleLayout, Symmetry};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerBytes {
@@ -52,7 +52,13 @@ impl LayerBytes {
                 }
                 Activations::Dynamic | Activations::Float => 0,
             };
-            rest + (weights * bits).div_ceil(8)
+            let biased = float > weights * 4;
+            let bias = match biased && bits == 8 && integer_bias(&layer.op, scheme) {
+                true => bias_pair(name, axes) + scales * 4,
+                false => 0,
+            };
+            rest + bias
+                + (weights * bits).div_ceil(8)
                 + scales * 4
                 + zeros
                 + weight_pair(name, axes, attributes, asymmetric)
@@ -74,6 +80,30 @@ impl LayerBytes {
             Precision::Int4 | Precision::Int3 | Precision::Int2 => self.int4,
         }
     }
+}
+
+/// Whether a layer's bias is stored in the unit of its sums.
+fn integer_bias(op: &str, scheme: &QuantScheme) -> bool {
+    let of = match op {
+        "Conv" => IntegerOp::Conv,
+        "Gemm" => IntegerOp::Gemm,
+        _ => return false,
+    };
+    scheme.activations == Activations::Int8 && scheme.quantised_outputs().contains(&of)
+}
+
+/// DequantizeLinear behind a bias of integers, with what surrounds its scales.
+fn bias_pair(layer: u64, axes: u64) -> u64 {
+    let bias = layer + BIAS;
+    let [scale, float] = ["_scale", "_dq"].map(|s| suffixed(bias, s));
+    node(
+        &[bias, scale],
+        float,
+        Some(float),
+        "DequantizeLinear",
+        attribute("axis"),
+    ) + tensor(scale, axes)
+        + "_dq".len() as u64
 }
 
 /// A length-delimited protobuf field with a one-byte key.
@@ -108,6 +138,7 @@ fn attribute(name: &str) -> u64 {
 
 /// Weights are mostly called after their layer, as PyTorch does.
 const WEIGHT: u64 = ".weight".len() as u64;
+const BIAS: u64 = ".bias".len() as u64;
 /// And inputs after the node that made them.
 const VALUE: u64 = ".out".len() as u64;
 

@@ -17,6 +17,10 @@ pub struct Executed {
     pub op: String,
     /// Why it is computed in float; `None`: in integers.
     pub float: Option<String>,
+    /// What it reads is converted right before it: from float into codes where it is computed in integers, else from codes into float.
+    pub before: bool,
+    /// What it gives is converted behind it, the other way round: as float by its own kernel, or by a conversion that others may share.
+    pub behind: bool,
 }
 
 /// An exported graph at a target.
@@ -82,12 +86,25 @@ impl Execution {
                     float
                 }
             };
-            nodes.push(Executed {
+            let executed = Executed {
                 name: LayerId(node.name.as_str().into()),
                 op: node.op.name().to_owned(),
                 float,
-            });
+                before: false,
+                behind: false,
+            };
+            nodes.push((index, executed));
         }
+        let around = Around {
+            graph,
+            wiring: &wiring,
+            rules,
+            integer: &integer,
+        };
+        for (index, executed) in &mut nodes {
+            (executed.before, executed.behind) = around.of(*index);
+        }
+        let nodes = nodes.into_iter().map(|(_, executed)| executed).collect();
         let conversions = |wanted: fn(&Op) -> bool, needed: &dyn Fn(usize) -> bool| {
             (0..graph.nodes.len())
                 .filter(|i| wanted(&graph.nodes[*i].op) && needed(*i))
@@ -104,6 +121,11 @@ impl Execution {
                 read_in_float(graph, &wiring, rules, &integer, i)
             }),
         })
+    }
+
+    /// How many of the nodes are computed in integers.
+    pub fn in_integers(&self) -> usize {
+        self.nodes.iter().filter(|n| n.float.is_none()).count()
     }
 
     /// The same in words.
@@ -243,6 +265,69 @@ fn near_codes(
         .flatten()
         .any(|v| fusion::eight_bit_codes(graph, wiring, *v) || from_layer(*v))
         || output(node).is_some_and(|v| fusion::quantised_behind(graph, wiring, v, rules))
+}
+
+/// What is asked of the surroundings of a node.
+struct Around<'a> {
+    graph: &'a Graph,
+    wiring: &'a Wiring,
+    rules: &'a Fusion,
+    /// Nodes that are computed in integers.
+    integer: &'a BTreeSet<usize>,
+}
+
+impl Around<'_> {
+    /// Whether values are converted right before and right behind a node.
+    fn of(&self, index: usize) -> (bool, bool) {
+        let node = &self.graph.nodes[index];
+        let mut read = node.inputs.iter().flatten();
+        let quantised = output(node).and_then(|v| self.quantisation_behind(v));
+        if self.integer.contains(&index) {
+            let fresh = |v: &ValueId| {
+                let made = self.quantisation_before(*v);
+                made.is_some_and(|q| {
+                    !made_of_codes(self.graph, self.wiring, self.rules, self.integer, q)
+                })
+            };
+            let floats = match quantised {
+                None => true,
+                Some(q) => self
+                    .dequantisations_of(q)
+                    .any(|d| read_in_float(self.graph, self.wiring, self.rules, self.integer, d)),
+            };
+            return (read.any(fresh), floats);
+        }
+        let codes = |v: &ValueId| self.quantisation_before(*v).is_some();
+        (read.any(codes), quantised.is_some())
+    }
+
+    /// The node that quantises what a value is dequantised from; none for constants.
+    fn quantisation_before(&self, value: ValueId) -> Option<usize> {
+        let node = &self.graph.nodes[self.wiring.producer(value)?];
+        let codes = input(node, 0).filter(|_| matches!(node.op, Op::DequantizeLinear { .. }))?;
+        self.wiring.producer(codes)
+    }
+
+    /// The node that quantises a value, behind what is fused with that.
+    fn quantisation_behind(&self, mut value: ValueId) -> Option<usize> {
+        for _ in 0..=self.graph.nodes.len() {
+            let &[reader] = self.wiring.consumers(value) else {
+                return None;
+            };
+            let node = &self.graph.nodes[reader];
+            if matches!(node.op, Op::QuantizeLinear { .. }) {
+                return Some(reader);
+            }
+            value = output(node).filter(|_| fusion::goes_on(&node.op, self.rules))?;
+        }
+        None
+    }
+
+    fn dequantisations_of(&self, quantize: usize) -> impl Iterator<Item = usize> {
+        let codes = output(&self.graph.nodes[quantize]);
+        let readers = codes.map_or(&[][..], |codes| self.wiring.consumers(codes));
+        readers.iter().copied()
+    }
 }
 
 /// Whether the codes that a quantisation gives come straight out of an integer kernel, or of other codes.

@@ -2,6 +2,7 @@
 //! those of `assets/targets/` built in. Uses `graph`, `exec`, `compress`.
 
 mod execution;
+mod foresee;
 mod fusion;
 mod saturation;
 mod scheme;
@@ -9,6 +10,7 @@ mod scheme;
 mod tests;
 
 pub use execution::{Executed, Execution};
+pub use foresee::foresee;
 pub use fusion::integer_layers;
 pub use saturation::{LayerSaturation, Saturation, SaturationCount};
 pub use scheme::SchemeText;
@@ -152,6 +154,9 @@ pub struct Target {
     /// Floating types that it stores weights in; it computes in float.
     #[serde(default)]
     pub stores: Vec<Precision>,
+    /// Integers that it stores weights in whatever else the scheme says; where no rule fits it turns them back and computes in float.
+    #[serde(default)]
+    pub unpacks: Vec<Precision>,
     #[serde(default)]
     pub products: Products,
     #[serde(default)]
@@ -260,6 +265,12 @@ impl Target {
                 float.label()
             ));
         }
+        if let Some(float) = target.unpacks.iter().find(|p| !p.is_integer()) {
+            return refuse(format!(
+                "unpacks: {} is no integer; floating types stand in `stores`",
+                float.label()
+            ));
+        }
         if let Some(layer) = target.fusion.joins.iter().find(|op| op.is_layer()) {
             return refuse(format!(
                 "fusion: joins: {} has weights; layers stand in `runs` and `output_needed`",
@@ -301,6 +312,9 @@ impl Target {
                 _ => Err(format!("it stores no weights in {label}")),
             };
         };
+        if self.unpacks.contains(&precision) {
+            return Ok(());
+        }
         let operator = Operator::of(op);
         let rules: Vec<&Rule> = self
             .runs

@@ -74,9 +74,11 @@ fn what_a_target_cannot_do_is_refused_with_what_it_can() {
         target.takes(op, precision, scheme).expect_err("refused")
     };
     assert!(refused("ConvTranspose", Precision::Int8, &scheme).contains("float only"));
-    let int4 = refused("Conv", Precision::Int4, &scheme);
+    let tflite = find("tflite-int8").expect("known");
+    let int4 = tflite.takes("Conv", Precision::Int4, &tflite.defaults());
+    let int4 = int4.expect_err("refused");
     assert!(
-        int4.contains("int8 or int7") && int4.contains("int4"),
+        int4.contains("int8 or int7") && int4.contains("not of int4"),
         "{int4}"
     );
     let grouped = QuantScheme {
@@ -336,6 +338,24 @@ fn what_runs_in_integers_is_said_of_layers_and_of_what_joins_them() {
         account.pass
     );
     assert_eq!(account.entries.len(), 5);
+    let around = |name: &str| {
+        let mut nodes = at_target.nodes.iter();
+        let node = nodes.find(|n| &*n.name.0 == name).expect("there");
+        (node.before, node.behind)
+    };
+    assert_eq!(
+        around("stem"),
+        (true, false),
+        "the image is quantised for it"
+    );
+    assert_eq!(around("inner"), (false, false));
+    assert_eq!(
+        around("add"),
+        (false, true),
+        "the end reads the sum as float"
+    );
+    assert_eq!(around("last"), (true, false), "its codes become float");
+    assert_eq!(around("end"), (true, false));
     // Pairs at the inputs of layers only: what the additions read keeps convolutions float.
     let plain = Execution::of(&residual("openvino"), &target).expect("something is quantised");
     let names: Vec<String> = floats(&plain).into_iter().map(|(name, _)| name).collect();
@@ -347,6 +367,106 @@ fn what_runs_in_integers_is_said_of_layers_and_of_what_joins_them() {
     // Nothing is known of what others fuse.
     let other = find("openvino").expect("known");
     assert_eq!(Execution::of(&residual("openvino"), &other), None);
+}
+
+#[test]
+fn what_is_foreseen_of_a_plan_is_what_its_export_does() {
+    use crate::compress::LayerSetting;
+    use crate::recipe::{self, PlanContext, Recipe, Session, Unwatched};
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample-models");
+    let at = |file: &str| samples.join("fashion-resnet").join(file);
+    let session = Session::open(&at("fashion-resnet.onnx"), Some(&at("task.ron"))).expect("opens");
+    let layers = crate::search::LayerFacts::of(&session.graph);
+    let cancel = crate::exec::CancelToken::default();
+    let target = find("onnxruntime-cpu").expect("known");
+    let placed = target.defaults();
+    let plain = QuantScheme::default();
+    let symmetric = QuantScheme {
+        symmetry: Symmetry::Symmetric,
+        ..placed.clone()
+    };
+    let wide = QuantScheme {
+        activations: Activations::Int16,
+        ..placed.clone()
+    };
+    let dynamic = QuantScheme {
+        activations: Activations::Dynamic,
+        ..placed.clone()
+    };
+    let some = |n: usize| {
+        if n.is_multiple_of(4) {
+            Precision::Int4
+        } else {
+            Precision::Int8
+        }
+    };
+    let all = |_: usize| Precision::Int8;
+    let mixed = |n: usize| match n % 5 {
+        0 => Precision::Fp32,
+        1 => Precision::Fp16,
+        _ => Precision::Int7,
+    };
+    let plans: [(&QuantScheme, &dyn Fn(usize) -> Precision); 7] = [
+        (&placed, &all),
+        (&placed, &some),
+        (&placed, &mixed),
+        (&plain, &all),
+        (&symmetric, &some),
+        (&wide, &mixed),
+        (&dynamic, &all),
+    ];
+    let mut seen = Vec::new();
+    for (scheme, plan) in plans {
+        let scheme = QuantScheme {
+            samples: 2,
+            ..scheme.clone()
+        };
+        let precisions: BTreeMap<LayerId, Precision> = layers
+            .iter()
+            .enumerate()
+            .map(|(n, layer)| (layer.id.clone(), plan(n)))
+            .collect();
+        let settings = precisions.iter().map(|(id, p)| {
+            let setting = LayerSetting {
+                precision: *p,
+                ..LayerSetting::KEEP
+            };
+            (id.clone(), setting)
+        });
+        let context = PlanContext {
+            name: String::new(),
+            model: "m".into(),
+            task: "t".into(),
+            seed: 0,
+            goals: Vec::new(),
+            scheme: scheme.clone(),
+            channels: false,
+            distil: None,
+        };
+        let recipe = Recipe::from_plan(&context, &layers, &settings.collect());
+        let built = recipe::build(&session, &recipe, &mut Unwatched, &cancel).expect("builds");
+        let is = Execution::of(&built.graph, &target);
+        let foreseen =
+            foresee(&session.graph, &precisions, &scheme, &target, &cancel).expect("foresees");
+        assert_eq!(foreseen, is, "{scheme:?}");
+        seen.push(is.map(|e| (e.in_integers(), e.nodes.len())));
+    }
+    // Of whole plans, placed and not.
+    assert_eq!(seen[0], Some((32, 32)), "{seen:?}");
+    assert_eq!(seen[3], Some((9, 32)), "{seen:?}");
+    assert!(seen[1].is_some_and(|(inside, all)| inside > 0 && inside < all));
+}
+
+#[test]
+fn what_a_target_unpacks_is_taken_in_any_layout() {
+    let target = find("onnxruntime-cpu").expect("known");
+    let scheme = target.defaults();
+    for precision in [Precision::Int4, Precision::Int2] {
+        assert_eq!(target.takes("Conv", precision, &scheme), Ok(()));
+    }
+    let text = BUILT_IN[0].1.replace("unpacks: [int4,", "unpacks: [fp16,");
+    let error = Target::parse(&text, Path::new("mine.ron")).expect_err("no integer");
+    assert!(error.to_string().contains("unpacks: fp16"), "{error}");
 }
 
 #[test]

@@ -409,8 +409,11 @@ fn without_data(ui: &mut Ui, state: &State, why: &str, out: &mut Vec<Command>) {
             if scheme.activations.calibrated_bits().is_some()
                 && Button::new("Use weight-only activations").low().show(ui)
             {
+                // Without a target: those that compute in integers take no float activations.
                 out.push(Command::SetScheme(QuantScheme {
                     activations: Activations::Float,
+                    target: None,
+                    outputs: None,
                     ..scheme.clone()
                 }));
             }

@@ -206,7 +206,7 @@ impl Session {
             job: waits.then_some(job),
             ..Default::default()
         };
-        self.state.document = Document::default();
+        self.state.document = Document::fresh();
         self.state.history.clear();
         self.state.project_path = None;
         self.measuring = None;

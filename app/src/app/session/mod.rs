@@ -114,6 +114,8 @@ pub struct Session {
     /// What the engine was last asked to look at: layer, setting, scheme, version of the model; and whose input it was asked to count.
     inspected: Option<Looked>,
     counted: Option<Looked>,
+    /// The plan that it was last looked at how it would run.
+    foreseen: Option<(u64, u64, u64)>,
     requests: Vec<Request>,
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
@@ -156,6 +158,7 @@ impl Session {
             measuring: None,
             inspected: None,
             counted: None,
+            foreseen: None,
             requests: Vec::new(),
             after_save: None,
             unhashed: Unhashed::default(),
@@ -206,6 +209,7 @@ impl Session {
         self.read_own_target();
         self.state.refresh();
         self.inspect();
+        self.foresee();
         self.measure_original();
     }
 
@@ -387,7 +391,10 @@ impl Session {
                 // Numbers are looked at from the top, words from A.
                 let first = Sort {
                     key,
-                    descending: !matches!(key, SortKey::Graph | SortKey::Name | SortKey::Op),
+                    descending: !matches!(
+                        key,
+                        SortKey::Graph | SortKey::Name | SortKey::Op | SortKey::Runs
+                    ),
                 };
                 view.sort = if old.key != key {
                     first

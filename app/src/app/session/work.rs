@@ -203,6 +203,31 @@ impl Session {
         });
     }
 
+    /// Asks how the plan would run at its target whenever its precisions, the scheme or the target's description changed.
+    pub(super) fn foresee(&mut self) {
+        // A document's generation stands for all of them but descriptions.
+        let key = self.state.foresight_key();
+        if self.foreseen == Some(key) {
+            return;
+        }
+        self.foreseen = Some(key);
+        let Some(asked) = self.state.to_foresee() else {
+            return;
+        };
+        if self.state.foreseen() == Some(&asked) {
+            return;
+        }
+        let job = self.job(JobKind::Inspect, "Foresee", Then::Nothing);
+        self.send(Job::Foresee {
+            job,
+            layers: asked.layers.clone(),
+            scheme: asked.scheme.clone(),
+            target: asked.target.clone(),
+        });
+        self.state.mirror.foresee(job, asked);
+        self.state.refresh();
+    }
+
     /// Asks for the histogram of the focused layer whenever it, its setting or the scheme changed (not while a slider moves).
     pub(super) fn inspect(&mut self) {
         let Some(layer) = self.state.focus().map(|layer| layer.id.clone()) else {

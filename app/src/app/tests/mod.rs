@@ -3,6 +3,7 @@
 mod channels;
 mod confirming;
 mod distilling;
+mod foresight;
 mod saving;
 mod targets;
 mod undo;
@@ -76,11 +77,11 @@ impl Rig {
         self.session.drain();
     }
 
-    /// What was sent to the engine since the last call, inspections left out.
+    /// What was sent to the engine since the last call, inspections and looks ahead left out.
     fn sent(&mut self) -> Vec<Job> {
         self.jobs
             .try_iter()
-            .filter(|job| !matches!(job, Job::Inspect { .. }))
+            .filter(|job| !matches!(job, Job::Inspect { .. } | Job::Foresee { .. }))
             .collect()
     }
 

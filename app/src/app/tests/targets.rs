@@ -4,7 +4,7 @@ use super::{Rig, answer, window::*};
 use crate::{
     app::Window,
     commands::{Command, Preset},
-    state::{AtTarget, Dialog, fixture},
+    state::{AtTarget, Dialog, Document, fixture},
 };
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use limbeck_engine::{
@@ -95,7 +95,7 @@ fn a_target_is_chosen_with_its_defaults_in_one_undo_step_and_is_in_the_recipe() 
             .is_some()
     );
     // Nothing is decided before Apply.
-    assert_eq!(state(&harness).document.scheme, Default::default());
+    assert_eq!(state(&harness).document.scheme, Document::fresh().scheme);
     apply(&mut harness);
     let scheme = state(&harness).document.scheme.clone();
     assert_eq!(scheme.target.as_deref(), Some("weight-only-int4"));
@@ -114,7 +114,7 @@ fn a_target_is_chosen_with_its_defaults_in_one_undo_step_and_is_in_the_recipe() 
     };
     assert_eq!(step.scheme, scheme);
     press(&mut harness, egui::Modifiers::COMMAND, egui::Key::Z);
-    assert_eq!(state(&harness).document.scheme, Default::default());
+    assert_eq!(state(&harness).document.scheme, Document::fresh().scheme);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_a_target_refuses_is_said_where_it_is_chosen_and_is_not_measured() {
     rig.run(Command::Show(Dialog::Scheme));
     let (mut harness, jobs) = window(rig);
     harness.run();
-    choose(&mut harness, "onnxruntime-cpu");
+    choose(&mut harness, "tflite-int8");
     assert!(
         harness
             .query_by_label("It refuses 22 layers of the plan")
@@ -144,7 +144,7 @@ fn what_a_target_refuses_is_said_where_it_is_chosen_and_is_not_measured() {
         .enabled(state(&harness))
         .expect_err("refused");
     assert!(
-        why.contains("onnxruntime-cpu refuses conv1 and 20 more"),
+        why.contains("tflite-int8 refuses conv1 and 20 more"),
         "{why}"
     );
     // The layers say it too, with a way out that is one step.

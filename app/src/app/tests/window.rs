@@ -4,7 +4,7 @@ use super::Rig;
 use crate::{
     app::{Request, Window},
     commands::{Command, Preset},
-    state::{Dialog, ThemeChoice},
+    state::{Dialog, Document, ThemeChoice},
 };
 use crossbeam_channel::Receiver;
 use egui::{Key, Modifiers};
@@ -327,7 +327,7 @@ fn the_scheme_is_one_edit() {
         )
     );
     press(&mut harness, Modifiers::COMMAND, Key::Z);
-    assert_eq!(state(&harness).document.scheme, Default::default());
+    assert_eq!(state(&harness).document.scheme, Document::fresh().scheme);
 }
 
 #[test]
