@@ -472,6 +472,44 @@ fn channels_are_taken_out_and_the_run_can_be_repeated() {
     assert!(refused.contains("must come before Quantize"), "{refused}");
 }
 
+/// A student made from the original, then the same network given as a file: found from the recipe's folder, and from the run's.
+#[test]
+fn students_are_made_and_given() {
+    let dir = folder();
+    let made = text(&dir.path().join("made"));
+    let narrow = recipe(
+        dir.path(),
+        "Student(width: 0.25, depth: 0.5, samples: 16)",
+        "",
+    );
+    let limits = ["--split", "search", "--limit", "100"];
+    let run = |recipe: &str, out: &str| {
+        let mut all = vec!["run", recipe, "--out", out];
+        all.extend(limits);
+        good(&all)
+    };
+    let first = run(&narrow, &made);
+    let account = first["accounts"][0]["pass"].as_str().expect("words");
+    assert!(account.contains("3 of 6 residual blocks left"), "{account}");
+    let lock = std::fs::read_to_string(dir.path().join("made/recipe.lock.ron")).expect("a lock");
+    assert_eq!(lock.matches("gone: true").count(), 6, "{lock}");
+    let steps = "Student(file: \"made/model.onnx\"), Distil(epochs: 1, samples: 128), Quantize(default: set(int8), scheme: (samples: 16))";
+    let given = recipe(dir.path(), steps, "");
+    let out = text(&dir.path().join("out"));
+    let second = run(&given, &out);
+    assert_eq!(second["sizes"]["macs"], first["sizes"]["macs"]);
+    let kept = std::fs::read_to_string(dir.path().join("out/recipe.ron")).expect("a recipe");
+    assert!(kept.contains("../made/model.onnx"), "{kept}");
+    assert_eq!(good(&["verify", &out])["same"], Value::Bool(true));
+    // Another network under the same name shows.
+    let wider = recipe(dir.path(), "Student(width: 0.5)", "");
+    run(&wider, &made);
+    let (code, verified) = json(&["verify", &out]);
+    assert_eq!(code, 1, "{verified:#}");
+    let said = verified["differences"].to_string();
+    assert!(said.contains("SHA-256 of the student"), "{said}");
+}
+
 /// Every method in one recipe, on the real sample: run, told, and repeated to the bit with another number of threads.
 #[test]
 fn methods_of_quantisation_run_and_repeat() {

@@ -344,6 +344,7 @@ pub fn steps(steps: &[Step]) -> String {
         .iter()
         .map(|step| match step {
             Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::Student(student) if student.file.is_some() => "a given student".into(),
             Step::Student(student) => format!(
                 "student of {:.0} % width, {:.0} % depth",
                 student.width * 100.0,

@@ -121,7 +121,7 @@ impl ResolvedStep {
             Self::SequentialMse(method) => members(&mut method.layers, heirs),
             Self::AdaRound(method) => members(&mut method.layers, heirs),
             Self::Gptq(method) => members(&mut method.layers, heirs),
-            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
+            Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }
     }
 
@@ -139,7 +139,7 @@ impl ResolvedStep {
             Self::SequentialMse(method) => method.layers.retain(stays),
             Self::AdaRound(method) => method.layers.retain(stays),
             Self::Gptq(method) => method.layers.retain(stays),
-            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
+            Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }
     }
 }

@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum ResolvedStep {
     FoldBatchNorm,
     Student(StudentSettings),
+    /// A network from a file, in the original's place.
+    StudentFile,
     /// Layers that neither rule nor default names have no entry; those to be kept have `None`.
     PruneChannels {
         settings: ChannelSettings,
@@ -80,7 +82,10 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
     for step in &recipe.steps {
         steps.push(match step {
             Step::FoldBatchNorm => ResolvedStep::FoldBatchNorm,
-            Step::Student(s) => ResolvedStep::Student(s.clone()),
+            Step::Student(s) => match s.file {
+                Some(_) => ResolvedStep::StudentFile,
+                None => ResolvedStep::Student(s.settings()),
+            },
             Step::Distil(s) => ResolvedStep::Distil(s.clone()),
             Step::PruneChannels(step) => {
                 let (default, rules) = (step.default.as_ref(), &step.layers);

@@ -41,17 +41,16 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .at(here));
                 }
             }
-            Step::Student(settings) => {
+            Step::Student(step) => {
                 let here = Anchor::Word("Student", students);
                 students += 1;
                 if index > 0 {
                     return Err(RecipeError::new(
-                        "Student must be the first step: it is made from the original, and all else is done to it",
+                        "Student must be the first step: it stands in the original's place, and all else is done to it",
                     )
                     .at(here));
                 }
-                settings
-                    .check()
+                step.check()
                     .map_err(|e| RecipeError::new(format!("Student: {e}")).at(here))?;
             }
             Step::PruneChannels(step) => {

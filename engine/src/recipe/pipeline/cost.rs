@@ -17,6 +17,7 @@ impl Work<'_> {
     pub(super) fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
             ResolvedStep::FoldBatchNorm
+            | ResolvedStep::StudentFile
             | ResolvedStep::Prune { .. }
             | ResolvedStep::Cluster { .. }
             | ResolvedStep::Equalize(_) => 0,
@@ -59,7 +60,7 @@ impl Work<'_> {
 
     /// Cost of a method that goes through the network layer by layer with `samples`, and does `each` multiplications for a weight.
     fn cost_by_layer(&self, samples: usize, each: f64, chosen: &BTreeSet<LayerId>) -> u64 {
-        let layers = &self.session.layers;
+        let layers = self.layers;
         let weights: f64 = layers
             .iter()
             .filter(|l| chosen.contains(&l.id))
