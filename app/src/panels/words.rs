@@ -350,6 +350,10 @@ pub fn steps(steps: &[Step]) -> String {
                 student.width * 100.0,
                 student.depth * 100.0
             ),
+            Step::PruneBlocks(step) => match step.count {
+                Some(count) => format!("take out {count} residual blocks"),
+                None => "take out residual blocks by name".into(),
+            },
             Step::PruneChannels(step) => match (step.amount, &step.default) {
                 (Amount::Macs(share), _) => {
                     format!("channels to {:.0} % of the MACs", share * 100.0)

@@ -1,6 +1,7 @@
 //! The recipe: what to do to a model, in RON; strict reading, resolution of globs to layers, the pipeline that carries it
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
+mod blocks;
 mod channels;
 mod checkpoints;
 mod cluster;
@@ -26,6 +27,7 @@ mod channel_tests;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::PruneBlocksStep;
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
 pub use cluster::ClusterStep;
@@ -76,6 +78,7 @@ pub enum Step {
     FoldBatchNorm,
     /// A narrower and shallower network made from the model, or a given one; the first step.
     Student(StudentStep),
+    PruneBlocks(PruneBlocksStep),
     PruneChannels(PruneChannelsStep),
     LowRank(LowRankStep),
     Cluster(ClusterStep),

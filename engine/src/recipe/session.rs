@@ -123,6 +123,8 @@ impl Session {
     /// A file that is missing or broken, a network with other inputs or outputs than the model's, or one that cannot run.
     pub fn with_student(mut self, file: &Path) -> Result<Self, PipelineError> {
         self.student = Some(Arc::new(StudentNetwork::open(file, &self)?));
+        // Those of another student would be told by the same steps.
+        self.cache().ranges.clear();
         Ok(self)
     }
 

@@ -35,6 +35,13 @@ impl Work<'_> {
                 let scored = settings.width < 1.0 && settings.criterion.needs_data();
                 (blocks + u64::from(scored) * (TRAIN_COST - 1) + 1) * settings.samples as u64
             }
+            ResolvedStep::PruneBlocks { settings, .. } => {
+                let blocks = match settings.count {
+                    Some(_) => 2 * blocks(&self.session.graph).len() as u64 + 2,
+                    None => 0,
+                };
+                (blocks + 1) * settings.samples as u64
+            }
             ResolvedStep::LowRank { settings, .. } => settings.samples as u64,
             ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,
             ResolvedStep::SequentialMse(OnLayers { settings, layers }) => self.cost_by_layer(

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     compress::{
         Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
-        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
-        Student, calibrate_layers,
+        MagnitudePrune, Model, Pass, PassContext, Precision, PruneBlocks, PruneChannels,
+        QuantScheme, Quantize, Student, calibrate_layers,
     },
     data::SplitName,
     graph::LayerId,
@@ -96,6 +96,18 @@ impl<'a> Work<'a> {
                     stand.accounts.push(account);
                 }
                 self.advance(cost, "student in the original's place")
+            }
+            ResolvedStep::PruneBlocks { settings, layers } => {
+                if settings.count.is_some() {
+                    session.runnable_to(
+                        "judge blocks on, or name them in `layers`, without a `count`",
+                    )?;
+                }
+                let pass = PruneBlocks {
+                    settings: settings.clone(),
+                    layers: layers.clone(),
+                };
+                self.pass(&pass, ["judging blocks", "blocks taken out"], cost, stand)
             }
             ResolvedStep::PruneChannels { settings, layers } => {
                 if settings.criterion.needs_data() {
@@ -351,7 +363,10 @@ fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> 
 
 /// Whether the model has fewer layers after the step.
 fn takes_layers_out(step: &ResolvedStep) -> bool {
-    matches!(step, ResolvedStep::Student(_))
+    matches!(
+        step,
+        ResolvedStep::Student(_) | ResolvedStep::PruneBlocks { .. }
+    )
 }
 
 /// Later steps ask of factors what they ask of the layer that was taken apart, and nothing of layers that are gone, where there are `fewer`.
