@@ -554,7 +554,10 @@ fn students_are_made_and_given() {
     };
     let first = run(&narrow, &made);
     let account = first["accounts"][0]["pass"].as_str().expect("words");
-    assert!(account.contains("3 of 6 residual blocks left"), "{account}");
+    assert!(
+        account.contains("of 7 residual blocks 3 taken out"),
+        "{account}"
+    );
     let lock = std::fs::read_to_string(dir.path().join("made/recipe.lock.ron")).expect("a lock");
     assert_eq!(lock.matches("gone: true").count(), 6, "{lock}");
     let steps = "Student(file: \"made/model.onnx\"), Distil(epochs: 1, samples: 128), Quantize(default: set(int8), scheme: (samples: 16))";

@@ -83,7 +83,7 @@ fn a_given_student_is_trained_quantised_and_locked() {
         let number = number.rsplit(' ').next().expect("a number");
         number.parse().expect("a number")
     };
-    assert!(share("after") > share("before") + 5.0, "{told}");
+    assert!(share(") after") > share(") before") + 5.0, "{told}");
     assert!(
         outcome.accounts[0]
             .pass
