@@ -472,6 +472,111 @@ fn channels_are_taken_out_and_the_run_can_be_repeated() {
     assert!(refused.contains("must come before Quantize"), "{refused}");
 }
 
+/// Heads, feed-forward widths and a whole block of an encoder: gone from the file, told, locked and repeated.
+#[test]
+fn heads_and_blocks_are_taken_out_of_an_encoder() {
+    let dir = folder();
+    let encoder = text(&sample("../fashion-encoder/fashion-encoder.onnx"));
+    let content = format!(
+        "(version: 1, model: {encoder:?}, task: {:?}, steps: [
+            PruneBlocks(layers: [\"/layers.1/attention/*\"], samples: 16),
+            PruneChannels(attention: heads, layers: [(\"/layers.*/attention/*\", set(0.5))], samples: 16),
+            PruneChannels(layers: [(\"/layers.*/intermediate/*\", set(0.25))], samples: 16),
+            Quantize(default: set(int8), scheme: (activations: dynamic)),
+        ])",
+        task()
+    );
+    let path = dir.path().join("my.ron");
+    std::fs::write(&path, content).expect("writes");
+    let out = text(&dir.path().join("out"));
+    let run = good(&[
+        "run",
+        &text(&path),
+        "--out",
+        &out,
+        "--split",
+        "search",
+        "--limit",
+        "60",
+    ]);
+    let account = |at: usize| {
+        run["accounts"][at]["pass"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert!(
+        account(0).contains("1 taken out, those that were named"),
+        "{}",
+        account(0)
+    );
+    assert!(
+        account(1).contains("whole attention heads"),
+        "{}",
+        account(1)
+    );
+    let before = good(&["inspect", &encoder]);
+    let after = good(&["inspect", &text(&dir.path().join("out/model.onnx"))]);
+    let layers = |v: &Value| v["layers"].as_array().map_or(0, Vec::len);
+    assert_eq!(layers(&after) + 4, layers(&before));
+    let macs = |v: &Value| v["sizes"]["macs"].as_u64().expect("MACs");
+    assert!(macs(&after) < macs(&before) * 3 / 4);
+    let lock = std::fs::read_to_string(dir.path().join("out/recipe.lock.ron")).expect("a lock");
+    assert_eq!(lock.matches("gone: true").count(), 4, "{lock}");
+    assert_eq!(good(&["verify", &out])["same"], Value::Bool(true));
+    let half = "PruneBlocks(layers: [\"layer1.0.conv1\"])";
+    let said = refused(&["run", &recipe(dir.path(), half, ""), "--out", &out]);
+    assert!(said.contains("not a whole residual block"), "{said}");
+    let none = refused(&[
+        "run",
+        &recipe(dir.path(), "PruneBlocks()", ""),
+        "--out",
+        &out,
+    ]);
+    assert!(none.contains("nothing would go"), "{none}");
+}
+
+/// A student made from the original, then the same network given as a file: found from the recipe's folder, and from the run's.
+#[test]
+fn students_are_made_and_given() {
+    let dir = folder();
+    let made = text(&dir.path().join("made"));
+    let narrow = recipe(
+        dir.path(),
+        "Student(width: 0.25, depth: 0.5, samples: 16)",
+        "",
+    );
+    let limits = ["--split", "search", "--limit", "100"];
+    let run = |recipe: &str, out: &str| {
+        let mut all = vec!["run", recipe, "--out", out];
+        all.extend(limits);
+        good(&all)
+    };
+    let first = run(&narrow, &made);
+    let account = first["accounts"][0]["pass"].as_str().expect("words");
+    assert!(
+        account.contains("of 7 residual blocks 3 taken out"),
+        "{account}"
+    );
+    let lock = std::fs::read_to_string(dir.path().join("made/recipe.lock.ron")).expect("a lock");
+    assert_eq!(lock.matches("gone: true").count(), 6, "{lock}");
+    let steps = "Student(file: \"made/model.onnx\"), Distil(epochs: 1, samples: 128), Quantize(default: set(int8), scheme: (samples: 16))";
+    let given = recipe(dir.path(), steps, "");
+    let out = text(&dir.path().join("out"));
+    let second = run(&given, &out);
+    assert_eq!(second["sizes"]["macs"], first["sizes"]["macs"]);
+    let kept = std::fs::read_to_string(dir.path().join("out/recipe.ron")).expect("a recipe");
+    assert!(kept.contains("../made/model.onnx"), "{kept}");
+    assert_eq!(good(&["verify", &out])["same"], Value::Bool(true));
+    // Another network under the same name shows.
+    let wider = recipe(dir.path(), "Student(width: 0.5)", "");
+    run(&wider, &made);
+    let (code, verified) = json(&["verify", &out]);
+    assert_eq!(code, 1, "{verified:#}");
+    let said = verified["differences"].to_string();
+    assert!(said.contains("SHA-256 of the student"), "{said}");
+}
+
 /// Every method in one recipe, on the real sample: run, told, and repeated to the bit with another number of threads.
 #[test]
 fn methods_of_quantisation_run_and_repeat() {

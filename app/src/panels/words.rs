@@ -486,11 +486,16 @@ pub fn steps(steps: &[Step]) -> String {
         .iter()
         .map(|step| match step {
             Step::FoldBatchNorm => "fold batch norms".into(),
+            Step::Student(student) if student.file.is_some() => "a given student".into(),
             Step::Student(student) => format!(
                 "student of {:.0} % width, {:.0} % depth",
                 student.width * 100.0,
                 student.depth * 100.0
             ),
+            Step::PruneBlocks(step) => match step.count {
+                Some(count) => format!("take out {count} residual blocks"),
+                None => "take out residual blocks by name".into(),
+            },
             Step::PruneChannels(step) => match (step.amount, &step.default) {
                 (Amount::Macs(share), _) => {
                     format!("channels to {:.0} % of the MACs", share * 100.0)

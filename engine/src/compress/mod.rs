@@ -22,6 +22,7 @@ mod placement;
 mod plan;
 mod precision;
 mod prune;
+mod prune_blocks;
 mod quantize;
 mod scale_search;
 mod segments;
@@ -56,11 +57,12 @@ pub use placement::IntegerOp;
 #[cfg(test)]
 pub(crate) use plan::values_to_calibrate;
 pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
+pub use prune_blocks::{BlockSettings, PruneBlocks};
 pub use scale_search::{ScaleSearchSettings, SequentialMse};
 pub use smooth::{SmoothQuant, SmoothQuantSettings};
 pub use structured::{
-    Amount, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels, Ranking,
-    layer_channels,
+    Amount, Attention, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels,
+    Ranking, layer_channels,
 };
 pub use student::{Student, StudentSettings};
 pub use weights::ScaleLayout;

@@ -3,10 +3,10 @@
 use super::{
     Account, AccountEntry, Amount, ChannelSettings, CompressError, Criterion, Model, Outcome, Pass,
     PassContext, PruneChannels, Ratio, blocks,
-    structured::{layer_channels, macs, settle},
+    prune_blocks::{Outcomes, least_missed, take_out},
+    structured::{layer_channels, macs},
 };
-use crate::{data::SplitName, exec::ExecError, graph::LayerId};
-use std::collections::BTreeMap;
+use crate::exec::ExecError;
 
 /// How a student is made.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -79,9 +79,6 @@ impl StudentSettings {
 #[derive(Clone, Debug)]
 pub struct Student(pub StudentSettings);
 
-/// What happened to each layer that there is something to say of.
-type Outcomes = BTreeMap<LayerId, Outcome>;
-
 impl Student {
     /// Takes blocks out; what was done to the layers of all blocks, and words on the whole.
     fn shallower(
@@ -114,35 +111,10 @@ impl Student {
                     .to_owned(),
             );
         };
-        let influence = blocks::influences(&model.graph, &found, data, settings.samples, context)?;
-        let mut order: Vec<usize> = (0..all).collect();
-        // The later one of equal ones goes first.
-        order.sort_by(|a, b| influence[*a].total_cmp(&influence[*b]).then(b.cmp(a)));
-        order.truncate(all - stay);
-        order.sort_unstable();
-        let judged = settings.samples.min(data.len(SplitName::Calibration));
-        let mut outcomes = Outcomes::new();
-        for (index, block) in found.iter().enumerate() {
-            let missed = format!(
-                "without it alone the outputs diverge by {:.3e} nats (KL, measured, n {judged} calibration samples)",
-                influence[index]
-            );
-            for layer in &block.layers {
-                // A block within another one goes with it.
-                if order.contains(&index) {
-                    let words = format!("gone with its residual block: {missed}");
-                    outcomes.insert(layer.clone(), Outcome::Done(words));
-                } else {
-                    let words = format!("its residual block stays: {missed}");
-                    let stays = Outcome::NotDone(words);
-                    outcomes.entry(layer.clone()).or_insert(stays);
-                }
-            }
-        }
-        let gone: Vec<&blocks::Block> = order.iter().map(|i| &found[*i]).collect();
-        let mut graph = blocks::without(&model.graph, &gone)?;
-        let settled = settle(&model.graph, &mut graph, settings.samples, context)?;
-        model.graph = graph;
+        let samples = settings.samples;
+        let (gone, influence) = least_missed(&model, &found, all - stay, data, samples, context)?;
+        let (outcomes, settled) =
+            take_out(&mut model, &found, &gone, &influence, samples, context)?;
         let words = format!(
             "of {all} residual blocks {} taken out, those that the outputs miss least{settled}",
             all - stay

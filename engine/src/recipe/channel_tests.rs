@@ -2,8 +2,9 @@
 
 use crate::{
     compress::{
-        Account, Amount, ChannelSettings, Model, Outcome, Pass, PruneChannels, Ranking, Ratio,
-        structured::tests::equals_the_zeroed,
+        Account, Amount, Attention, ChannelGroups, ChannelSettings, Model, Outcome, Pass,
+        PruneChannels, Ranking, Ratio,
+        structured::tests::{equals_the_zeroed, equals_the_zeroed_with},
         testkit::{batch, run_on, with_context},
     },
     formats::onnx,
@@ -150,4 +151,75 @@ fn what_is_pruned_can_be_written_and_read_again() {
         "{}",
         account.pass
     );
+}
+
+/// Two of four heads of every block: queries, keys and values lose outputs, what projects back loses inputs, and the number of heads that
+/// the graph reshapes to follows.
+#[test]
+fn whole_heads_go_from_an_encoder() {
+    let model = sample("fashion-encoder/fashion-encoder.onnx");
+    for attention in [Attention::Heads, Attention::Widths] {
+        for seed in [1, 99] {
+            let x = batch(2, &[1, 28, 28]);
+            let removed = equals_the_zeroed_with(attention, &model, &x, seed, 1e-3);
+            assert!(removed > 8, "{attention:?}: {removed}");
+        }
+    }
+    let projections = ["query", "key", "value"].map(|p| format!("/attention/{p}/"));
+    let is = |name: &str| projections.iter().any(|p| name.contains(p.as_str()));
+    let attention: Vec<LayerId> = model.graph.layers().into_iter().map(|l| l.id).collect();
+    let attention: Vec<LayerId> = attention.into_iter().filter(|l| is(&l.0)).collect();
+    assert!(attention.len() >= 6, "{attention:?}");
+    let pass = PruneChannels {
+        settings: ChannelSettings {
+            attention: Attention::Heads,
+            ..ChannelSettings::default()
+        },
+        layers: attention
+            .iter()
+            .map(|l| (l.clone(), Some(Ratio(0.5))))
+            .collect(),
+    };
+    let (pruned, account) = with_context(|c| pass.apply(model.clone(), c)).expect("applies");
+    pruned.graph.validate().expect("valid");
+    let shapes = |m: &Model| -> Vec<(String, Vec<usize>)> {
+        let layers = m.graph.layers().into_iter();
+        layers
+            .map(|l| (l.id.0.to_string(), l.weight_shape))
+            .collect()
+    };
+    for ((name, before), (_, after)) in shapes(&model).iter().zip(&shapes(&pruned)) {
+        let mut wanted = before.clone();
+        if is(name) {
+            wanted[1] /= 2;
+        } else if name.contains("/attention/dense/") {
+            wanted[0] /= 2;
+        }
+        assert_eq!(*after, wanted, "{name}");
+    }
+    // Heads are as wide as they were, and half as many.
+    let heads = |m: &Model| -> Vec<(usize, usize)> {
+        let mut bound = m.graph.clone();
+        bound.bind_batch(1);
+        let reshapes = bound.nodes.iter().filter(|n| n.op.name() == "Reshape");
+        let shapes = reshapes.filter_map(|n| bound.value(n.outputs[0]?).known_shape());
+        shapes
+            .filter(|s| s.len() == 4 && s[1] == 50)
+            .map(|s| (s[2], s[3]))
+            .collect()
+    };
+    let (before, after) = (heads(&model), heads(&pruned));
+    assert_eq!(before.len(), attention.len());
+    for ((n, width), now) in before.into_iter().zip(after) {
+        assert_eq!((n / 2, width), now);
+    }
+    assert!(
+        account.pass.contains("whole attention heads"),
+        "{}",
+        account.pass
+    );
+    // Without heads the widths of queries and keys are tied to each other, as is shown.
+    let groups = ChannelGroups::of(&model.graph);
+    let group = groups.group_of(&attention[0]).expect("has a group");
+    assert_eq!(group.layers, attention[..2]);
 }

@@ -1,7 +1,7 @@
 //! The recipe step that takes channels out: its keys, the rules of its place among the steps, and its account in short.
 
 use super::{Choice, RecipeError, Rule};
-use crate::compress::{Amount, ChannelSettings, Criterion, Ranking, Ratio};
+use crate::compress::{Amount, Attention, ChannelSettings, Criterion, Ranking, Ratio};
 
 /// Keys of `PruneChannels`; see [`ChannelSettings`] for those that are the same.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -10,6 +10,8 @@ pub struct PruneChannelsStep {
     pub amount: Amount,
     pub criterion: Criterion,
     pub ranking: Ranking,
+    #[serde(skip_serializing_if = "is_widths")]
+    pub attention: Attention,
     /// For `ratios`: the share of a layer's channels that goes; for the other amounts the most that may. Left out: nothing goes by
     /// `ratios`, anything may go otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,6 +36,7 @@ impl PruneChannelsStep {
             amount: settings.amount,
             criterion: settings.criterion,
             ranking: settings.ranking,
+            attention: settings.attention,
             default: None,
             layers: Vec::new(),
             round_to: settings.round_to,
@@ -49,6 +52,7 @@ impl PruneChannelsStep {
             amount: self.amount,
             criterion: self.criterion,
             ranking: self.ranking,
+            attention: self.attention,
             round_to: self.round_to,
             least: self.least,
             samples: self.samples,
@@ -75,6 +79,11 @@ impl PruneChannelsStep {
         }
         Ok(())
     }
+}
+
+/// Left out where nothing is asked for: what recipes are called by stays what it was.
+fn is_widths(attention: &Attention) -> bool {
+    *attention == Attention::Widths
 }
 
 /// The step's error, before it is known where it stands.

@@ -119,6 +119,9 @@ struct Identity {
     machine: String,
     steps_sha256: String,
     model_sha256: String,
+    /// Of the student that the recipe gives, if it does.
+    #[serde(default)]
+    student_sha256: String,
     data_sha256: String,
 }
 
@@ -129,6 +132,7 @@ impl Identity {
             machine: super::machine(),
             steps_sha256: recipe.steps_sha256()?,
             model_sha256: session.model_sha256(cancel)?,
+            student_sha256: session.student_sha256(recipe)?.unwrap_or_default(),
             data_sha256: session.data_sha256().to_owned(),
         })
     }
@@ -144,6 +148,11 @@ impl Identity {
                 &other.steps_sha256,
             ),
             ("another model", &self.model_sha256, &other.model_sha256),
+            (
+                "another student",
+                &self.student_sha256,
+                &other.student_sha256,
+            ),
             (
                 "another task or other data",
                 &self.data_sha256,

@@ -2,7 +2,11 @@
 
 use super::{
     GoalVerdict, PipelineError, Recipe, RecipeError, RecipeFile, RunObserver, RunOutcome, Session,
-    from_ron, low_rank::heirs, read_text, run, sha256, sha256_file, text::claimed_version, to_ron,
+    from_ron,
+    low_rank::heirs,
+    read_text, run, sha256, sha256_file,
+    text::{Anchor, claimed_version},
+    to_ron,
 };
 use crate::{
     compress::{
@@ -44,6 +48,9 @@ pub struct Lock {
     pub recipe_sha256: String,
     /// SHA-256 of the original model's file, hex.
     pub model_sha256: String,
+    /// SHA-256 of the student's file, where the recipe gives one, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_sha256: Option<String>,
     /// SHA-256 over the task file and all data, hex.
     pub data_sha256: String,
     pub seed: u64,
@@ -132,14 +139,14 @@ impl Lock {
     ) -> Result<Self, PipelineError> {
         let mut exported = quantized_layers(&outcome.graph);
         let (before, after) = (
-            layer_channels(&session.graph),
+            layer_channels(session.graph_of(&outcome.recipe)?),
             layer_channels(&outcome.graph),
         );
         let made = outcome.graph.layers();
-        let heirs = heirs(&made, &session.layers);
+        let known = session.layers_of(&outcome.recipe)?;
+        let heirs = heirs(&made, known);
         let apart: BTreeSet<&LayerId> = heirs.iter().map(|(_, parent)| parent).collect();
-        let mut layers: Vec<LockedLayer> = session
-            .layers
+        let mut layers: Vec<LockedLayer> = known
             .iter()
             .map(|facts| {
                 let found = exported
@@ -194,6 +201,7 @@ impl Lock {
             machine: machine(),
             recipe_sha256: sha256(recipe_text.as_bytes()),
             model_sha256: session.model_sha256(&CancelToken::default())?,
+            student_sha256: session.student_sha256(&outcome.recipe)?,
             data_sha256: session.data_sha256().to_owned(),
             seed: outcome.recipe.seed,
             split: outcome.split,
@@ -244,6 +252,11 @@ impl Lock {
             "SHA-256 of the original model",
             &a.model_sha256,
             &b.model_sha256,
+        );
+        found.compare(
+            "SHA-256 of the student",
+            &a.student_sha256,
+            &b.student_sha256,
         );
         found.compare("SHA-256 of the data", &a.data_sha256, &b.data_sha256);
         found.compare("seed", &a.seed, &b.seed);
@@ -415,7 +428,17 @@ pub fn open_recipe(
     };
     let model = own(model, RecipeFile::model_path)?;
     let task = own(task, RecipeFile::task_path)?;
-    let session = Session::open(&model, Some(&task))?;
-    super::resolve(&file.recipe, &session.layers).map_err(|e| e.locate(&file.path, &file.text))?;
+    let mut session = Session::open(&model, Some(&task))?;
+    if let Some(student) = file.student_path()? {
+        session = session.with_student(&student).map_err(|e| match e {
+            PipelineError::Recipe(e) => {
+                let e = e.at(Anchor::Word("file", 0));
+                e.locate(&file.path, &file.text).into()
+            }
+            other => other,
+        })?;
+    }
+    super::resolve(&file.recipe, session.layers_of(&file.recipe)?)
+        .map_err(|e| e.locate(&file.path, &file.text))?;
     Ok((session, file.recipe.clone()))
 }

@@ -114,6 +114,7 @@ impl ResolvedStep {
             Self::Prune { layers, .. } => values(layers, heirs),
             Self::Cluster { layers, .. } => values(layers, heirs),
             Self::Quantize { layers, .. } => values(layers, heirs),
+            Self::PruneBlocks { layers, .. } => layers.iter_mut().for_each(|l| members(l, heirs)),
             Self::PruneChannels { layers, .. } => values(layers, heirs),
             Self::LowRank { layers, .. } => values(layers, heirs),
             Self::Equalize(layers) | Self::CorrectBias { layers, .. } => members(layers, heirs),
@@ -121,7 +122,7 @@ impl ResolvedStep {
             Self::SequentialMse(method) => members(&mut method.layers, heirs),
             Self::AdaRound(method) => members(&mut method.layers, heirs),
             Self::Gptq(method) => members(&mut method.layers, heirs),
-            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
+            Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }
     }
 
@@ -132,6 +133,7 @@ impl ResolvedStep {
             Self::Prune { layers, .. } => layers.retain(|id, _| stays(id)),
             Self::Cluster { layers, .. } => layers.retain(|id, _| stays(id)),
             Self::Quantize { layers, .. } => layers.retain(|id, _| stays(id)),
+            Self::PruneBlocks { layers, .. } => layers.iter_mut().for_each(|l| l.retain(stays)),
             Self::PruneChannels { layers, .. } => layers.retain(|id, _| stays(id)),
             Self::LowRank { layers, .. } => layers.retain(|id, _| stays(id)),
             Self::Equalize(layers) | Self::CorrectBias { layers, .. } => layers.retain(stays),
@@ -139,7 +141,7 @@ impl ResolvedStep {
             Self::SequentialMse(method) => method.layers.retain(stays),
             Self::AdaRound(method) => method.layers.retain(stays),
             Self::Gptq(method) => method.layers.retain(stays),
-            Self::FoldBatchNorm | Self::Student(_) | Self::Distil(_) => {}
+            Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }
     }
 }

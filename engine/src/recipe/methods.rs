@@ -141,6 +141,9 @@ fn before_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
         }
         _ => match steps[here..].iter().find_map(|step| match step {
             Step::Prune(_) => Some("must come after Prune: it changes the magnitudes that Prune compares"),
+            Step::PruneBlocks(_) => Some(
+                "must come after PruneBlocks: it scales neighbours by each other, and blocks that go are some of them",
+            ),
             Step::PruneChannels(_) => Some(
                 "must come after PruneChannels: it changes the magnitudes that channels are compared by",
             ),

@@ -1,6 +1,7 @@
 //! The recipe: what to do to a model, in RON; strict reading, resolution of globs to layers, the pipeline that carries it
 //! out, and the lock file that says exactly what was done. Desktop and command line run the same pipeline.
 
+mod blocks;
 mod channels;
 mod checkpoints;
 mod cluster;
@@ -15,6 +16,7 @@ mod pipeline;
 mod plan;
 mod resolve;
 mod session;
+mod student;
 mod targets;
 mod text;
 mod validate;
@@ -25,6 +27,7 @@ mod channel_tests;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::PruneBlocksStep;
 pub use channels::PruneChannelsStep;
 pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart};
 pub use cluster::ClusterStep;
@@ -42,6 +45,7 @@ pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built
 pub use plan::PlanContext;
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
+pub use student::{StudentNetwork, StudentStep};
 pub use targets::evaluate_at;
 pub(crate) use text::claimed_version;
 pub use text::{RecipeError, from_ron, read_text, to_ron};
@@ -51,7 +55,7 @@ pub use verdict::{GoalVerdict, judge, overall};
 use crate::{
     compress::{
         AdaRoundSettings, GptqSettings, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
-        ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
+        ScaleSearchSettings, SmoothQuantSettings,
     },
     train::DistilSettings,
 };
@@ -72,8 +76,9 @@ pub struct Rule<T>(pub String, pub Choice<T>);
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Step {
     FoldBatchNorm,
-    /// A narrower and shallower network made from the model; the first step.
-    Student(StudentSettings),
+    /// A narrower and shallower network made from the model, or a given one; the first step.
+    Student(StudentStep),
+    PruneBlocks(PruneBlocksStep),
     PruneChannels(PruneChannelsStep),
     LowRank(LowRankStep),
     Cluster(ClusterStep),
@@ -229,13 +234,23 @@ impl RecipeFile {
         self.existing("task", &self.recipe.task)
     }
 
+    /// The file of the student that the recipe gives, if it does; an error names the file that is missing.
+    pub fn student_path(&self) -> Result<Option<PathBuf>, RecipeError> {
+        let file = self.recipe.student_file();
+        file.map(|path| self.existing("file", path)).transpose()
+    }
+
     fn existing(&self, key: &'static str, path: &Path) -> Result<PathBuf, RecipeError> {
         let full = self.from_here(path);
         if full.is_file() {
             return Ok(full);
         }
         Err(RecipeError::new(format!(
-            "the {key} is not there: {} (paths in a recipe are relative to the recipe's own folder)",
+            "{} is not there: {} (paths in a recipe are relative to the recipe's own folder)",
+            match key {
+                "file" => "the student's file".to_owned(),
+                _ => format!("the {key}"),
+            },
             full.display()
         ))
         .at(text::Anchor::Word(key, 0))

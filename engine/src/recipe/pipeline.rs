@@ -17,11 +17,12 @@ use crate::{
     exec::{CancelToken, ExecError},
     graph::Graph,
     measure::Sizes,
+    search::LayerFacts,
     target::LayerSaturation,
     train::TrainPoint,
 };
 use judging::Judging;
-use std::{sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 /// Told how far a run is, after every mini-batch: the place where other work may be done in between.
 pub trait RunObserver {
@@ -192,15 +193,21 @@ impl Recipe {
             .any(|s| matches!(s, Step::Distil(d) if d.trained_epochs() < d.epochs))
     }
 
-    /// Hash of what decides the outcome on a given model and data: the steps and the seed; not names and paths.
+    /// Hash of what decides the outcome on a given model, student and data: the steps and the seed; not names and paths.
     pub fn steps_sha256(&self) -> Result<String, RecipeError> {
-        Ok(sha256(to_ron(&(self.seed, &self.steps))?.as_bytes()))
+        let mut recipe = self.clone();
+        if let Some(file) = recipe.student_file_mut() {
+            *file = PathBuf::from("student.onnx");
+        }
+        Ok(sha256(to_ron(&(recipe.seed, &recipe.steps))?.as_bytes()))
     }
 }
 
 struct Work<'a> {
     recipe: &'a Recipe,
     session: &'a Session,
+    /// What rules speak of: the original's layers, or a given student's.
+    layers: &'a [LayerFacts],
     resolved: Resolved,
     observer: &'a mut dyn RunObserver,
     cancel: &'a CancelToken,
@@ -217,8 +224,10 @@ impl<'a> Work<'a> {
         observer: &'a mut dyn RunObserver,
         cancel: &'a CancelToken,
     ) -> Result<Self, PipelineError> {
+        let layers = session.layers_of(recipe)?;
         let mut work = Self {
-            resolved: resolve(recipe, &session.layers)?,
+            resolved: resolve(recipe, layers)?,
+            layers,
             recipe,
             session,
             observer,

@@ -7,9 +7,9 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, ChannelSettings, Codebooks, Energy, GptqSettings, LayerSetting,
-        LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
-        ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
+        AdaRoundSettings, Amount, BlockSettings, ChannelSettings, Codebooks, Energy, GptqSettings,
+        LayerSetting, LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme,
+        Ratio, ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -23,6 +23,13 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum ResolvedStep {
     FoldBatchNorm,
     Student(StudentSettings),
+    /// A network from a file, in the original's place.
+    StudentFile,
+    /// A block goes whose layers are all named; `None`: any may.
+    PruneBlocks {
+        settings: BlockSettings,
+        layers: Option<BTreeSet<LayerId>>,
+    },
     /// Layers that neither rule nor default names have no entry; those to be kept have `None`.
     PruneChannels {
         settings: ChannelSettings,
@@ -80,8 +87,21 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
     for step in &recipe.steps {
         steps.push(match step {
             Step::FoldBatchNorm => ResolvedStep::FoldBatchNorm,
-            Step::Student(s) => ResolvedStep::Student(s.clone()),
+            Step::Student(s) => match s.file {
+                Some(_) => ResolvedStep::StudentFile,
+                None => ResolvedStep::Student(s.settings()),
+            },
             Step::Distil(s) => ResolvedStep::Distil(s.clone()),
+            Step::PruneBlocks(step) => {
+                let rules = step.rules();
+                let chosen = apply("PruneBlocks", &Choice::Keep, &rules, layers, &earlier)?;
+                earlier.extend(step.layers.iter().map(String::as_str));
+                let named = (!rules.is_empty()).then(|| chosen.into_keys().collect());
+                ResolvedStep::PruneBlocks {
+                    settings: step.settings(),
+                    layers: named,
+                }
+            }
             Step::PruneChannels(step) => {
                 let (default, rules) = (step.default.as_ref(), &step.layers);
                 let chosen = choose("PruneChannels", default, rules, layers, &earlier)?;

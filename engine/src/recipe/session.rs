@@ -1,6 +1,6 @@
 //! An opened model with its data, and what is worth keeping between runs: baselines and calibration ranges.
 
-use super::{PipelineError, RecipeError, identity::Identity};
+use super::{PipelineError, Recipe, RecipeError, StudentNetwork, identity::Identity};
 use crate::{
     compress::{self, ActivationStats, Model, Ranges},
     data::{Dataset, SplitName},
@@ -26,6 +26,8 @@ pub struct Session {
     /// In the graph's order.
     pub layers: Vec<LayerFacts>,
     pub data: Option<Dataset>,
+    /// What recipes with a student from a file start from; see [`Session::with_student`].
+    student: Option<Arc<StudentNetwork>>,
     identity: Arc<Identity>,
     /// Its weights are looked at only when they are needed.
     large: bool,
@@ -84,6 +86,7 @@ impl Session {
             broken: OnceLock::new(),
             graph: file.graph,
             data,
+            student: None,
             cache: Mutex::default(),
         };
         if !large {
@@ -109,8 +112,60 @@ impl Session {
             broken: self.broken.clone(),
             graph: self.graph.clone(),
             data: Some(data),
+            student: self.student.clone(),
             cache: Mutex::default(),
         })
+    }
+
+    /// Opens the network that a recipe gives as student, for the model's place.
+    ///
+    /// # Errors
+    /// A file that is missing or broken, a network with other inputs or outputs than the model's, or one that cannot run.
+    pub fn with_student(mut self, file: &Path) -> Result<Self, PipelineError> {
+        self.student = Some(Arc::new(StudentNetwork::open(file, &self)?));
+        // Those of another student would be told by the same steps.
+        self.cache().ranges.clear();
+        Ok(self)
+    }
+
+    /// The network that the recipe gives as student; `None` where it gives none.
+    ///
+    /// # Errors
+    /// A recipe that gives one where none was opened.
+    pub fn student(&self, recipe: &Recipe) -> Result<Option<&StudentNetwork>, PipelineError> {
+        match (recipe.student_file(), &self.student) {
+            (None, _) => Ok(None),
+            (Some(_), Some(student)) => Ok(Some(student)),
+            (Some(file), None) => Err(PipelineError::NotRunnable(format!(
+                "Student: the recipe gives {} as student, which was not opened with the model: carry the recipe out by `limbeck run`",
+                file.display()
+            ))),
+        }
+    }
+
+    /// The layers that the recipe's rules speak of: the student's where it gives one, else the model's.
+    ///
+    /// # Errors
+    /// As [`Session::student`].
+    pub fn layers_of(&self, recipe: &Recipe) -> Result<&[LayerFacts], PipelineError> {
+        let student = self.student(recipe)?;
+        Ok(student.map_or(&self.layers, |s| &s.layers))
+    }
+
+    /// The graph that those are of.
+    ///
+    /// # Errors
+    /// As [`Session::student`].
+    pub(super) fn graph_of(&self, recipe: &Recipe) -> Result<&Graph, PipelineError> {
+        Ok(self.student(recipe)?.map_or(&self.graph, |s| &s.graph))
+    }
+
+    /// SHA-256 of the student's file, where the recipe gives one, hex.
+    ///
+    /// # Errors
+    /// As [`Session::student`].
+    pub fn student_sha256(&self, recipe: &Recipe) -> Result<Option<String>, PipelineError> {
+        Ok(self.student(recipe)?.map(|s| s.sha256.clone()))
     }
 
     /// Whether the files are so large that opening them looks at no weight: the hash is taken in the background, and zeros and

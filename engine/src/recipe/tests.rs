@@ -4,6 +4,7 @@ mod gradual;
 mod label_free;
 mod low_rank;
 mod student;
+mod student_file;
 mod targets;
 
 use super::*;

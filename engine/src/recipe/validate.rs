@@ -15,6 +15,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     goals(&recipe.goals)?;
     let mut students = 0;
+    let mut blocks = 0;
     let mut channels = 0;
     let mut low_ranks = 0;
     let mut clusters = 0;
@@ -41,18 +42,29 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     .at(here));
                 }
             }
-            Step::Student(settings) => {
+            Step::Student(step) => {
                 let here = Anchor::Word("Student", students);
                 students += 1;
                 if index > 0 {
                     return Err(RecipeError::new(
-                        "Student must be the first step: it is made from the original, and all else is done to it",
+                        "Student must be the first step: it stands in the original's place, and all else is done to it",
                     )
                     .at(here));
                 }
-                settings
-                    .check()
+                step.check()
                     .map_err(|e| RecipeError::new(format!("Student: {e}")).at(here))?;
+            }
+            Step::PruneBlocks(step) => {
+                let here = Anchor::Word("PruneBlocks", blocks);
+                blocks += 1;
+                if low_ranks + quantizes > 0 {
+                    return Err(RecipeError::new(
+                        "PruneBlocks must come before LowRank and Quantize: blocks are judged, and statistics settled, on layers that are whole",
+                    )
+                    .at(here));
+                }
+                step.check()
+                    .map_err(|e| RecipeError::new(format!("PruneBlocks: {e}")).at(here))?;
             }
             Step::PruneChannels(step) => {
                 let here = Anchor::Word("PruneChannels", channels);
@@ -140,9 +152,9 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             Step::Distil(settings) => {
                 let here = Anchor::Word("Distil", distils);
                 distils += 1;
-                if students + channels + low_ranks + prunes + quantizes + clusters == 0 {
+                if students + blocks + channels + low_ranks + prunes + quantizes + clusters == 0 {
                     return Err(RecipeError::new(
-                        "Distil has nothing to recover here; put it after Student, PruneChannels, LowRank, Prune, Cluster or Quantize",
+                        "Distil has nothing to recover here; put it after Student, PruneBlocks, PruneChannels, LowRank, Prune, Cluster or Quantize",
                     )
                     .at(here));
                 }

@@ -101,6 +101,13 @@ impl Session {
     /// Makes a recipe's plan the present one (one undo step); false, and said, where it does not fit the model. `goals_too`: its goals
     /// as well.
     pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) -> bool {
+        if let Some(student) = recipe.student_file() {
+            self.fail(format!(
+                "The recipe trains {} in the model's place; the window's plans are of the model's own layers: carry the recipe out by limbeck run.",
+                student.display()
+            ));
+            return false;
+        }
         let resolved = match recipe::resolve(recipe, self.state.layers()) {
             Ok(resolved) => resolved,
             Err(error) => {

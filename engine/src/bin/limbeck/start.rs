@@ -107,6 +107,13 @@ pub fn prepare(
     if let Some(task) = &session.task_path {
         recipe.task = recipe::relative_to(task, out);
     }
+    // Paths in a recipe are relative to its own folder.
+    let student = session
+        .student(recipe)?
+        .map(|s| recipe::relative_to(&s.path, out));
+    if let (Some(file), Some(path)) = (recipe.student_file_mut(), student) {
+        *file = path;
+    }
     let text = recipe.to_ron()?;
     if work.resumed.is_none() {
         work.start.model.clone_from(&session.model_path);

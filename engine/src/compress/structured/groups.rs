@@ -1,6 +1,7 @@
 //! Blocks of units that stand in the same places, and the groups of layers that they tie together.
 
 use super::{
+    Attention,
     labels::{Axis, Unit},
     trace::Trace,
 };
@@ -73,7 +74,12 @@ pub(crate) struct Structure {
 
 impl Structure {
     pub fn of(graph: &Graph) -> Self {
-        let trace = Trace::of(graph);
+        Self::with(graph, Attention::default())
+    }
+
+    /// What goes as one in attention is the caller's choice.
+    pub fn with(graph: &Graph, attention: Attention) -> Self {
+        let trace = Trace::of(graph, attention);
         let layers = trace.graph.layers();
         let mut structure = Self {
             trace,

@@ -79,6 +79,17 @@ pub enum Ranking {
     Global,
 }
 
+/// What goes as one where attention takes channels apart into heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// The same place within every head: all heads get narrower.
+    #[default]
+    Widths,
+    /// Whole heads (Michel et al., "Are Sixteen Heads Really Better than One?", 2019).
+    Heads,
+}
+
 /// How much goes.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,6 +123,7 @@ pub struct ChannelSettings {
     pub criterion: Criterion,
     /// Of no account for `ratios`.
     pub ranking: Ranking,
+    pub attention: Attention,
     /// What is left of every layer is a multiple of so many channels, where anything is taken (runtimes like 4, 8 or 16).
     pub round_to: usize,
     /// Channels that every layer keeps at least.
@@ -129,6 +141,7 @@ impl Default for ChannelSettings {
             amount: Amount::Ratios,
             criterion: Criterion::L2,
             ranking: Ranking::Global,
+            attention: Attention::Widths,
             round_to: 1,
             least: 1,
             samples: 256,

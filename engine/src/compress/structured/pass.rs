@@ -1,7 +1,7 @@
 //! The pass: limits from layers to blocks, scores, choice, removal, statistics; and the account by layer.
 
 use super::{
-    Amount, PruneChannels,
+    Amount, Attention, PruneChannels,
     choose::{Limit, choose, macs},
     groups::Structure,
     labels::Unit,
@@ -35,7 +35,7 @@ impl Pass for PruneChannels {
         if context.cancel.is_cancelled() {
             return Err(ExecError::Cancelled.into());
         }
-        let structure = Structure::of(&model.graph);
+        let structure = Structure::with(&model.graph, self.settings.attention);
         let limits: Vec<Limit> = (0..structure.blocks.len())
             .map(|block| self.limit(&structure, block))
             .collect();
@@ -81,8 +81,12 @@ impl Pass for PruneChannels {
         };
         let account = Account {
             pass: format!(
-                "{}, by {}{mac_words}{words}",
+                "{}{}, by {}{mac_words}{words}",
                 self.name(),
+                match settings.attention {
+                    Attention::Widths => "",
+                    Attention::Heads => " and whole attention heads",
+                },
                 settings.criterion.name()
             ),
             entries,

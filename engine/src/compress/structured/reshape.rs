@@ -1,10 +1,12 @@
 //! Reshape and Flatten: an axis of channels may be merged with others (Flatten) or come apart (channel shuffle, heads).
 
 use super::{
+    Attention,
     labels::{Axis, Unit},
     trace::{Rewrite, Trace},
 };
-use crate::graph::{Dim, Node, Op};
+use crate::graph::{Dim, Graph, Node, Op, ValueId};
+use std::{collections::BTreeSet, ops::Range};
 
 /// Elements of a block of axes that is followed index by index; larger ones stay.
 const MOST: usize = 1 << 24;
@@ -37,6 +39,10 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
             &said("has several extents that are not known beforehand"),
         );
     }
+    let heads = match t.attention {
+        Attention::Heads => heads(&t.graph, y, to.len()),
+        Attention::Widths => BTreeSet::new(),
+    };
     for (axis, units) in labelled {
         let Some((before, after)) = blocks.iter().find(|(b, _)| b.contains(&axis)) else {
             t.fix(&units, &said("mixes axes"));
@@ -54,7 +60,8 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
             .map(|i| units[i / inner.max(1) % units.len()])
             .collect();
         let extents = &to[after.clone()];
-        let (place, new) = spread(t, &flat, extents);
+        let head = after.clone().position(|a| heads.contains(&a));
+        let (place, new) = spread(t, &flat, extents, head);
         t.label(Some(y), after.start + place, new);
     }
     if is_reshape {
@@ -62,9 +69,61 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
     }
 }
 
-/// The axis of the block that alone decides the unit. Where none does, the longest is chosen, and what lies at the same
-/// index of it goes together.
-fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize]) -> (usize, Axis) {
+/// Axes of `y` along which attention multiplies one matrix after the other: heads. Followed to products of two computed values, through
+/// what moves axes and leaves their extents.
+fn heads(graph: &Graph, y: ValueId, rank: usize) -> BTreeSet<usize> {
+    let consumers = graph.consumers();
+    let mut found = BTreeSet::new();
+    let mut seen = BTreeSet::from([y]);
+    // A value, and which axis of `y` each of its own is.
+    let mut open = vec![(y, (0..rank).collect::<Vec<usize>>())];
+    while let Some((value, axes)) = open.pop() {
+        for (reader, _) in consumers.get(&value).into_iter().flatten() {
+            let node = graph.node(*reader);
+            let constant = |slot: usize| {
+                let input = node.inputs.get(slot).copied().flatten();
+                input.and_then(|v| graph.value(v).data.as_ref())
+            };
+            let passed = match &node.op {
+                Op::MatMul if constant(0).is_none() && constant(1).is_none() => {
+                    found.extend(axes.iter().take(axes.len().saturating_sub(2)));
+                    continue;
+                }
+                Op::Transpose { perm } => match perm {
+                    Some(perm) => perm.iter().map(|p| axes.get(*p).copied()).collect(),
+                    None => Some(axes.iter().rev().copied().collect()),
+                },
+                Op::Unary(_) | Op::Cast { .. } | Op::Identity | Op::Split { .. } => {
+                    Some(axes.clone())
+                }
+                // Scaled by one number for all.
+                Op::Binary(_) if (0..2).any(|i| constant(i).is_some_and(|d| d.len() == 1)) => {
+                    Some(axes.clone())
+                }
+                // One of several, such as the keys of queries, keys and values in one.
+                Op::Gather { axis } if constant(1).is_some_and(|d| d.shape.is_empty()) => {
+                    super::rules::place(*axis, axes.len()).map(|gone| {
+                        let mut left = axes.clone();
+                        left.remove(gone);
+                        left
+                    })
+                }
+                _ => None,
+            };
+            let Some(passed) = passed else { continue };
+            for output in node.outputs.iter().flatten() {
+                if seen.insert(*output) {
+                    open.push((*output, passed.clone()));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The axis of the block that units go by: `head`, where there is one, or the one that alone decides the unit. Where none does, the
+/// longest is chosen. What lies at the same index of it goes together.
+fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize], head: Option<usize>) -> (usize, Axis) {
     let stride = |axis: usize| extents[axis + 1..].iter().product::<usize>().max(1);
     let index = |axis: usize, i: usize| i / stride(axis) % extents[axis];
     let decides = |t: &Trace, axis: usize| -> bool {
@@ -75,10 +134,8 @@ fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize]) -> (usize, Axis) {
         })
     };
     let candidates: Vec<usize> = (0..extents.len()).filter(|a| extents[*a] > 1).collect();
-    let chosen = candidates
-        .iter()
-        .copied()
-        .find(|a| decides(t, *a))
+    let chosen = head
+        .or_else(|| candidates.iter().copied().find(|a| decides(t, *a)))
         .or_else(|| {
             let longest = candidates.iter().map(|a| extents[*a]).max()?;
             candidates
@@ -96,7 +153,7 @@ fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize]) -> (usize, Axis) {
     (chosen, units.into_iter().flatten().collect())
 }
 
-type Block = (std::ops::Range<usize>, std::ops::Range<usize>);
+type Block = (Range<usize>, Range<usize>);
 
 /// Pairs the shortest runs of axes with equal products. Ones at the end of both go with the last run.
 fn blocks(from: &[usize], to: &[usize]) -> Option<Vec<Block>> {

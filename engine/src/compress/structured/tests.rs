@@ -68,7 +68,18 @@ fn some_units(structure: &Structure, seed: u64) -> BTreeSet<u32> {
 
 /// The invariant, for some choice of units. How many went.
 pub(crate) fn equals_the_zeroed(model: &Model, x: &Tensor, seed: u64, tolerance: f32) -> usize {
-    let structure = Structure::of(&model.graph);
+    equals_the_zeroed_with(Attention::Widths, model, x, seed, tolerance)
+}
+
+/// The same, of heads as they are taken.
+pub(crate) fn equals_the_zeroed_with(
+    attention: Attention,
+    model: &Model,
+    x: &Tensor,
+    seed: u64,
+    tolerance: f32,
+) -> usize {
+    let structure = Structure::with(&model.graph, attention);
     let removed = some_units(&structure, seed);
     let pruned = structure
         .remove(&model.masks, &removed)

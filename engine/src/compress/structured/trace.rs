@@ -1,6 +1,7 @@
 //! One walk over the graph that labels channels: layers make units, other operators hand them on, unite them or fix them.
 
 use super::{
+    Attention,
     labels::{Axis, Labels},
     rules,
 };
@@ -38,6 +39,7 @@ pub(super) struct Trace {
     /// Shapes for one sample.
     shapes: Vec<Option<Vec<usize>>>,
     pub labels: Labels,
+    pub attention: Attention,
     pub rewrites: Vec<(usize, Rewrite)>,
     /// Why a layer makes no units of its own.
     pub why: BTreeMap<LayerId, Arc<str>>,
@@ -48,7 +50,7 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub fn of(graph: &Graph) -> Self {
+    pub fn of(graph: &Graph, attention: Attention) -> Self {
         let mut graph = own_constants(graph);
         graph.infer_shapes();
         let mut sample = graph.clone();
@@ -58,6 +60,7 @@ impl Trace {
             graph,
             shapes,
             labels: Labels::default(),
+            attention,
             rewrites: Vec::new(),
             why: BTreeMap::new(),
             uses: BTreeMap::new(),

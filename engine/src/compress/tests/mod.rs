@@ -8,6 +8,7 @@ mod fold;
 mod low_rank;
 mod placement;
 mod prune;
+mod prune_blocks;
 mod quantize;
 mod smooth;
 mod student;

@@ -17,6 +17,7 @@ impl Work<'_> {
     pub(super) fn cost(&self, step: &ResolvedStep) -> u64 {
         match step {
             ResolvedStep::FoldBatchNorm
+            | ResolvedStep::StudentFile
             | ResolvedStep::Prune { .. }
             | ResolvedStep::Cluster { .. }
             | ResolvedStep::Equalize(_) => 0,
@@ -33,6 +34,13 @@ impl Work<'_> {
                 };
                 let scored = settings.width < 1.0 && settings.criterion.needs_data();
                 (blocks + u64::from(scored) * (TRAIN_COST - 1) + 1) * settings.samples as u64
+            }
+            ResolvedStep::PruneBlocks { settings, .. } => {
+                let blocks = match settings.count {
+                    Some(_) => 2 * blocks(&self.session.graph).len() as u64 + 2,
+                    None => 0,
+                };
+                (blocks + 1) * settings.samples as u64
             }
             ResolvedStep::LowRank { settings, .. } => settings.samples as u64,
             ResolvedStep::SmoothQuant(method) => method.settings.samples as u64,
@@ -59,7 +67,7 @@ impl Work<'_> {
 
     /// Cost of a method that goes through the network layer by layer with `samples`, and does `each` multiplications for a weight.
     fn cost_by_layer(&self, samples: usize, each: f64, chosen: &BTreeSet<LayerId>) -> u64 {
-        let layers = &self.session.layers;
+        let layers = self.layers;
         let weights: f64 = layers
             .iter()
             .filter(|l| chosen.contains(&l.id))

@@ -54,6 +54,9 @@ impl Work<'_> {
             self.session.model_sha256(self.cancel)?,
         );
         note("limbeck.steps_sha256", recipe.steps_sha256()?);
+        if let Some(student) = self.session.student_sha256(recipe)? {
+            note("limbeck.student_sha256", student);
+        }
         let bytes = Arc::new(onnx::to_bytes(&graph)?);
         let target = recipe
             .target()

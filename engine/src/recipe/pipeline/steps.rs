@@ -9,15 +9,16 @@ use super::{
 use crate::{
     compress::{
         Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
-        MagnitudePrune, Model, Pass, PassContext, Precision, PruneChannels, QuantScheme, Quantize,
-        Student, calibrate_layers,
+        MagnitudePrune, Model, Pass, PassContext, Precision, PruneBlocks, PruneChannels,
+        QuantScheme, Quantize, Student, calibrate_layers,
     },
     data::SplitName,
     graph::LayerId,
     recipe::{
-        PipelineError, ResolvedStep, Session, checkpoints::Stand, files::sha256, low_rank::heirs,
-        resolve, to_ron,
+        PipelineError, ResolvedStep, checkpoints::Stand, files::sha256, low_rank::heirs, resolve,
+        to_ron,
     },
+    search::LayerFacts,
     train::{self, DistilSettings},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ impl<'a> Work<'a> {
         let is_training = |s: &ResolvedStep| matches!(s, ResolvedStep::Distil(_));
         let fewer = behind.iter().any(takes_layers_out);
         let ahead = steps.get_mut(first..).unwrap_or_default();
-        inherit(ahead, &stand.model, self.session, fewer);
+        inherit(ahead, &stand.model, self.layers, fewer);
         for index in first..steps.len() {
             stand.index = index;
             let (before, rest) = steps.split_at_mut(index);
@@ -58,7 +59,7 @@ impl<'a> Work<'a> {
             self.step(step, before, &mut stand)?;
             let fewer = takes_layers_out(step);
             if fewer || matches!(step, ResolvedStep::LowRank { .. }) {
-                inherit(later, &stand.model, self.session, fewer);
+                inherit(later, &stand.model, self.layers, fewer);
             }
         }
         let resolved = self.resolved.clone();
@@ -87,6 +88,26 @@ impl<'a> Work<'a> {
                 }
                 let pass = Student(settings.clone());
                 self.pass(&pass, ["making the student", "student made"], cost, stand)
+            }
+            ResolvedStep::StudentFile => {
+                if let Some(student) = session.student(self.recipe)? {
+                    let (model, account) = student.start(&session.graph);
+                    stand.model = model;
+                    stand.accounts.push(account);
+                }
+                self.advance(cost, "student in the original's place")
+            }
+            ResolvedStep::PruneBlocks { settings, layers } => {
+                if settings.count.is_some() {
+                    session.runnable_to(
+                        "judge blocks on, or name them in `layers`, without a `count`",
+                    )?;
+                }
+                let pass = PruneBlocks {
+                    settings: settings.clone(),
+                    layers: layers.clone(),
+                };
+                self.pass(&pass, ["judging blocks", "blocks taken out"], cost, stand)
             }
             ResolvedStep::PruneChannels { settings, layers } => {
                 if settings.criterion.needs_data() {
@@ -269,7 +290,7 @@ impl<'a> Work<'a> {
             && self.observer.wants_before_training()
             && let Some(recipe) = self.recipe.up_to_training()
         {
-            let resolved = resolve(&recipe, &self.session.layers)?;
+            let resolved = resolve(&recipe, self.layers)?;
             let mut accounts = stand.accounts.clone();
             accounts.truncate(recipe.steps.len());
             let built = self.finish(resolved, &recipe, &stand.model, accounts)?;
@@ -312,7 +333,7 @@ impl<'a> Work<'a> {
             // Stopping after the best epoch gives the same state: what was won can be repeated.
             if distilled.best_epoch > 0 {
                 let recipe = self.recipe.stopped_after(stand.index, distilled.best_epoch);
-                let resolved = resolve(&recipe, &session.layers)?;
+                let resolved = resolve(&recipe, self.layers)?;
                 let accounts = stand.accounts.clone();
                 let built = self.finish(resolved, &recipe, &stand.model, accounts)?;
                 self.observer.cancelled_training(recipe, built);
@@ -342,16 +363,19 @@ fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> 
 
 /// Whether the model has fewer layers after the step.
 fn takes_layers_out(step: &ResolvedStep) -> bool {
-    matches!(step, ResolvedStep::Student(_))
+    matches!(
+        step,
+        ResolvedStep::Student(_) | ResolvedStep::PruneBlocks { .. }
+    )
 }
 
 /// Later steps ask of factors what they ask of the layer that was taken apart, and nothing of layers that are gone, where there are `fewer`.
-fn inherit(later: &mut [ResolvedStep], model: &Model, session: &Session, fewer: bool) {
+fn inherit(later: &mut [ResolvedStep], model: &Model, known: &[LayerFacts], fewer: bool) {
     let layers = model.graph.layers();
-    let heirs = heirs(&layers, &session.layers);
+    let heirs = heirs(&layers, known);
     let mut gone: BTreeSet<LayerId> = BTreeSet::new();
     if fewer {
-        gone.extend(session.layers.iter().map(|l| l.id.clone()));
+        gone.extend(known.iter().map(|l| l.id.clone()));
         gone.retain(|id| layers.iter().all(|l| l.id != *id));
         gone.retain(|id| heirs.iter().all(|(_, parent)| parent != id));
     }

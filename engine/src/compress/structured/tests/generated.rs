@@ -281,7 +281,39 @@ proptest! {
     ) {
         let model = build(seed, &parts, flat);
         // Whether anything goes is up to chance here, and up to the next test there.
-        equals_the_zeroed(&model, &batch(2, &[3, 6, 6]), seed, 2e-4);
+        for attention in [Attention::Widths, Attention::Heads] {
+            equals_the_zeroed_with(attention, &model, &batch(2, &[3, 6, 6]), seed, 2e-4);
+        }
+    }
+}
+
+/// Two heads of width 3, tied in queries, keys and values; or three places in both, tied in queries and keys, which are summed over.
+#[test]
+fn attention_goes_by_heads_or_by_places_within_them() {
+    let model = build(3, &[11], true);
+    let projected = |structure: &Structure| -> Vec<(usize, usize, Vec<String>)> {
+        let blocks = structure.blocks.iter();
+        let own = blocks.map(|b| {
+            let outputs = b.members.iter().filter(|m| m.output);
+            let names = outputs.map(|m| structure.layers[m.layer].id.0.to_string());
+            (b.units.len(), b.width, names.collect::<Vec<String>>())
+        });
+        own.filter(|(.., names)| names.len() > 1).collect()
+    };
+    for (attention, units, width, tied) in
+        [(Attention::Heads, 2, 3, 3), (Attention::Widths, 3, 2, 2)]
+    {
+        let structure = Structure::with(&model.graph, attention);
+        let found = projected(&structure);
+        assert_eq!(found.len(), 1, "{attention:?}: {found:?}");
+        assert_eq!((found[0].0, found[0].1), (units, width), "{attention:?}");
+        assert_eq!(found[0].2.len(), tied, "{attention:?}: {found:?}");
+        let removed: usize = (0..8)
+            .map(|seed| {
+                equals_the_zeroed_with(attention, &model, &batch(2, &[3, 6, 6]), 5 + seed, 2e-4)
+            })
+            .sum();
+        assert!(removed > 8, "{attention:?}");
     }
 }
 
