@@ -45,6 +45,7 @@ impl PipelineError {
             self,
             Self::Recipe(_)
                 | Self::NotRunnable(_)
+                | Self::Compress(CompressError::Invalid(_))
                 | Self::Format(_)
                 | Self::Data(_)
                 | Self::Eval(crate::eval::EvalError::Shape(_))

@@ -1,5 +1,6 @@
 mod cluster;
 mod features;
+mod foresight;
 mod gradual;
 mod label_free;
 mod low_rank;

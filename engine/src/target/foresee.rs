@@ -42,12 +42,14 @@ pub fn foresee(
     Ok(Execution::of(&pack(&model)?, target))
 }
 
-/// Leaves every layer's weight one output channel of ones: where pairs go depends on no more, and groups lie along its inputs.
+/// Leaves every layer's weight one output channel of 1 and −1 in turn: where pairs go depends on no more, groups lie along its inputs, and codes that
+/// reach from end to end tell their width.
 fn narrow(graph: &mut Graph) {
     for layer in graph.layers() {
         let blank = |shape: &[usize]| {
-            let len = shape.iter().product();
-            TensorData::from_f32(shape, &vec![1.0; len])
+            let ends = [1.0, -1.0].into_iter().cycle();
+            let values: Vec<f32> = ends.take(shape.iter().product()).collect();
+            TensorData::from_f32(shape, &values)
         };
         let float = |graph: &Graph, value: ValueId| {
             let data = graph.value(value).data.as_ref()?;
