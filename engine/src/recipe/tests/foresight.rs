@@ -92,6 +92,6 @@ fn what_is_foreseen_of_a_plan_is_what_its_export_does() {
     }
     // Of whole plans, placed and not.
     assert_eq!(seen[0], Some((32, 32)), "{seen:?}");
-    assert_eq!(seen[3], Some((9, 32)), "{seen:?}");
+    assert_eq!(seen[3], Some((9, 31)), "{seen:?}");
     assert!(seen[1].is_some_and(|(inside, all)| inside > 0 && inside < all));
 }
