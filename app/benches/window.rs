@@ -8,7 +8,7 @@ use egui::{Event, MouseWheelUnit, Pos2, RawInput, Rect, TouchPhase, pos2, vec2};
 use limbeck_app::{
     app::{Session, Window},
     commands::Command,
-    state::{JobKind, SelectMode, SortKey, Tab, fixture},
+    state::{Document, JobKind, SelectMode, SortKey, Tab, fixture},
 };
 use limbeck_engine::{
     compress::{LayerSetting, Precision, Ratio},
@@ -213,6 +213,8 @@ fn session() -> Session {
         };
         state.document.set(&layer.id, setting);
     }
+    // As a new project has it: what layers run in is asked anew with every change of a precision.
+    state.document.scheme = Document::fresh().scheme;
     for run in 1..=RUNS {
         let title = format!("distil {run}");
         state.mirror.add_job(JobId(run), JobKind::Distil, title);

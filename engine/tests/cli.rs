@@ -630,3 +630,30 @@ fn methods_of_quantisation_run_and_repeat() {
     let again = good(&["verify", &out, "--threads", "2"]);
     assert_eq!(again["same"], true, "{again:#}");
 }
+
+/// A run's result never replaces the network that it is made of.
+#[test]
+fn a_run_does_not_write_over_what_it_reads() {
+    let dir = folder();
+    let own = dir.path().join("model.onnx");
+    std::fs::copy(sample("fashion-resnet.onnx"), &own).expect("copies");
+    let before = std::fs::read(&own).expect("reads");
+    let out = text(dir.path());
+    for (model, steps) in [
+        (text(&own), "FoldBatchNorm"),
+        (
+            text(&sample("fashion-resnet.onnx")),
+            "Student(file: \"model.onnx\"), FoldBatchNorm",
+        ),
+    ] {
+        let path = dir.path().join("over.ron");
+        let content = format!(
+            "(version: 1, model: {model:?}, task: {:?}, steps: [{steps}])",
+            task()
+        );
+        std::fs::write(&path, content).expect("writes");
+        let said = refused(&["run", &text(&path), "--out", &out]);
+        assert!(said.contains("another folder"), "{said}");
+        assert_eq!(std::fs::read(&own).expect("reads"), before);
+    }
+}

@@ -307,6 +307,20 @@ pub fn runs(state: &State, layer: &LayerId) -> Option<Runs> {
             "what is not known",
             format!("The description of {target} does not say what becomes of this layer"),
         ),
+        Some(RunsIn::ByInference) => unknown(
+            "?",
+            "what is not foreseen",
+            format!(
+                "Its input is quantised by the range of each inference: what becomes of it at {target} is not foreseen"
+            ),
+        ),
+        Some(RunsIn::Failed) => unknown(
+            "?",
+            "what was not worked out",
+            format!(
+                "How it runs at {target} was not worked out: it was cancelled or failed. The next change of the plan asks again"
+            ),
+        ),
         Some(RunsIn::Awaited) => unknown(
             "…",
             "what is being worked out",
@@ -344,7 +358,7 @@ fn around(node: &Executed) -> &'static str {
     }
 }
 
-/// "32 operators in integers, 2 in float, 3 conversions at onnxruntime-cpu", and what hovering that says.
+/// "32 operators in integers, 2 islands of float, 3 conversions at onnxruntime-cpu", and what hovering that says.
 pub fn islands(state: &State) -> Option<(String, String)> {
     let target = state.document.scheme.target.as_deref()?;
     let islands = state.islands()?;
@@ -354,9 +368,9 @@ pub fn islands(state: &State) -> Option<(String, String)> {
         n => format!("{} {many}", number::grouped(n as u64)),
     };
     let line = format!(
-        "{} in integers, {} in float, {} at {target}{}",
+        "{} in integers, {} of float, {} at {target}{}",
         count(islands.integers, "operator", "operators"),
-        number::grouped(islands.float.len() as u64),
+        count(islands.float.len(), "island", "islands"),
         count(conversions, "conversion", "conversions"),
         if islands.old {
             " (before the last edit)"

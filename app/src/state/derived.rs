@@ -343,7 +343,7 @@ fn rows(state: &State, key: &RowsKey) -> Vec<usize> {
         SortKey::Runs => rows.sort_by_key(|row| match state.runs_in(&layers[*row].id) {
             Some(RunsIn::Known(node)) if node.float.is_none() => 3,
             Some(RunsIn::Known(_) | RunsIn::WeightsOnly) => 0,
-            Some(RunsIn::Unsaid | RunsIn::Awaited) => 1,
+            Some(_) => 1,
             None => 2,
         }),
         SortKey::Ratio => {

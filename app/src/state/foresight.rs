@@ -72,8 +72,12 @@ pub enum RunsIn {
     WeightsOnly,
     /// The target's description does not say.
     Unsaid,
-    /// The engine has not answered yet, or could not.
+    /// Its input is quantised by the range of each inference, which is not foreseen.
+    ByInference,
+    /// The engine has not answered yet.
     Awaited,
+    /// The question was cancelled, or could not be answered.
+    Failed,
 }
 
 /// The operators of the plan at its target.
@@ -123,9 +127,11 @@ impl State {
         (plan, mirror.model_version, mirror.targets_version)
     }
 
-    /// The question that was last put.
+    /// The question that was last put, unless nothing came of it.
     pub(crate) fn foreseen(&self) -> Option<&Asked> {
-        self.mirror.foresight.as_ref().map(|known| &known.asked)
+        let last = self.mirror.foresight.as_ref();
+        let stands = last.filter(|known| known.state != Answer::Failed);
+        stands.map(|known| &known.asked)
     }
 
     /// What a layer with integer weights computes in at the plan's target; `None` for others, and without a target.
@@ -150,6 +156,7 @@ impl State {
         let foresight = self.mirror.foresight.as_ref();
         let current = foresight.filter(|known| known.asked == asked);
         let answered = current.filter(|known| known.state == Answer::There);
+        let failed = current.is_some_and(|known| known.state == Answer::Failed);
         let execution = foresight.and_then(|known| known.known.as_deref());
         let nodes: BTreeMap<&LayerId, &Executed> = execution
             .into_iter()
@@ -159,10 +166,14 @@ impl State {
         let integer = asked.layers.iter().filter(|(_, p)| p.is_integer());
         let layers = integer.map(|(layer, _)| {
             let runs = match (answered, nodes.get(layer)) {
+                (None, _) if failed => RunsIn::Failed,
                 (None, _) => RunsIn::Awaited,
                 (Some(_), Some(node)) => RunsIn::Known((*node).clone()),
                 (Some(_), None) if asked.scheme.activations == Activations::Float => {
                     RunsIn::WeightsOnly
+                }
+                (Some(_), None) if asked.scheme.activations == Activations::Dynamic => {
+                    RunsIn::ByInference
                 }
                 (Some(_), None) => RunsIn::Unsaid,
             };

@@ -84,8 +84,8 @@ impl State {
         Some(target::find(name).map_err(|e| e.to_string()))
     }
 
-    /// Whether the map, which is measured with the engine's own scheme and one layer at a time, is of the plan's scheme too. Pairs behind other
-    /// operators than layers come with a second quantised layer only, so that a target's own placement changes no cell; its arithmetic can.
+    /// Whether the map, which is measured with the engine's own scheme and one layer at a time, is of the plan's scheme too. Where a target places
+    /// pairs, those behind other operators than layers come with a second quantised layer, and no cell knows their rounding.
     pub(super) fn map_holds(&self) -> bool {
         let scheme = &self.document.scheme;
         let exact = |name: &String| {
@@ -97,7 +97,10 @@ impl State {
             target: None,
             ..scheme.clone()
         };
-        scheme.target.as_ref().is_none_or(exact) && plain == QuantScheme::default()
+        let quantised = self.document.plan.values();
+        let quantised = quantised.filter(|s| s.precision.is_integer()).take(2);
+        let placed = !scheme.quantised_outputs().is_empty() && quantised.count() > 1;
+        scheme.target.as_ref().is_none_or(exact) && plain == QuantScheme::default() && !placed
     }
 
     /// What a scheme's target refuses of the plan as it stands; nothing where the target is not (yet) known.

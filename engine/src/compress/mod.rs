@@ -248,7 +248,7 @@ impl QuantScheme {
     }
 
     /// Operators whose results are quantised too; none where activations are not calibrated.
-    pub(crate) fn quantised_outputs(&self) -> &[IntegerOp] {
+    pub fn quantised_outputs(&self) -> &[IntegerOp] {
         match (&self.outputs, self.activations.calibrated_bits()) {
             (Some(outputs), Some(_)) => outputs,
             _ => &[],

@@ -6,7 +6,7 @@ use crate::{
     compress::{Account, AccountEntry, IntegerOp, Outcome, Precision, Wiring, quantized_layers},
     graph::{Graph, LayerId, Node, Op, ValueId},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One layer with quantised weights, or an operator that joins what layers give, at a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +61,12 @@ impl Execution {
             .filter(|(_, kept)| kept.precision.is_integer())
             .map(|(layer, _)| layer.node.0 as usize)
             .collect();
+        let places = layers.iter().enumerate();
+        let layer_at: BTreeMap<usize, usize> = places
+            .map(|(at, layer)| (layer.node.0 as usize, at))
+            .collect();
         for (index, node) in graph.nodes.iter().enumerate() {
-            let layer = layers.iter().position(|l| l.node.0 as usize == index);
+            let layer = layer_at.get(&index).copied();
             let float = match layer {
                 Some(at) if kept[at].precision.is_integer() => {
                     let inside = integer_layers.contains(&index);

@@ -139,6 +139,30 @@ fn the_table_says_what_layers_run_in_and_what_stays_float() {
     assert!(harness.query_by_label(&said).is_some());
     let integers = harness.query_all_by_label_contains("runs in 8-bit integers");
     assert!(integers.count() > 5);
-    let line = "21 operators in integers, 2 in float, 3 conversions at onnxruntime-cpu";
+    let line = "21 operators in integers, 2 islands of float, 3 conversions at onnxruntime-cpu";
     assert!(harness.query_by_label(line).is_some());
+}
+
+#[test]
+fn what_was_cancelled_is_not_awaited_and_the_next_change_asks_again() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    let ids = rig.layers();
+    let job = asked(&rig).last().expect("asked").0;
+    rig.tell(Event::Cancelled { job });
+    assert_eq!(rig.state().runs_in(&ids[0]), Some(&RunsIn::Failed));
+    assert_eq!(asked(&rig), []);
+    let change = |rig: &mut Rig, precision| {
+        rig.run(Command::SetPrecision {
+            layers: vec![rig.layers()[2].clone()],
+            precision,
+        });
+    };
+    change(&mut rig, Precision::Fp32);
+    let job = asked(&rig).last().expect("asked").0;
+    rig.tell(Event::Cancelled { job });
+    // Back at the plan before: asked once more, as nothing came of it.
+    change(&mut rig, Precision::Int8);
+    assert_eq!(asked(&rig).len(), 1);
+    assert_eq!(rig.state().runs_in(&ids[0]), Some(&RunsIn::Awaited));
 }

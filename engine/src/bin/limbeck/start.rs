@@ -4,8 +4,8 @@ use crate::{BAD_INPUT, DONE, GOAL_MISSED, Report, Stop, args};
 use limbeck_engine::{
     data::SplitName,
     recipe::{
-        self, Checkpoints, LOCK_FILE, METRICS_FILE, RECIPE_FILE, Recipe, RunStart, Session,
-        write_atomic,
+        self, Checkpoints, LOCK_FILE, METRICS_FILE, MODEL_FILE, RECIPE_FILE, Recipe, RunStart,
+        Session, write_atomic,
     },
 };
 use serde_json::{Value, json};
@@ -103,16 +103,26 @@ pub fn prepare(
     };
     std::fs::create_dir_all(out)
         .map_err(|e| bad(format!("cannot make the folder {}: {e}", out.display())))?;
+    let student = session.student(recipe)?.map(|s| s.path.clone());
+    for (what, read) in [
+        ("the model", Some(&session.model_path)),
+        ("the student", student.as_ref()),
+    ] {
+        let written = out.join(MODEL_FILE).canonicalize().ok();
+        if read.is_some_and(|read| written.is_some() && read.canonicalize().ok() == written) {
+            return Err(bad(format!(
+                "{} is {what} that the recipe reads, and the run would write its result over it: name another folder by --out",
+                out.join(MODEL_FILE).display()
+            )));
+        }
+    }
     recipe.model = recipe::relative_to(&session.model_path, out);
     if let Some(task) = &session.task_path {
         recipe.task = recipe::relative_to(task, out);
     }
     // Paths in a recipe are relative to its own folder.
-    let student = session
-        .student(recipe)?
-        .map(|s| recipe::relative_to(&s.path, out));
     if let (Some(file), Some(path)) = (recipe.student_file_mut(), student) {
-        *file = path;
+        *file = recipe::relative_to(&path, out);
     }
     let text = recipe.to_ron()?;
     if work.resumed.is_none() {
