@@ -32,10 +32,10 @@ impl Columns {
     /// Where there is little room, shape and operator go first (both stand in the inspector), earlier for the sake of long
     /// names; then cells and sliders narrow.
     pub(super) fn new(left: f32, width: f32, long_names: bool, runs: bool) -> Self {
-        let width_for_shape = if long_names { 900.0 } else { 700.0 };
+        let runs = if runs && width >= 620.0 { 42.0 } else { 0.0 };
+        let width_for_shape = if long_names { 900.0 } else { 700.0 + runs };
         let op = if width >= 800.0 { 56.0 } else { 0.0 };
         let shape = if width >= width_for_shape { 88.0 } else { 0.0 };
-        let runs = if runs && width >= 620.0 { 42.0 } else { 0.0 };
         let fixed = runs + 26.0 + op + shape + 60.0 + 58.0 + 14.0 + 82.0 + 16.0 + 14.0 + 14.0;
         // Names, cells and sliders share what is left.
         let room = (width - fixed).max(0.0);
