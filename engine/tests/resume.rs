@@ -179,6 +179,43 @@ fn killed_at_random_and_gone_on_with_a_run_ends_with_the_same_bits() {
     assert!(files(&out) == expected);
 }
 
+/// A run of a student from a file goes on with that very file, wherever the run's own recipe finds it.
+#[test]
+fn a_run_goes_on_with_the_student_that_it_began_with() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = prepare(dir.path());
+    let student = dir.path().join("student.onnx");
+    fs::copy(sample("fashion-resnet.onnx"), &student).expect("copies");
+    let text = fs::read_to_string(&recipe).expect("reads");
+    let made = "Student(depth: 0.67, samples: 16)";
+    assert!(text.contains(made));
+    fs::write(
+        &recipe,
+        text.replace(made, "Student(file: \"student.onnx\")"),
+    )
+    .expect("writes");
+    let out = dir.path().join("out");
+    let begun = || checkpoints(&out).len() == 2;
+    assert!(kill_when(run(&recipe, &out, "1steps"), begun));
+
+    // One byte of its weights is another.
+    let sound = fs::read(&student).expect("the student");
+    let mut other = sound.clone();
+    let last = other.len() - 20_000;
+    other[last] ^= 1;
+    fs::write(&student, other).expect("writes");
+    let (code, said) = finish(resume(&out));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("another student"), "{said}");
+    fs::remove_file(&student).expect("goes");
+    let (code, said) = finish(resume(&out));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("student.onnx"), "{said}");
+    fs::write(&student, sound).expect("writes");
+    let (code, said) = finish(resume(&out));
+    assert_eq!(code, Some(0), "{said}");
+}
+
 #[test]
 fn what_cannot_be_gone_on_with_is_said_and_what_can_is() {
     let dir = tempfile::tempdir().expect("a folder");

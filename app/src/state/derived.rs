@@ -94,6 +94,8 @@ pub struct Derived {
     pub(super) foresight: ForesightView,
     targets_version: u64,
     foresight_version: u64,
+    /// Grows with each change of what weights are stored in, or of the scheme: not while a pruning slider moves.
+    pub(super) stored_generation: u64,
     rows_key: Option<RowsKey>,
     plan_key: Option<(u64, super::Document)>,
     prediction_cells: u64,
@@ -103,11 +105,6 @@ pub struct Derived {
 }
 
 impl Derived {
-    /// Grows with each change of the document.
-    pub(super) fn plan_generation(&self) -> u64 {
-        self.plan_key.as_ref().map_or(0, |(n, _)| *n)
-    }
-
     /// (parameters, MACs) of the largest layers.
     pub(super) fn largest(&self) -> (u64, u64) {
         (self.largest.params, self.largest.macs)
@@ -195,6 +192,17 @@ pub fn refresh(state: &mut State) {
         Some((_, document)) => *document != state.document,
         None => true,
     };
+    let stored_changed = match &derived.plan_key {
+        Some((_, old)) if plan_changed => {
+            let new = &state.document;
+            old.scheme != new.scheme || !old.precisions().eq(new.precisions())
+        }
+        Some(_) => false,
+        None => true,
+    };
+    if stored_changed {
+        derived.stored_generation += 1;
+    }
     if plan_changed {
         let generation = derived.plan_key.as_ref().map_or(0, |(n, _)| *n) + 1;
         let steps = |with_distil| {
@@ -243,7 +251,7 @@ pub fn refresh(state: &mut State) {
 
     let targets_changed = state.derived.targets_version != state.mirror.targets_version;
     let foreseen_changed = state.derived.foresight_version != state.mirror.foresight_version;
-    if plan_changed || targets_changed || foreseen_changed || new_model {
+    if stored_changed || targets_changed || foreseen_changed || new_model {
         state.derived.foresight_version = state.mirror.foresight_version;
         state.derived.foresight = state.look_ahead();
     }

@@ -62,6 +62,12 @@ impl Document {
     }
 
     /// Sets what the plan asks of a layer; keeps the map free of entries that ask nothing.
+    /// Layers that are not at fp32.
+    pub(super) fn precisions(&self) -> impl Iterator<Item = (&LayerId, Precision)> {
+        let all = self.plan.iter().map(|(layer, s)| (layer, s.precision));
+        all.filter(|(_, precision)| *precision != Precision::Fp32)
+    }
+
     pub fn set(&mut self, layer: &LayerId, setting: LayerSetting) {
         if setting == UNTOUCHED {
             self.plan.remove(layer);

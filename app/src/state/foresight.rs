@@ -105,13 +105,8 @@ impl State {
     pub(crate) fn to_foresee(&self) -> Option<Asked> {
         let scheme = &self.document.scheme;
         let target = self.target(scheme.target.as_deref()?)?.ok()?;
-        let layers: BTreeMap<LayerId, Precision> = self
-            .document
-            .plan
-            .iter()
-            .filter(|(_, setting)| setting.precision != Precision::Fp32)
-            .map(|(layer, setting)| (layer.clone(), setting.precision))
-            .collect();
+        let layers = self.document.precisions();
+        let layers: BTreeMap<LayerId, Precision> = layers.map(|(l, p)| (l.clone(), p)).collect();
         let some = layers.values().any(|precision| precision.is_integer());
         some.then(|| Asked {
             layers,
@@ -120,11 +115,11 @@ impl State {
         })
     }
 
-    /// What the question follows from: generation of the plan, versions of the model and of targets' descriptions.
+    /// What the question follows from: generation of the plan's precisions and scheme, versions of the model and of targets' descriptions.
     pub(crate) fn foresight_key(&self) -> (u64, u64, u64) {
         let mirror = &self.mirror;
-        let plan = self.derived.plan_generation();
-        (plan, mirror.model_version, mirror.targets_version)
+        let stored = self.derived.stored_generation;
+        (stored, mirror.model_version, mirror.targets_version)
     }
 
     /// The question that was last put, unless nothing came of it.

@@ -94,12 +94,14 @@ fn what_layers_run_in_follows_the_plan() {
     let islands = rig.state().islands().expect("known").clone();
     assert_eq!((islands.integers, islands.float.len()), (21, 2));
     assert!(!islands.old);
-    // Pruning changes nothing of it, a precision does.
+    // Pruning changes nothing of it, nor is anything worked out anew while a slider moves; a precision does.
+    let key = rig.state().foresight_key();
     rig.run(Command::ApplyPreset(Preset::Pruned(
         Precision::Int8,
         limbeck_engine::compress::Ratio(0.5),
     )));
     assert_eq!(asked(&rig), []);
+    assert_eq!(rig.state().foresight_key(), key);
     assert!(in_float(&rig, &ids[2]));
     rig.run(Command::SetPrecision {
         layers: vec![ids[2].clone()],
