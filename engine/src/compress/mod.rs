@@ -60,6 +60,7 @@ pub use plan::{calibrate_layers, compress_layers, layer_inputs, pruner};
 pub use prune_blocks::{BlockSettings, PruneBlocks};
 pub use scale_search::{ScaleSearchSettings, SequentialMse};
 pub use smooth::{SmoothQuant, SmoothQuantSettings};
+pub(crate) use structured::macs;
 pub use structured::{
     Amount, Attention, ChannelGroup, ChannelGroups, ChannelSettings, Criterion, PruneChannels,
     Ranking, layer_channels,

@@ -3,7 +3,7 @@
 use super::{
     Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
     blocks::{Block, blocks, influences, without},
-    structured::{macs, settle},
+    structured::{macs, macs_left, settle},
 };
 use crate::{
     data::{Dataset, SplitName},
@@ -199,13 +199,7 @@ impl Pass for PruneBlocks {
             settings.samples,
             context,
         )?;
-        let left = match (whole, macs(&model.graph)) {
-            (Some(whole), Some(left)) if whole > 0 => format!(
-                "; {left} of {whole} MACs a sample left ({:.1} %)",
-                left as f64 * 100.0 / whole as f64
-            ),
-            _ => String::new(),
-        };
+        let left = macs_left(whole, macs(&model.graph));
         let which = match settings.count {
             None => "those that were named",
             Some(_) => "those that the outputs miss least",

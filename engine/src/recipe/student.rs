@@ -2,7 +2,7 @@
 
 use super::{PipelineError, Recipe, RecipeError, Session, Step, facts, identity::Identity};
 use crate::{
-    compress::{Account, Criterion, Model, StudentSettings},
+    compress::{Account, Criterion, Model, StudentSettings, macs},
     exec::{CancelToken, Program},
     formats::onnx,
     graph::{Dim, Graph, ValueId},
@@ -125,10 +125,6 @@ impl StudentNetwork {
 
     /// What the step does: the network as it stands in the file.
     pub(super) fn start(&self, original: &Graph) -> (Model, Account) {
-        let macs = |graph: &Graph| {
-            let all = graph.layers();
-            all.iter().try_fold(0u64, |sum, l| sum.checked_add(l.macs?))
-        };
         let share = match (macs(&self.graph), macs(original)) {
             (Some(own), Some(whole)) if whole > 0 => format!(
                 ", {:.1} % of the original's MACs",

@@ -10,8 +10,11 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext, layerwise::bias,
-        prune::check_settings, structured::macs, wiring::Wiring,
+        Account, AccountEntry, CompressError, Model, Outcome, Pass, PassContext,
+        layerwise::bias,
+        prune::check_settings,
+        structured::{macs, macs_left},
+        wiring::Wiring,
     },
     exec::{self, ExecError},
     graph::{Graph, Layer, Op},
@@ -81,13 +84,7 @@ impl Pass for LowRank {
         }
         let count = taken.len();
         write(&mut model.graph, taken);
-        let mac_words = match (before, macs(&model.graph)) {
-            (Some(a), Some(b)) if a > 0 => format!(
-                "; {b} of {a} MACs a sample left ({:.1} %)",
-                b as f64 * 100.0 / a as f64
-            ),
-            _ => String::new(),
-        };
+        let mac_words = macs_left(before, macs(&model.graph));
         let account = Account {
             pass: format!(
                 "{}, by {}, {count} of {} layers taken apart{mac_words}",

@@ -17,11 +17,22 @@ pub(super) enum Limit {
 }
 
 /// Multiply–accumulates of one sample, or `None` where a layer's are not known.
-pub(in crate::compress) fn macs(graph: &Graph) -> Option<u64> {
+pub(crate) fn macs(graph: &Graph) -> Option<u64> {
     graph
         .layers()
         .iter()
         .try_fold(0u64, |sum, layer| sum.checked_add(layer.macs?))
+}
+
+/// What is left of the MACs, for an account's line; nothing where they are not known.
+pub(in crate::compress) fn macs_left(before: Option<u64>, left: Option<u64>) -> String {
+    match (before, left) {
+        (Some(before), Some(left)) if before > 0 => format!(
+            "; {left} of {before} MACs a sample left ({:.1} %)",
+            left as f64 * 100.0 / before as f64
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Bytes of all constants.

@@ -15,7 +15,8 @@ mod score;
 pub(crate) mod tests;
 mod trace;
 
-pub(super) use choose::macs;
+pub(crate) use choose::macs;
+pub(super) use choose::macs_left;
 pub use groups::{ChannelGroup, ChannelGroups};
 pub use pass::layer_channels;
 

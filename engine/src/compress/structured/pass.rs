@@ -2,7 +2,7 @@
 
 use super::{
     Amount, Attention, PruneChannels,
-    choose::{Limit, choose, macs},
+    choose::{Limit, choose, macs, macs_left},
     groups::Structure,
     labels::Unit,
     means::correct,
@@ -72,13 +72,7 @@ impl Pass for PruneChannels {
             pruned
         };
         let entries = self.entries(&structure, &limits, &pruned.graph);
-        let mac_words = match (macs(&model.graph), macs(&pruned.graph)) {
-            (Some(a), Some(b)) if a > 0 => format!(
-                "; {b} of {a} MACs a sample left ({:.1} %)",
-                b as f64 * 100.0 / a as f64
-            ),
-            _ => String::new(),
-        };
+        let mac_words = macs_left(macs(&model.graph), macs(&pruned.graph));
         let account = Account {
             pass: format!(
                 "{}{}, by {}{mac_words}{words}",
