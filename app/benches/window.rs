@@ -1,6 +1,6 @@
 //! The window with a large session: 3,000 layers with a whole map, 10,000 measured points, six trainings of 5,000 points each, one of them under way. Times what a frame costs, without a
 //! GPU, while one scrolls, hovers, sorts, drags a slider, selects, types a filter and watches a training:
-//! `cargo bench -p limbeck_app --bench window`
+//! `cargo bench -p limbeck_app --bench window`, or only scenes whose name has a word in it: `… --bench window -- slider`
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
@@ -358,8 +358,10 @@ fn main() {
             }),
         ),
     ];
+    let word = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let wanted = |name: &str| word.as_ref().is_none_or(|word| name.contains(word));
     let mut all = Vec::new();
-    for (name, scene) in &scenes {
+    for (name, scene) in scenes.iter().filter(|(name, _)| wanted(name)) {
         let times: Vec<Frame> = (0..frames)
             .map(|i| {
                 let (events, commands) = scene(i);

@@ -4,7 +4,7 @@
 use limbeck_engine::{
     compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
-    recipe::{Goal, PlanContext, Recipe},
+    recipe::{Goal, LayerNames, PlanContext, Recipe, Step},
     search::LayerFacts,
     target,
     train::DistilSettings,
@@ -12,7 +12,7 @@ use limbeck_engine::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// What a layer has when the plan says nothing of it: fp32, nothing pruned.
@@ -61,13 +61,13 @@ impl Document {
         self.plan.get(layer).copied().unwrap_or(UNTOUCHED)
     }
 
-    /// Sets what the plan asks of a layer; keeps the map free of entries that ask nothing.
     /// Layers that are not at fp32.
     pub(super) fn precisions(&self) -> impl Iterator<Item = (&LayerId, Precision)> {
         let all = self.plan.iter().map(|(layer, s)| (layer, s.precision));
         all.filter(|(_, precision)| *precision != Precision::Fp32)
     }
 
+    /// Sets what the plan asks of a layer; keeps the map free of entries that ask nothing.
     pub fn set(&mut self, layer: &LayerId, setting: LayerSetting) {
         if setting == UNTOUCHED {
             self.plan.remove(layer);
@@ -89,13 +89,30 @@ impl Document {
             name: name.to_owned(),
             model: model.to_owned(),
             task: task.to_owned(),
-            seed: self.seed,
             goals: self.goals.clone(),
-            scheme: self.scheme.clone(),
-            channels: self.channels,
             distil: self.distil.clone().filter(|_| with_distil),
+            ..self.context()
         };
         Recipe::from_plan(&context, layers, &self.plan)
+    }
+
+    /// The steps of that recipe, with its distillation.
+    pub(super) fn steps(&self, names: &LayerNames) -> Vec<Step> {
+        names.steps(&self.context(), &self.plan)
+    }
+
+    /// What steps follow from beside the plan.
+    fn context(&self) -> PlanContext {
+        PlanContext {
+            name: String::new(),
+            model: PathBuf::new(),
+            task: PathBuf::new(),
+            seed: self.seed,
+            goals: Vec::new(),
+            scheme: self.scheme.clone(),
+            channels: self.channels,
+            distil: self.distil.clone(),
+        }
     }
 }
 

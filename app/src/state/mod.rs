@@ -6,9 +6,12 @@ mod derived;
 mod document;
 pub mod fixture;
 mod foresight;
+mod heat;
 mod job;
 mod mirror;
+mod own;
 mod reading;
+mod rows;
 mod runs;
 mod target;
 #[cfg(test)]
@@ -16,9 +19,10 @@ mod tests;
 mod verdict;
 mod view;
 
-pub use derived::{Heat, HeatKind, Legend, Mark, PredictedPoint};
+pub use derived::{Mark, PredictedPoint};
 pub use document::{Document, History, UNTOUCHED};
 pub use foresight::{Asked, Foresight, Islands, RunsIn};
+pub use heat::{Heat, HeatKind, Legend};
 pub use job::{Job, JobKind, JobState};
 pub use mirror::{CellSlot, LogLine, Mirror, NamedPoint, PointId};
 pub use reading::{Reading, ReadingState};
@@ -154,12 +158,12 @@ impl State {
 
     /// What colour a heat cell has under the chosen quantity.
     pub fn heat(&self, layer: usize, candidate: Candidate) -> Heat {
-        derived::heat(self, layer, candidate)
+        heat::heat(self, layer, candidate)
     }
 
     /// The scales that the cells have their colours from under the chosen quantity: measured cells first, proxies apart.
     pub fn heat_legend(&self) -> Vec<Legend> {
-        derived::legend(self)
+        heat::legend(self)
     }
 
     /// How much is measured of the map that is looked at: (measured, all).
@@ -181,11 +185,7 @@ impl State {
 
     /// The plan as steps; `with_distil`: distillation as well, where the plan has it.
     pub fn plan_steps(&self, with_distil: bool) -> &[Step] {
-        if with_distil {
-            &self.derived.steps_distilled
-        } else {
-            &self.derived.steps
-        }
+        self.derived.steps(with_distil)
     }
 
     /// The plan as a recipe; `None` without a model. Without a task the path stays empty.
@@ -200,7 +200,7 @@ impl State {
 
     /// The plan changes nothing.
     pub fn plan_is_empty(&self) -> bool {
-        self.derived.steps.is_empty()
+        self.plan_steps(true).is_empty()
     }
 
     // ---- points ----
@@ -247,14 +247,19 @@ impl State {
     }
 
     /// What was found of the plan's points, if it still holds.
-    fn ours(&self) -> Option<&derived::Ours> {
-        Some(&self.derived.ours).filter(|ours| ours.hold(self))
+    fn own(&self) -> Option<&own::Own> {
+        Some(&self.derived.own).filter(|own| own.hold(self))
+    }
+
+    /// What was found of all points, if it still holds.
+    fn known(&self) -> Option<&own::Known> {
+        Some(&self.derived.known).filter(|known| known.holds(self))
     }
 
     /// The original, measured on a split: on as many samples as the newest other point there, if it was, else the newest.
     pub fn baseline(&self, split: SplitName) -> Option<&NamedPoint> {
-        let at = match self.ours() {
-            Some(ours) => ours.baseline[split as usize],
+        let at = match self.known() {
+            Some(known) => known.baseline[split as usize],
             None => self.find_baseline(split),
         };
         self.points().get(at?)
@@ -285,8 +290,8 @@ impl State {
 
     /// Fewest and most samples that the points shown of a split were judged on; `None` while there are none.
     pub fn judged_samples(&self, split: SplitName) -> Option<(u64, u64)> {
-        if let Some(ours) = self.ours() {
-            return ours.judged[split as usize];
+        if let Some(known) = self.known() {
+            return known.judged[split as usize];
         }
         let all = self.split_points(split).map(NamedPoint::samples);
         let (low, high) = all.fold((u64::MAX, 0), |(a, b), n| (a.min(n), b.max(n)));
@@ -295,33 +300,33 @@ impl State {
 
     /// The newest point of exactly the present plan on a split, its distillation included.
     pub fn plan_point(&self, split: SplitName) -> Option<&NamedPoint> {
-        if let Some(ours) = self.ours() {
-            return self.points().get(ours.plan[split as usize]?);
+        if let Some(own) = self.own() {
+            return self.points().get(own.plan[split as usize]?);
         }
-        self.newest(split, |steps| *steps == *self.derived.steps_distilled)
+        self.newest(split, |steps| steps == self.plan_steps(true))
     }
 
     /// The newest point on a split of the present plan and a distillation, but not the plan's own: one with other settings, or
     /// one that was cancelled. `None` where the plan has no distillation.
     pub fn otherwise_distilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
-        if let Some(ours) = self.ours() {
-            return self.points().get(ours.otherwise[split as usize]?);
+        if let Some(own) = self.own() {
+            return self.points().get(own.otherwise[split as usize]?);
         }
-        let plan = &self.derived.steps;
+        let plan = self.plan_steps(false);
         self.document.distil.as_ref()?;
         self.newest(split, |steps| match steps {
-            [before @ .., Step::Distil(_)] => before == plan.as_slice(),
+            [before @ .., Step::Distil(_)] => before == plan,
             _ => false,
         })
     }
 
     /// The newest point on a split of the present plan before its distillation. `None` where the plan has none.
     pub fn undistilled_point(&self, split: SplitName) -> Option<&NamedPoint> {
-        if let Some(ours) = self.ours() {
-            return self.points().get(ours.undistilled[split as usize]?);
+        if let Some(own) = self.own() {
+            return self.points().get(own.undistilled[split as usize]?);
         }
         self.document.distil.as_ref()?;
-        self.newest(split, |steps| *steps == *self.derived.steps)
+        self.newest(split, |steps| steps == self.plan_steps(false))
     }
 
     fn newest(&self, split: SplitName, is: impl Fn(&[Step]) -> bool) -> Option<&NamedPoint> {

@@ -176,26 +176,24 @@ impl State {
         .collect()
     }
 
-    pub(super) fn look_at_target(&self) -> TargetView {
-        let mut view = TargetView {
-            refusals: self.refused_by(&self.document.scheme),
-            layers: BTreeMap::new(),
-        };
+    /// Layers that stand out: those that are refused, and those that saturate.
+    pub(super) fn mark_at_target(&self) -> BTreeMap<LayerId, AtTarget> {
         let saturation = self.target_point().map(|named| &named.point.saturation);
-        for found in saturation.into_iter().flatten().filter(|s| s.saturated > 0) {
-            view.layers
-                .insert(found.layer.clone(), AtTarget::Saturates(found.clone()));
-        }
-        for refusal in &view.refusals {
+        let saturated = saturation.into_iter().flatten();
+        let saturated = saturated
+            .filter(|found| found.saturated > 0)
+            .map(|found| (found.layer.clone(), AtTarget::Saturates(found.clone())));
+        let mut marks: BTreeMap<LayerId, AtTarget> = saturated.collect();
+        for refusal in self.refusals() {
             for layer in &refusal.layers {
                 let refused = AtTarget::Refused {
                     what: refusal.what.clone(),
                     why: refusal.why.clone(),
                 };
-                view.layers.insert(layer.clone(), refused);
+                marks.insert(layer.clone(), refused);
             }
         }
-        view
+        marks
     }
 }
 

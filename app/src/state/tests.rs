@@ -120,7 +120,8 @@ fn what_is_kept_of_the_points_is_what_looking_at_all_of_them_gives() {
             let front = state.marks().iter().filter(|m| m.front).count();
             assert_eq!(front, state.front().len(), "all of it is drawn");
             // Asked without what was kept.
-            state.derived.ours = Default::default();
+            state.derived.own = Default::default();
+            state.derived.known = Default::default();
             assert_eq!(found(&state), kept, "{split}, {distil:?}");
         }
     }

@@ -21,7 +21,8 @@ pub use op_info::CAPTURES;
 pub use shared::SharedValues;
 pub use tensor::{ElementType, TensorData, checked_len};
 
-use std::{collections::BTreeMap, sync::Arc};
+use itertools::{EitherOrBoth, Itertools};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 /// Index of a [`Value`] in [`Graph::values`]. Stable for the life of a graph (values are never renumbered
 /// by edits, only by [`Graph::compact`]).
@@ -80,10 +81,36 @@ pub struct Graph {
 }
 
 /// Name of a layer: that of its node. Ordered by name; display order is the graph's.
-#[derive(
-    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LayerId(pub Arc<str>);
+
+impl Ord for LayerId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Most names that are compared are clones of each other.
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for LayerId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What two tables say of the layers that both have, by name: one walk along both.
+pub fn in_both<'t, A, B>(
+    a: &'t BTreeMap<LayerId, A>,
+    b: &'t BTreeMap<LayerId, B>,
+) -> impl Iterator<Item = (&'t A, &'t B)> {
+    let joined = a.iter().merge_join_by(b, |(a, _), (b, _)| a.cmp(b));
+    joined.filter_map(|found| match found {
+        EitherOrBoth::Both((_, a), (_, b)) => Some((a, b)),
+        _ => None,
+    })
+}
 
 /// A node with weights of its own, as the user sees it: Conv, ConvTranspose, Gemm, or MatMul by a constant.
 #[derive(Clone, Debug, PartialEq)]

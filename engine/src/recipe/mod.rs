@@ -42,7 +42,7 @@ pub use lock::{
 pub use low_rank::LowRankStep;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
-pub use plan::PlanContext;
+pub use plan::{LayerNames, PlanContext};
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
 pub use student::{StudentNetwork, StudentStep};

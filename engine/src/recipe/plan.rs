@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     compress::{LayerSetting, Pattern, Precision, QuantScheme, Ratio},
-    graph::LayerId,
+    graph::{LayerId, in_both},
     search::LayerFacts,
     train::DistilSettings,
 };
@@ -40,19 +40,84 @@ impl Recipe {
         layers: &[LayerFacts],
         plan: &BTreeMap<LayerId, LayerSetting>,
     ) -> Self {
-        let setting = |id: &LayerId| plan.get(id).copied().unwrap_or(LayerSetting::KEEP);
-        let ratios: Vec<(&str, Ratio)> = layers
-            .iter()
-            .map(|l| (&*l.id.0, setting(&l.id).sparsity))
-            .collect();
-        let precisions: Vec<(&str, Precision)> = layers
-            .iter()
-            .map(|l| (&*l.id.0, setting(&l.id).precision))
-            .collect();
+        Self {
+            version: RECIPE_VERSION,
+            name: context.name.clone(),
+            model: context.model.clone(),
+            task: context.task.clone(),
+            seed: context.seed,
+            goals: context.goals.clone(),
+            steps: LayerNames::of(layers).steps(context, plan),
+        }
+    }
+}
+
+/// A model's layers as rules name them: one by one, or by a prefix that several share. Worked out once a model, for plans that change all the time.
+#[derive(Clone, Debug, Default)]
+pub struct LayerNames {
+    ids: Vec<LayerId>,
+    /// Place of every name in `ids`.
+    places: BTreeMap<LayerId, usize>,
+    families: Vec<Family>,
+    /// Families of every layer, the one of the shortest prefix first.
+    of_layer: Vec<Vec<usize>>,
+}
+
+/// Layers whose names begin alike, up to a separator.
+#[derive(Clone, Debug)]
+struct Family {
+    glob: String,
+    /// Places of the layers, at least two.
+    members: Vec<usize>,
+}
+
+impl LayerNames {
+    pub fn of(layers: &[LayerFacts]) -> Self {
+        let mut by_prefix: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, layer) in layers.iter().enumerate() {
+            for prefix in prefixes(&layer.id.0) {
+                by_prefix.entry(prefix).or_default().push(at);
+            }
+        }
+        let names: HashSet<&str> = layers.iter().map(|layer| &*layer.id.0).collect();
+        let mut families = Vec::new();
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        for (prefix, members) in by_prefix {
+            let glob = format!("{}*", globset::escape(prefix));
+            // A layer that is named like the glob would take the rule for itself.
+            if members.len() > 1 && !names.contains(glob.as_str()) {
+                numbers.insert(prefix, families.len());
+                families.push(Family { glob, members });
+            }
+        }
+        let of_layer = layers.iter().map(|layer| {
+            let own = prefixes(&layer.id.0).filter_map(|prefix| numbers.get(prefix));
+            own.copied().collect()
+        });
+        let ids = || layers.iter().map(|layer| layer.id.clone());
+        Self {
+            of_layer: of_layer.collect(),
+            places: ids().enumerate().map(|(at, id)| (id, at)).collect(),
+            ids: ids().collect(),
+            families,
+        }
+    }
+
+    /// The steps of [`Recipe::from_plan`].
+    pub fn steps(
+        &self,
+        context: &PlanContext,
+        plan: &BTreeMap<LayerId, LayerSetting>,
+    ) -> Vec<Step> {
+        let mut settings = vec![LayerSetting::KEEP; self.ids.len()];
+        for (at, setting) in in_both(&self.places, plan) {
+            settings[*at] = *setting;
+        }
         let mut steps = Vec::new();
         let mut channels = None;
-        if ratios.iter().any(|(_, r)| r.0 != 0.0) {
-            let (default, layers) = compact(&ratios, |r| r.0 == 0.0);
+        if settings.iter().any(|s| s.sparsity.0 != 0.0) {
+            let ratios: Vec<Ratio> = settings.iter().map(|s| s.sparsity).collect();
+            let (default, layers) = self.compact(&ratios, |r| r.0 == 0.0);
             if context.channels {
                 channels = Some(Step::PruneChannels(PruneChannelsStep {
                     default: Some(default),
@@ -68,8 +133,9 @@ impl Recipe {
                 }));
             }
         }
-        if precisions.iter().any(|(_, p)| *p != Precision::Fp32) {
-            let (default, layers) = compact(&precisions, |p| *p == Precision::Fp32);
+        if settings.iter().any(|s| s.precision != Precision::Fp32) {
+            let precisions: Vec<Precision> = settings.iter().map(|s| s.precision).collect();
+            let (default, layers) = self.compact(&precisions, |p| *p == Precision::Fp32);
             steps.push(Step::Quantize(QuantizeStep {
                 default,
                 layers,
@@ -86,83 +152,65 @@ impl Recipe {
                 steps.push(Step::Distil(distil.clone()));
             }
         }
-        Self {
-            version: RECIPE_VERSION,
-            name: context.name.clone(),
-            model: context.model.clone(),
-            task: context.task.clone(),
-            seed: context.seed,
-            goals: context.goals.clone(),
-            steps,
+        steps
+    }
+
+    /// The commonest value as default; then globs over whole name prefixes that share one other value; then single names.
+    fn compact<T: Copy + PartialEq>(
+        &self,
+        values: &[T],
+        neutral: impl Fn(&T) -> bool,
+    ) -> (Choice<T>, Vec<Rule<T>>) {
+        let choice = |v: T| {
+            if neutral(&v) {
+                Choice::Keep
+            } else {
+                Choice::Set(v)
+            }
+        };
+        // Of equally common values the first.
+        let mut counts: Vec<(T, usize)> = Vec::new();
+        for value in values {
+            match counts.iter_mut().find(|(known, _)| known == value) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((*value, 1)),
+            }
         }
+        counts.reverse();
+        let Some((default, _)) = counts.into_iter().max_by_key(|(_, count)| *count) else {
+            return (Choice::Keep, Vec::new());
+        };
+        let agrees = |family: &Family| {
+            let first = values[family.members[0]];
+            family.members.iter().all(|at| values[*at] == first)
+        };
+        let uniform: Vec<bool> = self.families.iter().map(agrees).collect();
+        let mut covered = vec![false; values.len()];
+        let mut rules = Vec::new();
+        for (at, value) in values.iter().enumerate() {
+            if *value == default || covered[at] {
+                continue;
+            }
+            // The shortest prefix, ending in a separator, whose layers all want this value.
+            let shared = self.of_layer[at].iter().find(|family| uniform[**family]);
+            let name = match shared.map(|family| &self.families[*family]) {
+                Some(family) => {
+                    for member in &family.members {
+                        covered[*member] = true;
+                    }
+                    family.glob.clone()
+                }
+                None => self.ids[at].0.to_string(),
+            };
+            rules.push(Rule(name, choice(*value)));
+        }
+        (choice(default), rules)
     }
 }
 
-/// The commonest value as default; then globs over whole name prefixes that share one other value; then single names.
-fn compact<'n, T: Copy + PartialEq>(
-    values: &[(&'n str, T)],
-    neutral: impl Fn(&T) -> bool,
-) -> (Choice<T>, Vec<Rule<T>>) {
-    let choice = |v: T| {
-        if neutral(&v) {
-            Choice::Keep
-        } else {
-            Choice::Set(v)
-        }
-    };
-    // Of equally common values the first.
-    let mut counts: Vec<(T, usize)> = Vec::new();
-    for (_, value) in values {
-        match counts.iter_mut().find(|(known, _)| known == value) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((*value, 1)),
-        }
-    }
-    counts.reverse();
-    let Some((default, _)) = counts.into_iter().max_by_key(|(_, count)| *count) else {
-        return (Choice::Keep, Vec::new());
-    };
-    let prefixes = |name: &'n str| {
-        name.char_indices()
-            .filter(|(_, c)| matches!(c, '.' | '/' | '_' | ':'))
-            .map(move |(at, c)| &name[..at + c.len_utf8()])
-    };
-    let mut families: HashMap<&str, Vec<usize>> = HashMap::new();
-    for (index, (name, _)) in values.iter().enumerate() {
-        for prefix in prefixes(name) {
-            families.entry(prefix).or_default().push(index);
-        }
-    }
-    let uniform: HashSet<&str> = families
-        .iter()
-        .filter(|(_, members)| {
-            members.len() > 1 && members.iter().all(|i| values[*i].1 == values[members[0]].1)
-        })
-        .map(|(prefix, _)| *prefix)
-        .collect();
-    let names: HashSet<&str> = values.iter().map(|(name, _)| *name).collect();
-    let mut covered = vec![false; values.len()];
-    let mut rules = Vec::new();
-    for (index, (name, value)) in values.iter().enumerate() {
-        if *value == default || covered[index] {
-            continue;
-        }
-        // The shortest prefix, ending in a separator, whose layers all want this value.
-        let shared = prefixes(name)
-            .filter(|prefix| uniform.contains(prefix))
-            .map(|prefix| (format!("{}*", globset::escape(prefix)), &families[prefix]))
-            // A layer that is named like the glob would take the rule for itself.
-            .find(|(glob, _)| !names.contains(glob.as_str()));
-        let rule = if let Some((glob, members)) = shared {
-            for i in members {
-                covered[*i] = true;
-            }
-            glob
-        } else {
-            covered[index] = true;
-            (*name).to_owned()
-        };
-        rules.push(Rule(rule, choice(*value)));
-    }
-    (choice(default), rules)
+/// What a name begins with, up to and with each of its separators.
+fn prefixes(name: &str) -> impl Iterator<Item = &str> {
+    name.char_indices()
+        .filter(|(_, c)| matches!(c, '.' | '/' | '_' | ':'))
+        .map(|(at, c)| &name[..at + c.len_utf8()])
 }

@@ -7,7 +7,7 @@ mod tests;
 
 use crate::{
     compress::{LayerSetting, QuantScheme},
-    graph::{Graph, LayerId},
+    graph::{Graph, LayerId, in_both},
     measure::Bytes,
     sensitivity::{Cell, Tier},
 };
@@ -111,10 +111,7 @@ impl Predictor {
         let mut stored = self.float_bytes;
         let mut drop = Some(0.0);
         let mut approximate = 0;
-        for (id, setting) in plan {
-            let Some((bytes, drops)) = self.layers.get(id) else {
-                continue;
-            };
+        for ((bytes, drops), setting) in in_both(&self.layers, plan) {
             stored = stored - bytes.float + bytes.at(setting.precision);
             match (drop, drops.of(setting)) {
                 (Some(sum), Some(own)) => {

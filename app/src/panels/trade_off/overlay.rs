@@ -9,7 +9,8 @@ use crate::{
     widgets::{self, number},
 };
 use egui::{
-    Align2, Id, Painter, Pos2, Rect, Role, Sense, Shape, Stroke, Ui, Vec2, WidgetInfo, pos2, vec2,
+    Align2, Color32, Id, Painter, Pos2, Rect, Role, Sense, Shape, Stroke, Ui, Vec2, WidgetInfo,
+    epaint::CircleShape, pos2, vec2,
 };
 use egui_plot::{PlotPoint, PlotTransform};
 
@@ -52,16 +53,20 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     let mut taken = Taken::new(frame);
     let near = frame.expand(8.0);
     let points = state.points();
+    // All at once: each shape alone would lock the context.
+    let mut shapes = Vec::new();
+    let mut disputed = Vec::new();
     for mark in state.marks() {
         let [x, y] = mark.place;
         let place = transform.position_from_point(&PlotPoint::new(x, y));
-        let Some(point) = points.get(mark.index).filter(|_| near.contains(place)) else {
+        if !near.contains(place) {
             continue;
-        };
-        let is_plan = plan == Some(point.id);
+        }
+        let is_plan = plan == Some(mark.id);
         let best = mark.front;
-        let selected = state.view.selected_point == Some(point.id);
-        if count > MANY && !is_plan && !best && !selected && !taken.insert(place) {
+        let selected = state.view.selected_point == Some(mark.id);
+        let thinned = count > MANY && !is_plan && !best && !selected && !mark.disputed;
+        if thinned && !taken.insert(place) {
             continue;
         }
         let colour = match (is_plan, best) {
@@ -69,10 +74,16 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
             (_, true) => t.measured,
             _ => theme::mix(t.panel, t.measured, 0.55),
         };
-        if count <= MANY || is_plan || selected {
+        let radius = if is_plan { 5.5 } else { 4.0 };
+        let circle = |r: f32, width: f32, colour: Color32| {
+            Shape::circle_stroke(place, r, Stroke::new(width, colour))
+        };
+        let alone = count <= MANY || is_plan || selected || mark.disputed;
+        let point = points.get(mark.index).filter(|_| alone);
+        if let Some(point) = point {
             let ci = point.point.metrics.top1.ci;
             let (low, high) = (at(1.0, ci[0] * 100.0).y, at(1.0, ci[1] * 100.0).y);
-            painter.vline(place.x, high..=low, Stroke::new(1.0, colour));
+            shapes.push(Shape::vline(place.x, high..=low, Stroke::new(1.0, colour)));
             if count <= 60 {
                 labels.block(Rect::from_min_max(
                     pos2(place.x - 1.0, high),
@@ -80,25 +91,33 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
                 ));
             }
         }
-        let radius = if is_plan { 5.5 } else { 4.0 };
-        let partial = mark.partial;
-        if partial || (is_plan && hollow_plan) {
+        if mark.partial || (is_plan && hollow_plan) {
             // Hollow: not, or not all, of what was asked for.
-            painter.circle(place, radius - 0.75, t.panel, Stroke::new(1.5, colour));
+            shapes.push(Shape::from(CircleShape {
+                center: place,
+                radius: radius - 0.75,
+                fill: t.panel,
+                stroke: Stroke::new(1.5, colour),
+            }));
         } else {
-            painter.circle_filled(place, radius, colour);
+            shapes.push(Shape::circle_filled(place, radius, colour));
         }
-        if mark.distilled && !partial {
-            painter.circle_stroke(place, radius + 2.5, Stroke::new(1.0, colour));
+        if mark.distilled && !mark.partial {
+            shapes.push(circle(radius + 2.5, 1.0, colour));
         }
         if selected {
-            painter.circle_stroke(place, radius + 4.5, Stroke::new(1.5, t.text));
+            shapes.push(circle(radius + 4.5, 1.5, t.text));
         }
         labels.block(Rect::from_center_size(
             place,
             Vec2::splat(2.0 * radius + 4.0),
         ));
-        disagreement(&painter, place, point, &at, &mut labels);
+        let Some(point) = point else {
+            continue;
+        };
+        if mark.disputed {
+            disputed.push((place, point));
+        }
         if count <= MANY {
             let touch = Rect::from_center_size(place, Vec2::splat(16.0)).intersect(frame);
             let response = ui.interact(touch, Id::unique(("point", point.id)), Sense::click());
@@ -111,13 +130,17 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
                 )
             });
             if response.hovered() || response.has_focus() {
-                painter.circle_stroke(place, radius + 2.0, Stroke::new(1.0, t.text));
+                shapes.push(circle(radius + 2.0, 1.0, t.text));
             }
             if response.clicked() {
                 out.push(Command::SelectPoint(Some(point.id)));
             }
             response.on_hover_text(words::point_hover(point));
         }
+    }
+    painter.extend(shapes);
+    for (place, point) in disputed {
+        disagreement(&painter, place, point, &at, &mut labels);
     }
     let predicted = predicted(&painter, frame, state, &at, &mut labels);
     name_points(&painter, state, predicted, &position, &mut labels);

@@ -76,23 +76,31 @@ pub(super) fn epochs(curves: &Curves) -> f64 {
     })
 }
 
-/// Smallest and largest value of each of about `width` bins, in order: what a line of that many points can show.
-fn binned(points: &[[f64; 2]], width: f32) -> Vec<[f64; 2]> {
+/// Places of finite values in order; of many, the smallest and largest of each of about `width` bins: what a line of that many points can show.
+fn binned<T>(points: &[T], width: f32, place: impl Fn(&T) -> [f64; 2]) -> Vec<[f64; 2]> {
     let bins = width.max(1.0) as usize;
+    let places = |points: &[T]| points.iter().map(&place).filter(|p| p[1].is_finite());
     if points.len() <= 2 * bins {
-        return points.to_vec();
+        return places(points).collect();
     }
-    let size = points.len().div_ceil(bins);
-    points
-        .chunks(size)
-        .flat_map(|chunk| {
-            let low = chunk.iter().copied().min_by(|a, b| a[1].total_cmp(&b[1]));
-            let high = chunk.iter().copied().max_by(|a, b| a[1].total_cmp(&b[1]));
-            let mut pair: Vec<[f64; 2]> = low.into_iter().chain(high).collect();
-            pair.sort_by(|a, b| a[0].total_cmp(&b[0]));
-            pair
-        })
-        .collect()
+    let mut line = Vec::with_capacity(2 * bins);
+    for bin in points.chunks(points.len().div_ceil(bins)) {
+        let Some(first) = places(bin).next() else {
+            continue;
+        };
+        let [low, high] = places(bin).fold([first, first], |[low, high], p| {
+            [
+                if p[1] < low[1] { p } else { low },
+                if p[1] >= high[1] { p } else { high },
+            ]
+        });
+        line.extend(if low[0] < high[0] {
+            [low, high]
+        } else {
+            [high, low]
+        });
+    }
+    line
 }
 
 /// The points between one going back and the next.
@@ -146,15 +154,14 @@ fn lines(
             let attempts: Vec<&[TrainPoint]> = attempts(&run.points).collect();
             let last = attempts.len().saturating_sub(1);
             for (index, points) in attempts.into_iter().enumerate() {
-                let finite = points.iter().filter(|p| value(p).is_finite());
-                let points: Vec<[f64; 2]> = finite.map(|p| [p.epoch, value(p)]).collect();
+                let points = binned(points, width, |p| [p.epoch, value(p)]);
                 let colour = if index == last {
                     colour
                 } else {
                     theme::mix(t.panel, colour, 0.5)
                 };
                 plot.line(
-                    Line::new(name, PlotPoints::from(binned(&points, width)))
+                    Line::new(name, PlotPoints::from(points))
                         .color(colour)
                         .width(line),
                 );
@@ -356,10 +363,10 @@ mod tests {
             .map(|i| [f64::from(i), (f64::from(i) / 50.0).sin()])
             .collect();
         points[5_003][1] = 40.0;
-        let thin = binned(&points, 300.0);
+        let thin = binned(&points, 300.0, |p| *p);
         assert!(thin.len() <= 600, "{}", thin.len());
         assert!(thin.iter().any(|p| p[1] == 40.0));
         assert!(thin.windows(2).all(|w| w[0][0] <= w[1][0]));
-        assert_eq!(binned(&points[..20], 300.0), points[..20]);
+        assert_eq!(binned(&points[..20], 300.0, |p| *p), points[..20]);
     }
 }
