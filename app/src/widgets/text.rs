@@ -2,9 +2,10 @@
 
 use crate::theme;
 use egui::{
-    Align, Align2, Color32, FontId, Painter, Pos2, Rect, Response, RichText, Ui, pos2,
+    Align, Align2, Color32, FontId, Galley, Painter, Pos2, Rect, Response, RichText, Ui, pos2,
     text::{LayoutJob, TextWrapping},
 };
+use std::sync::Arc;
 
 /// Draws `text` at `pos` and returns where it stands.
 pub fn draw(
@@ -33,15 +34,40 @@ pub fn draw_elided(
     let mut job = LayoutJob::simple_singleline(text.to_owned(), font, colour);
     job.wrap = TextWrapping::truncate_at_width(rect.width().max(0.0));
     let galley = painter.layout_job(job);
+    let cut = galley.elided;
+    put(painter, rect, align, galley, colour);
+    cut
+}
+
+fn put(painter: &Painter, rect: Rect, align: Align, galley: Arc<Galley>, colour: Color32) {
     let y = rect.center().y - galley.size().y / 2.0;
     let x = match align {
         Align::Min => rect.left(),
         Align::Center => rect.center().x - galley.size().x / 2.0,
         Align::Max => rect.right() - galley.size().x,
     };
-    let cut = galley.elided;
     painter.galley(pos2(x, y), galley, colour);
-    cut
+}
+
+/// One line of `text`, if it is no wider than `width`. What is far too wide is told from its letters, without laying it out.
+fn fitting(
+    painter: &Painter,
+    width: f32,
+    text: &str,
+    font: &FontId,
+    colour: Color32,
+) -> Option<Arc<Galley>> {
+    // Letters stand a little closer together than this, or a little further.
+    const KERNING: f32 = 1.05;
+    let letters: f32 = painter.fonts_mut(|fonts| {
+        let each = text.chars().map(|c| fonts.glyph_width(font, c));
+        each.sum()
+    });
+    if letters > width * KERNING {
+        return None;
+    }
+    let galley = painter.layout_no_wrap(text.to_owned(), font.clone(), colour);
+    (galley.size().x <= width).then_some(galley)
 }
 
 /// As [`draw_elided`] from the left edge, but cut in the middle: names often differ at their ends.
@@ -52,9 +78,10 @@ pub fn draw_elided_middle(
     font: FontId,
     colour: Color32,
 ) -> bool {
-    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
-    if fits(text) {
-        return draw_elided(painter, rect, Align::Min, text, font, colour);
+    let fits = |text: &str| fitting(painter, rect.width(), text, &font, colour);
+    if let Some(whole) = fits(text) {
+        put(painter, rect, Align::Min, whole, colour);
+        return false;
     }
     let chars: Vec<char> = text.chars().collect();
     // Of `keep` letters a third stands before the gap.
@@ -67,7 +94,7 @@ pub fn draw_elided_middle(
     let (mut low, mut high) = (0, chars.len().saturating_sub(1));
     while low < high {
         let middle = (low + high).div_ceil(2);
-        if fits(&cut(middle)) {
+        if fits(&cut(middle)).is_some() {
             low = middle;
         } else {
             high = middle - 1;
@@ -87,16 +114,20 @@ pub fn draw_name(
     font: FontId,
     colour: Color32,
 ) -> bool {
-    let fits = |text: &str| text_width(painter, text, font.clone()) <= rect.width();
-    if fits(name) {
-        return draw_elided(painter, rect, Align::Min, name, font, colour);
+    let fits = |text: &str| fitting(painter, rect.width(), text, &font, colour);
+    if let Some(whole) = fits(name) {
+        put(painter, rect, Align::Min, whole, colour);
+        return false;
     }
     let bare = without_kind(name, kind);
     let mut shorter = std::iter::once(bare.to_owned())
         .chain((1..=8).rev().map(|letters| short_words(bare, letters)));
-    let text = shorter.find(|text| fits(text));
-    let text = text.unwrap_or_else(|| short_words(bare, 1));
-    draw_elided_middle(painter, rect, &text, font, colour);
+    match shorter.find_map(|text| fits(&text)) {
+        Some(short) => put(painter, rect, Align::Min, short, colour),
+        None => {
+            draw_elided_middle(painter, rect, &short_words(bare, 1), font, colour);
+        }
+    }
     true
 }
 

@@ -76,19 +76,23 @@ pub(super) fn epochs(curves: &Curves) -> f64 {
     })
 }
 
+fn finite<T>(points: &[T], place: impl Fn(&T) -> [f64; 2]) -> impl Iterator<Item = [f64; 2]> {
+    let places = points.iter().map(place);
+    places.filter(|place| place[1].is_finite())
+}
+
 /// Places of finite values in order; of many, the smallest and largest of each of about `width` bins: what a line of that many points can show.
 fn binned<T>(points: &[T], width: f32, place: impl Fn(&T) -> [f64; 2]) -> Vec<[f64; 2]> {
     let bins = width.max(1.0) as usize;
-    let places = |points: &[T]| points.iter().map(&place).filter(|p| p[1].is_finite());
     if points.len() <= 2 * bins {
-        return places(points).collect();
+        return finite(points, &place).collect();
     }
     let mut line = Vec::with_capacity(2 * bins);
     for bin in points.chunks(points.len().div_ceil(bins)) {
-        let Some(first) = places(bin).next() else {
+        let Some(first) = finite(bin, &place).next() else {
             continue;
         };
-        let [low, high] = places(bin).fold([first, first], |[low, high], p| {
+        let [low, high] = finite(bin, &place).fold([first, first], |[low, high], p| {
             [
                 if p[1] < low[1] { p } else { low },
                 if p[1] >= high[1] { p } else { high },
