@@ -88,6 +88,17 @@ fn assert_agrees(what: &str, c: &Confirmation, tensors: usize) {
     assert!(off.largest_difference < 2.0, "{what}: {off:?}");
     let found = c.tensors.as_ref().map_or(0, |t| t.tensors.len());
     assert_eq!(found, tensors, "{what}: {:?}", c.tensors);
+    // Without any, the layers' results are held against each other instead.
+    assert_eq!(c.layers.is_some(), tensors == 0, "{what}");
+    if let Some(report) = &c.layers {
+        assert_eq!((report.samples, report.layers.len()), (48, 22), "{what}");
+        assert!(report.first_parting().is_none(), "{what}: {report:?}");
+        let worst = report.worst().expect("layers");
+        assert!(
+            worst.largest > 0.0 && worst.relative() < 1e-4,
+            "{what}: {worst:?}"
+        );
+    }
     for tensor in c.tensors.iter().flat_map(|t| &t.tensors) {
         // Pairs are still seen to be pairs in the file: each tensor is told by itself.
         let known = tensor.own.is_some() || what.contains("dynamic");

@@ -1,7 +1,7 @@
 //! Words for what is predicted of an exported file and what a deployment runtime gave: side by side, disagreement never left out.
 
 use crate::{commands::split_label, widgets::number};
-use limbeck_engine::confirm::{RuntimePair, RuntimeRun, TensorComparison};
+use limbeck_engine::confirm::{LayerComparison, RuntimePair, RuntimeRun, TensorComparison};
 
 /// "ONNX Runtime 1.31.1 gives 10,000 of 10,000 labels as predicted (optimisations off), 9,996 of 10,000 (on); holdout".
 pub fn in_short(pair: &RuntimePair) -> String {
@@ -63,6 +63,27 @@ pub fn words(pair: &RuntimePair) -> String {
             ),
         });
     }
+    if let Some(layers) = &pair.layers {
+        let (all, samples) = (layers.layers, number::grouped(layers.samples));
+        let share = |layer: &LayerComparison| {
+            format!(
+                "{:.1e} of its largest number, {}",
+                layer.relative(),
+                layer.layer.0
+            )
+        };
+        lines.push(match (&layers.first_parting, &layers.worst) {
+            (Some(first), _) => format!(
+                "of {all} layers in float the first that parts: {}, n {samples}",
+                share(first)
+            ),
+            (None, Some(worst)) => format!(
+                "none of {all} layers parts in float; furthest apart {}, n {samples}",
+                share(worst)
+            ),
+            (None, None) => "no layer's result could be compared".to_owned(),
+        });
+    }
     lines.join("\n")
 }
 
@@ -100,4 +121,55 @@ fn parting(first: &TensorComparison) -> String {
         codes.largest,
         if codes.largest == 1 { "step" } else { "steps" }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+    use limbeck_engine::{
+        confirm::{LayerComparison, LayerSummary, RuntimePair},
+        data::SplitName,
+        eval::Estimate,
+        graph::LayerId,
+    };
+
+    /// Of a plan that quantises no activation; `apart`: of the first layer, in shares of its largest number.
+    fn pair(apart: f32) -> RuntimePair {
+        let first = LayerComparison {
+            layer: LayerId("conv1".into()),
+            elements: 5_000,
+            largest_difference: 8.0 * apart,
+            largest: 8.0,
+        };
+        RuntimePair {
+            runtime: "1.31.1".into(),
+            split: SplitName::Search,
+            n: 64,
+            predicted: Estimate {
+                value: 0.9,
+                n: 64,
+                ci: [0.8, 1.0],
+            },
+            target: None,
+            runs: Vec::new(),
+            tensors: None,
+            layers: Some(LayerSummary {
+                samples: 64,
+                layers: 22,
+                first_parting: Some(first.clone()).filter(LayerComparison::parts),
+                worst: Some(first),
+            }),
+        }
+    }
+
+    #[test]
+    fn layers_in_float_part_or_do_not() {
+        let same = "none of 22 layers parts in float; furthest apart 2.0e-6 of its largest number, conv1, n 64";
+        let parts =
+            "of 22 layers in float the first that parts: 2.0e-2 of its largest number, conv1, n 64";
+        for (apart, end) in [(2e-6, same), (2e-2, parts)] {
+            let words = words(&pair(apart));
+            assert!(words.ends_with(end), "{words}");
+        }
+    }
 }

@@ -1,13 +1,15 @@
 //! Whether what Limbeck predicts of an exported file is what the deployment runtime gives: labels, outputs, and every quantised
 //! tensor. Uses `graph`, `formats`, `exec`, `data`, `eval`, `measure`.
 
+mod layers;
 mod pair;
 mod run;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use pair::{RuntimePair, TensorSummary};
+pub use layers::{APART, LayerComparison, LayerReport};
+pub use pair::{LayerSummary, RuntimePair, TensorSummary};
 pub use run::{Simulated, confirm};
 pub use tensors::{Codes, TensorComparison, TensorReport};
 
@@ -31,7 +33,8 @@ pub struct ConfirmOptions {
     pub limit: Option<usize>,
     /// Each once, in this order.
     pub optimizations: Vec<Optimizations>,
-    /// Samples of which every quantised tensor is compared too, with optimisations off; 0: none.
+    /// Samples of which every quantised tensor is compared too, or every layer's result where no activation is quantised, with optimisations
+    /// off; 0: none.
     pub tensor_samples: usize,
     /// Of the runtime; 0: all cores.
     pub threads: usize,
@@ -65,6 +68,9 @@ pub struct RuntimeRun {
     pub drop: PairedDrop,
     /// Largest difference between two numbers of the first output, in its own unit (logits or probabilities).
     pub largest_difference: f32,
+    /// Largest magnitude among those numbers on Limbeck's side: what the difference is to be held against. `None` in projects from before it was kept.
+    #[serde(default)]
+    pub largest_output: Option<f32>,
     /// Of the samples with another label, the clearest prediction: how far the best class led the next, in the same unit. A lead no
     /// larger than the differences of outputs is a near tie. `None` where no label differs.
     pub clearest_lead: Option<f32>,
@@ -94,6 +100,8 @@ pub struct Confirmation {
     pub runs: Vec<RuntimeRun>,
     /// With optimisations off, where that was asked for and the model quantises activations.
     pub tensors: Option<TensorReport>,
+    /// With optimisations off, where that was asked for and no activation is quantised.
+    pub layers: Option<LayerReport>,
     /// Classes that Limbeck predicts, in the split's order.
     #[serde(skip)]
     pub predictions: Vec<u32>,
@@ -130,4 +138,13 @@ pub enum ConfirmError {
     Data(#[from] DataError),
     #[error(transparent)]
     Format(#[from] FormatError),
+}
+
+/// Elements that count of a tensor of `len` elements and shape `dims`, in a batch of (samples that count, samples): all of what has no batch
+/// axis in front.
+fn counted(dims: &[usize], len: usize, (count, padded): (usize, usize)) -> usize {
+    match dims.first() {
+        Some(first) if *first == padded => len / padded.max(1) * count,
+        _ => len,
+    }
 }

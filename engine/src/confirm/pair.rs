@@ -1,6 +1,6 @@
 //! What a point keeps of a confirmation.
 
-use super::{Confirmation, RuntimeRun, TargetPrediction, TensorComparison};
+use super::{Confirmation, LayerComparison, RuntimeRun, TargetPrediction, TensorComparison};
 use crate::{data::SplitName, eval::Estimate};
 
 /// Prediction and runtime side by side, without what was found of each sample and of each tensor.
@@ -18,6 +18,20 @@ pub struct RuntimePair {
     pub runs: Vec<RuntimeRun>,
     /// With optimisations off; `None` where no activation is quantised.
     pub tensors: Option<TensorSummary>,
+    /// With optimisations off; `None` where activations are quantised, and in projects from before it was kept.
+    #[serde(default)]
+    pub layers: Option<LayerSummary>,
+}
+
+/// All layers' float results together.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSummary {
+    pub samples: u64,
+    pub layers: u64,
+    /// The layer furthest apart for its size.
+    pub worst: Option<LayerComparison>,
+    pub first_parting: Option<LayerComparison>,
 }
 
 /// All quantised tensors together.
@@ -65,6 +79,12 @@ impl Confirmation {
                     within_one,
                     first_parting: report.first_parting().cloned(),
                 }
+            }),
+            layers: self.layers.as_ref().map(|report| LayerSummary {
+                samples: report.samples,
+                layers: report.layers.len() as u64,
+                worst: report.worst().cloned(),
+                first_parting: report.first_parting().cloned(),
             }),
         }
     }

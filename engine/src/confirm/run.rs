@@ -1,6 +1,8 @@
 //! Batch by batch through both: memory does not grow with the number of samples.
 
-use super::{ConfirmError, ConfirmOptions, Confirmation, RuntimeRun, TargetPrediction, tensors};
+use super::{
+    ConfirmError, ConfirmOptions, Confirmation, RuntimeRun, TargetPrediction, layers, tensors,
+};
 use crate::{
     data::{Dataset, SplitName},
     eval::{self, EvalError, Observer, RowReader, paired_drop, proportion},
@@ -59,12 +61,21 @@ pub fn confirm(
         runs.push(Running::new(*optimizations, at_target, session));
     }
     let watched = options.optimizations.contains(&Optimizations::Off);
-    let mut traced = match options.tensor_samples.min(n) {
-        0 => None,
-        _ if !watched => None,
-        samples => tensors::Traced::new(&graph, runtime, options.threads, samples)?,
+    let samples = options.tensor_samples.min(n);
+    let trace = watched && samples > 0;
+    let mut traced = match trace {
+        true => tensors::Traced::new(&graph, runtime, options.threads, samples)?,
+        false => None,
     };
-    let total = n + traced.as_ref().map_or(0, tensors::Traced::samples);
+    let mut in_float = match traced {
+        None if trace => layers::Traced::new(&graph, runtime, options.threads, samples)?,
+        _ => None,
+    };
+    let compared = match (&traced, &in_float) {
+        (None, None) => 0,
+        _ => samples,
+    };
+    let total = n + compared;
 
     let classes = data.info().classes.len();
     let fixed = program.fixed_batch();
@@ -106,14 +117,17 @@ pub fn confirm(
         labels.extend(batch.labels);
         observer.batch(labels.len() as u64, total as u64)?;
     }
-    if let Some(traced) = &mut traced {
-        let mut batches = Batches::new(data, split, traced.samples(), piece, fixed);
-        let mut done = n;
-        while let Some(batch) = batches.next(cancel)? {
+    let mut batches = Batches::new(data, split, compared, piece, fixed);
+    let mut done = n;
+    while let Some(batch) = batches.next(cancel)? {
+        if let Some(traced) = &mut traced {
             traced.batch(&program, &batch, cancel)?;
-            done += batch.labels.len();
-            observer.batch(done as u64, total as u64)?;
         }
+        if let Some(in_float) = &mut in_float {
+            in_float.batch(&program, &batch, cancel)?;
+        }
+        done += batch.labels.len();
+        observer.batch(done as u64, total as u64)?;
     }
     let right = |own: &[u32]| {
         let hits = own.iter().zip(&labels).filter(|(p, l)| p == l).count();
@@ -140,6 +154,7 @@ pub fn confirm(
             predictions: at_target.clone(),
         }),
         tensors: traced.map(tensors::Traced::report),
+        layers: in_float.map(layers::Traced::report),
         predictions,
     })
 }
@@ -224,7 +239,8 @@ struct Running {
     at_target: bool,
     session: RuntimeSession,
     predictions: Vec<u32>,
-    largest: f32,
+    /// Difference, and number on our side.
+    largest: [f32; 2],
     lead: Option<f32>,
 }
 
@@ -235,7 +251,7 @@ impl Running {
             at_target,
             session,
             predictions: Vec::new(),
-            largest: 0.0,
+            largest: [0.0; 2],
             lead: None,
         }
     }
@@ -266,7 +282,8 @@ impl Running {
         }
         theirs.truncate(ours.len());
         for (a, b) in ours.iter().zip(&theirs) {
-            self.largest = self.largest.max((a - b).abs());
+            let [difference, output] = self.largest;
+            self.largest = [difference.max((a - b).abs()), output.max(a.abs())];
         }
         let (_, predicted) = reader.read(theirs, self.predictions.len())?;
         let rows = ours.chunks_exact(classes.max(1));
@@ -296,7 +313,8 @@ impl Running {
             agreement: proportion(same, n),
             same_labels: same,
             drop: paired_drop(only_ours, only_theirs, n),
-            largest_difference: self.largest,
+            largest_difference: self.largest[0],
+            largest_output: Some(self.largest[1]),
             clearest_lead: self.lead,
         }
     }

@@ -262,10 +262,6 @@ impl Traced {
         }))
     }
 
-    pub fn samples(&self) -> usize {
-        self.samples
-    }
-
     /// Runs one batch through both. Samples that only fill it up don't count.
     pub fn batch(
         &mut self,
@@ -404,12 +400,7 @@ impl Taps for Compare<'_> {
                 theirs.len()
             )));
         }
-        let (counted, padded) = self.counted;
-        // Without a batch axis in front of it everything counts.
-        let take = match dims.first() {
-            Some(first) if *first == padded => ours.len() / padded.max(1) * counted,
-            _ => ours.len(),
-        };
+        let take = super::counted(dims, ours.len(), self.counted);
         let found = &mut self.found[*index];
         let codes = if self.follow {
             found.own.as_mut()

@@ -150,7 +150,10 @@ mod tests {
     use super::*;
     use crate::{
         compress::{AccountEntry, Outcome, Precision, Ratio},
-        confirm::{Codes, RuntimeRun, TargetPrediction, TensorComparison, TensorSummary},
+        confirm::{
+            Codes, LayerComparison, LayerSummary, RuntimeRun, TargetPrediction, TensorComparison,
+            TensorSummary,
+        },
         data::SplitName,
         eval::{Estimate, PairedDrop},
         measure::{Bytes, runtime::Optimizations},
@@ -202,6 +205,12 @@ mod tests {
                 kl: None,
             },
         ];
+        let parted = LayerComparison {
+            layer: LayerId("fc".into()),
+            elements: 100,
+            largest_difference: f32::INFINITY,
+            largest: 9.5,
+        };
         project.points = vec![Point {
             job: JobId(7),
             recipe: Recipe::baseline("m.onnx".into(), "t.ron".into()),
@@ -268,6 +277,7 @@ mod tests {
                         only_candidate: 0,
                     },
                     largest_difference: 0.5,
+                    largest_output: Some(9.5),
                     clearest_lead: Some(0.25),
                 }],
                 tensors: Some(TensorSummary {
@@ -285,6 +295,12 @@ mod tests {
                             largest: 2,
                         },
                     }),
+                }),
+                layers: Some(LayerSummary {
+                    samples: 10,
+                    layers: 2,
+                    worst: Some(parted.clone()),
+                    first_parting: Some(parted),
                 }),
             }),
             model_sha256: "ab".into(),

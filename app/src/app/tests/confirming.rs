@@ -90,6 +90,7 @@ fn pair(same: u64) -> RuntimePair {
             only_candidate: 4,
         },
         largest_difference: 0.5,
+        largest_output: Some(9.5),
         clearest_lead: None,
     };
     RuntimePair {
@@ -122,6 +123,7 @@ fn pair(same: u64) -> RuntimePair {
                 },
             }),
         }),
+        layers: None,
     }
 }
 

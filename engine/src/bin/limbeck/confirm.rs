@@ -7,7 +7,7 @@ use crate::{
     watch::Watch,
 };
 use limbeck_engine::{
-    confirm::{Codes, Confirmation, RuntimeRun, TensorReport},
+    confirm::{APART, Codes, Confirmation, LayerComparison, LayerReport, RuntimeRun, TensorReport},
     eval::top1_name,
     exec::CancelToken,
     measure::runtime::RuntimeSearch,
@@ -76,12 +76,13 @@ fn words(c: &Confirmation, differences: &[String]) -> String {
     for run in &c.runs {
         out.push_str(&run_words(run, top1));
     }
-    match &c.tensors {
-        Some(tensors) => out.push_str(&tensor_words(tensors)),
-        None if c.runs.iter().any(|r| r.optimizations.name() == "off") => {
+    match (&c.tensors, &c.layers) {
+        (Some(tensors), _) => out.push_str(&tensor_words(tensors)),
+        (None, Some(layers)) => out.push_str(&layer_words(layers)),
+        (None, None) if c.runs.iter().any(|r| r.optimizations.name() == "off") => {
             out.push_str("  tensors        none compared\n");
         }
-        None => {}
+        (None, None) => {}
     }
     for run in c.runs.iter().filter(|run| !run.agrees()) {
         let _ = writeln!(
@@ -107,7 +108,7 @@ fn run_words(run: &RuntimeRun, top1: &str) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "  optimisations {}\n    {top1:<12} {}\n    labels       {} of {} as predicted ({:.2} %)\n    lost         {:+.2} points against the prediction (95 % interval {:+.2} to {:+.2}, paired)\n    outputs      differ by at most {:.3e}",
+        "  optimisations {}\n    {top1:<12} {}\n    labels       {} of {} as predicted ({:.2} %)\n    lost         {:+.2} points against the prediction (95 % interval {:+.2} to {:+.2}, paired)\n    outputs      differ by at most {:.3e}{}",
         run.optimizations.name(),
         percent(&run.top1),
         thousands(run.same_labels),
@@ -116,7 +117,11 @@ fn run_words(run: &RuntimeRun, top1: &str) -> String {
         run.drop.drop * 100.0,
         run.drop.ci[0] * 100.0,
         run.drop.ci[1] * 100.0,
-        run.largest_difference
+        run.largest_difference,
+        match run.largest_output {
+            Some(largest) => format!("; the largest of them is {largest:.3e}"),
+            None => String::new(),
+        }
     );
     if let Some(lead) = run.clearest_lead {
         let _ = writeln!(
@@ -129,6 +134,66 @@ fn run_words(run: &RuntimeRun, top1: &str) -> String {
             }
         );
     }
+    out
+}
+
+/// Layers' float results: how far apart, and where the two part.
+fn layer_words(report: &LayerReport) -> String {
+    let apart = |layer: &LayerComparison| {
+        format!(
+            "{:.1e}, {:.1e} of its largest number",
+            layer.largest_difference,
+            layer.relative()
+        )
+    };
+    let mut out = format!(
+        "  layers         {} compared in float, optimisations off, {} samples, from the model's input on\n",
+        report.layers.len(),
+        thousands(report.samples)
+    );
+    if let Some(worst) = report.worst() {
+        let _ = writeln!(
+            out,
+            "    furthest apart {}: {}",
+            worst.layer.0,
+            apart(worst)
+        );
+    }
+    let _ = match report.first_parting() {
+        None => writeln!(
+            out,
+            "    none parts (differs by more than {APART} of its largest number)"
+        ),
+        Some(first) => writeln!(
+            out,
+            "    they part first in {}: {}",
+            first.layer.0,
+            apart(first)
+        ),
+    };
+    let rows: Vec<Vec<String>> = report
+        .layers
+        .iter()
+        .map(|layer| {
+            vec![
+                format!("    {}", layer.layer.0),
+                thousands(layer.elements),
+                format!("{:.3e}", layer.largest),
+                format!("{:.1e}", layer.largest_difference),
+                format!("{:.1e}", layer.relative()),
+            ]
+        })
+        .collect();
+    out.push_str(&table(
+        &[
+            ("    layer", false),
+            ("numbers", true),
+            ("largest", true),
+            ("apart", true),
+            ("of largest", true),
+        ],
+        &rows,
+    ));
     out
 }
 
@@ -246,6 +311,7 @@ fn runtime(c: &Confirmation) -> Value {
                 "only_baseline": r.drop.only_baseline, "only_candidate": r.drop.only_candidate,
             },
             "largest_difference": r.largest_difference,
+            "largest_output": r.largest_output,
             "clearest_lead": r.clearest_lead,
         })).collect::<Value>(),
         "tensors": c.tensors.as_ref().map(|t| {
@@ -260,5 +326,12 @@ fn runtime(c: &Confirmation) -> Value {
                 "each": t.tensors,
             })
         }),
+        "layers": c.layers.as_ref().map(|l| json!({
+            "samples": l.samples,
+            "parts_beyond": APART,
+            "first_parting": l.first_parting().map(|l| &l.layer),
+            "worst": l.worst().map(|l| json!({ "layer": l.layer, "relative": l.relative() })),
+            "each": l.layers,
+        })),
     })
 }
