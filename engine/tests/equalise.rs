@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use limbeck_engine::{
-    compress::{Equalize, FoldBatchNorm, Model, Outcome, Pass, PassContext},
+    compress::{Equalize, EqualizeSettings, FoldBatchNorm, Model, Outcome, Pass, PassContext},
     exec::{CancelToken, Mode, NoTaps, Program},
     formats::onnx,
     graph::Graph,
@@ -45,6 +45,7 @@ fn the_sample_models_stay_what_they_are() {
             .apply(Model::new(graph), &context)
             .expect("folds");
         let pass = Equalize {
+            settings: EqualizeSettings::default(),
             layers: model.graph.layers().into_iter().map(|l| l.id).collect(),
         };
         let (after, account) = pass.apply(model.clone(), &context).expect("equalises");

@@ -1,7 +1,8 @@
 //! Batch-norm folding: y = γ·(x − μ)/√(σ² + ε) + β after a linear layer is a linear layer again (Jacob et al. 2018, §3.2).
 
 use super::{
-    Account, AccountEntry, CompressError, FoldBatchNorm, Model, Outcome, Pass, PassContext,
+    Account, AccountEntry, CompressError, FoldBatchNorm, Model, NormStatistics, Outcome, Pass,
+    PassContext, norms,
     wiring::{
         Names, WeightForm, Wiring, add_constant, check_float_weight, float_weight, rebuild,
         weight_form,
@@ -67,11 +68,15 @@ fn fold(
     let mut names = Names::of(&model.graph);
     let mut removed = HashSet::new();
     let mut entries = Vec::with_capacity(layers.len());
+    let mut known = BTreeMap::new();
     for layer in layers {
         let mut folded: Vec<String> = Vec::new();
         let why_not = loop {
             match fold_one(model, layer, &mut wiring, &mut names, values)? {
-                Ok(norm) => {
+                Ok((norm, statistics)) => {
+                    if let Some(statistics) = statistics {
+                        known.insert(layer.id.clone(), statistics);
+                    }
                     removed.insert(norm);
                     folded.push(model.graph.nodes[norm].name.clone());
                 }
@@ -88,6 +93,9 @@ fn fold(
         });
     }
     rebuild(&mut model.graph, BTreeMap::new(), &removed);
+    if values == Values::Computed && !known.is_empty() {
+        model.norms = Some(NormStatistics::new(known, &model.graph));
+    }
     Ok(entries)
 }
 
@@ -101,14 +109,17 @@ fn blank(shape: &[usize]) -> TensorData {
     }
 }
 
-/// Folds the batch norm that follows `layer`; gives its node index, or the reason why there is nothing to fold.
+/// A folded norm's node index, and what it knew of its outputs.
+type Folded = (usize, Option<Vec<(f64, f64)>>);
+
+/// Folds the batch norm that follows `layer`; gives it, or the reason why there is nothing to fold.
 fn fold_one(
     model: &mut Model,
     layer: &Layer,
     wiring: &mut Wiring,
     names: &mut Names,
     values: Values,
-) -> Result<Result<usize, String>, CompressError> {
+) -> Result<Result<Folded, String>, CompressError> {
     let graph = &model.graph;
     let index = layer.node.0 as usize;
     let Some(output) = graph.nodes[index].outputs.first().copied().flatten() else {
@@ -215,6 +226,7 @@ fn fold_one(
         });
     }
 
+    let statistics = norms::of_norm(graph, norm, channels);
     let norm_output = graph.nodes[norm].outputs.first().copied().flatten();
     let shared = |id: ValueId| wiring.consumers(id).len() > 1 || wiring.is_output(id);
     let weight_name = graph.values[layer.weight.0 as usize].name.clone();
@@ -254,7 +266,7 @@ fn fold_one(
     wiring.forget(index, &layer_before);
     wiring.forget(norm, &norm_before);
     wiring.note(graph, index);
-    Ok(Ok(norm))
+    Ok(Ok((norm, statistics)))
 }
 
 fn constant_f32(graph: &Graph, id: ValueId) -> Option<TensorData> {

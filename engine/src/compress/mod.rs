@@ -16,6 +16,7 @@ mod inspect_input;
 mod integer_bias;
 mod layerwise;
 mod low_rank;
+mod norms;
 mod pack;
 mod pattern;
 mod placement;
@@ -42,7 +43,7 @@ pub use bias::CorrectBias;
 pub use blocks::{Block, blocks};
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
 pub use cluster::{Cluster, Codebooks};
-pub use equalise::Equalize;
+pub use equalise::{Absorb, Equalize, EqualizeSettings};
 pub(crate) use fold::{folded_at, folded_outline};
 pub use gptq::{Gptq, GptqSettings};
 pub use gradual::{Gradual, PruneSchedule};
@@ -51,6 +52,7 @@ pub(crate) use inspect::plain_weights;
 pub use inspect::{LayerInspection, inspect_layer};
 pub use inspect_input::{InputCodes, InputInspection, inspect_input};
 pub use low_rank::{Energy, EnergyOf, KernelSplit, LOW_RANK, LowRank, LowRankSettings, RankBy};
+pub use norms::NormStatistics;
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
 pub use pattern::{Pattern, PruneTarget};
 pub use placement::IntegerOp;
@@ -287,6 +289,8 @@ pub struct Model {
     pub gradual: Option<Gradual>,
     /// Layers whose biases [`pack`] stores as 32-bit integers in the unit of their sums.
     pub integer_biases: BTreeSet<LayerId>,
+    /// What [`FoldBatchNorm`] knew of the outputs of layers.
+    pub norms: Option<NormStatistics>,
 }
 
 /// A weight as it was before its codes were chosen.
@@ -306,6 +310,7 @@ impl Model {
             originals: BTreeMap::new(),
             gradual: None,
             integer_biases: BTreeSet::new(),
+            norms: None,
         }
     }
 }

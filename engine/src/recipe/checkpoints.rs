@@ -4,7 +4,7 @@ use super::{
     PipelineError, Recipe, RecipeError, Session, from_ron, read_text, to_ron, write_atomic,
 };
 use crate::{
-    compress::{Account, Gradual, Model, Original},
+    compress::{Account, Gradual, Model, NormStatistics, Original},
     data::SplitName,
     exec::CancelToken,
     graph::{ElementType, Graph, LayerId, TensorData},
@@ -196,6 +196,8 @@ struct ModelText {
     gradual: Option<Gradual>,
     #[serde(default)]
     integer_biases: BTreeSet<LayerId>,
+    #[serde(default)]
+    norms: Option<NormStatistics>,
 }
 
 impl ModelText {
@@ -226,6 +228,7 @@ impl ModelText {
                 .collect(),
             gradual: model.gradual.clone(),
             integer_biases: model.integer_biases.clone(),
+            norms: model.norms.clone(),
         }
     }
 
@@ -234,6 +237,7 @@ impl ModelText {
         let mut model = Model::new(self.graph);
         model.gradual = self.gradual;
         model.integer_biases = self.integer_biases;
+        model.norms = self.norms;
         for (index, element, shape, blob) in self.data {
             let tensor = TensorData::new(element, shape, blobs.get(blob)?.clone()).ok()?;
             model.graph.values.get_mut(index)?.data = Some(tensor);
@@ -580,6 +584,18 @@ fn remove(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_folded_norms_knew_is_kept() {
+        use crate::compress::{FoldBatchNorm, Pass, testkit};
+        let net = testkit::classifier(1);
+        let (model, _) = testkit::with_context(|c| FoldBatchNorm.apply(net, c)).unwrap();
+        assert!(model.norms.is_some());
+        let mut blobs = Blobs::default();
+        let text = ron::to_string(&ModelText::of(&model, &mut blobs)).unwrap();
+        let read: ModelText = ron::from_str(&text).unwrap();
+        assert_eq!(read.read(&blobs).unwrap().norms, model.norms);
+    }
 
     #[test]
     fn files_of_others_are_left_alone() {

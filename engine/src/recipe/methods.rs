@@ -1,7 +1,7 @@
 //! Steps that make quantisation lose less without training: what a recipe says of them, and where they may stand.
 
 use super::{Choice, Recipe, RecipeError, Rule, Step, text::Anchor};
-use crate::compress::CompressError;
+use crate::compress::{CompressError, EqualizeSettings};
 
 /// Whether a method is used on a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -21,6 +21,8 @@ pub struct ToggleRule(pub String, pub Toggle);
 pub struct EqualizeStep {
     pub default: Toggle,
     pub layers: Vec<ToggleRule>,
+    #[serde(skip_serializing_if = "EqualizeSettings::is_default")]
+    pub settings: EqualizeSettings,
 }
 
 /// A method with settings of its own: where it is used, and how.
@@ -103,6 +105,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     for step in steps {
         let (word, checked) = match step {
+            Step::Equalize(step) => ("Equalize", step.settings.check()),
             Step::AdaRound(step) => ("AdaRound", step.settings.check()),
             Step::Gptq(step) => ("Gptq", step.settings.check()),
             Step::SequentialMse(step) => ("SequentialMse", step.settings.check()),

@@ -7,9 +7,10 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, BlockSettings, ChannelSettings, Codebooks, Energy, GptqSettings,
-        LayerSetting, LowRankSettings, OnLayers, Pattern, Precision, PruneSchedule, QuantScheme,
-        Ratio, ScaleSearchSettings, SmoothQuantSettings, StudentSettings,
+        AdaRoundSettings, Amount, BlockSettings, ChannelSettings, Codebooks, Energy,
+        EqualizeSettings, GptqSettings, LayerSetting, LowRankSettings, OnLayers, Pattern,
+        Precision, PruneSchedule, QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
+        StudentSettings,
     },
     graph::LayerId,
     search::LayerFacts,
@@ -53,7 +54,7 @@ pub enum ResolvedStep {
         scheme: QuantScheme,
         layers: BTreeMap<LayerId, Precision>,
     },
-    Equalize(BTreeSet<LayerId>),
+    Equalize(OnLayers<EqualizeSettings>),
     SmoothQuant(OnLayers<SmoothQuantSettings>),
     SequentialMse(OnLayers<ScaleSearchSettings>),
     AdaRound(OnLayers<AdaRoundSettings>),
@@ -147,7 +148,10 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
             Step::Equalize(s) => {
                 let chosen = toggled("Equalize", s.default, &s.layers, layers, &earlier)?;
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
-                ResolvedStep::Equalize(chosen)
+                ResolvedStep::Equalize(OnLayers {
+                    settings: s.settings.clone(),
+                    layers: chosen,
+                })
             }
             Step::SmoothQuant(s) => {
                 let method = used("SmoothQuant", s, layers, &earlier)?;

@@ -10,7 +10,7 @@ mod targets;
 
 use super::*;
 use crate::{
-    compress::{LayerSetting, OnLayers},
+    compress::{Absorb, EqualizeSettings, LayerSetting, OnLayers},
     data::SplitName,
     eval::{Estimate, Metrics, PairedDrop},
     graph::LayerId,
@@ -451,7 +451,7 @@ const METHODS: &str = r#"(
     steps: [
         FoldBatchNorm,
         Prune(default: set(0.5)),
-        Equalize(layers: [("fc", off)]),
+        Equalize(layers: [("fc", off)], settings: (absorb: deviations(2.5), samples: 10)),
         Quantize(
             default: set(int7),
             layers: [("stage*", set(int3))],
@@ -495,7 +495,13 @@ fn methods_are_switched_by_layer() {
     else {
         panic!("six steps: {:?}", resolved.steps);
     };
-    assert_eq!(names(equal), ["conv1", "stage1.a", "stage1.b"]);
+    let absorb = Absorb::Deviations(2.5);
+    let equalised = EqualizeSettings {
+        absorb,
+        samples: 10,
+    };
+    assert_eq!(equal.settings, equalised);
+    assert_eq!(names(&equal.layers), ["conv1", "stage1.a", "stage1.b"]);
     assert_eq!(names(rounded), ["stage1.a"]);
     assert_eq!(
         (settings.samples, settings.iterations, settings.batch),
@@ -526,6 +532,10 @@ fn new_settings_are_written_only_where_they_differ() {
     assert!(!text.contains("weight_symmetry"), "{text}");
     let text = parse(METHODS).expect("reads").to_ron().expect("writes");
     assert!(text.contains("weight_symmetry: asymmetric"), "{text}");
+    assert!(text.contains("absorb: deviations(2.5)"), "{text}");
+    let usual = METHODS.replace(", settings: (absorb: deviations(2.5), samples: 10)", "");
+    let text = parse(&usual).expect("reads").to_ron().expect("writes");
+    assert!(!text.contains("absorb"), "{text}");
 }
 
 #[test]
@@ -539,6 +549,10 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
     let distil = "Distil(epochs: 1)";
     for (steps, reason) in [
         ("Equalize()".to_owned(), "a Quantize step must follow"),
+        (
+            format!("Equalize(settings: (absorb: deviations(0.0))), {quantize}"),
+            "absorb: deviations: a number above 0",
+        ),
         (
             format!("{quantize}, Equalize()"),
             "Equalize must come before Quantize",

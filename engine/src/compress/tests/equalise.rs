@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 fn all(model: &Model) -> Equalize {
     Equalize {
+        settings: EqualizeSettings::default(),
         layers: model.graph.layers().into_iter().map(|l| l.id).collect(),
     }
 }
@@ -176,6 +177,7 @@ fn layers_can_be_left_out_and_quantised_ones_are() {
     let (_, account) = apply(&all(&quantised), quantised.clone());
     assert!(refused(&account, "project").contains("quantised already"));
     let unknown = Equalize {
+        settings: EqualizeSettings::default(),
         layers: BTreeSet::from([id("nowhere")]),
     };
     assert!(with_context(|c| unknown.apply(quantised, c)).is_err());

@@ -1,3 +1,4 @@
+mod absorb;
 mod adaround;
 mod bias;
 mod calibrate;

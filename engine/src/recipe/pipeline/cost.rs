@@ -2,7 +2,7 @@
 
 use super::Work;
 use crate::{
-    compress::{OnLayers, blocks},
+    compress::{Absorb, OnLayers, blocks},
     data::{Dataset, SplitName},
     graph::LayerId,
     recipe::ResolvedStep,
@@ -19,8 +19,12 @@ impl Work<'_> {
             ResolvedStep::FoldBatchNorm
             | ResolvedStep::StudentFile
             | ResolvedStep::Prune { .. }
-            | ResolvedStep::Cluster { .. }
-            | ResolvedStep::Equalize(_) => 0,
+            | ResolvedStep::Cluster { .. } => 0,
+            // Statistics, and the share that lies below.
+            ResolvedStep::Equalize(method) => match method.settings.absorb {
+                Absorb::Off => 0,
+                _ => 2 * method.settings.samples as u64,
+            },
             // Scored and taken statistics of, where either is asked for; a gradient costs about three inferences.
             ResolvedStep::PruneChannels { settings, .. } => {
                 let measured = u64::from(settings.criterion.needs_data()) * (TRAIN_COST - 1);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     compress::{
-        Account, ByLayer, Cluster, CorrectBias, EnergyOf, Equalize, FoldBatchNorm, LowRank,
+        Absorb, Account, ByLayer, Cluster, CorrectBias, EnergyOf, FoldBatchNorm, LowRank,
         MagnitudePrune, Model, Pass, PassContext, Precision, PruneBlocks, PruneChannels,
         QuantScheme, Quantize, Student, calibrate_layers,
     },
@@ -161,11 +161,14 @@ impl<'a> Work<'a> {
                 let pass = self.quantize(scheme, layers, before, &stand.model)?;
                 self.pass(&pass, ["quantising", "quantised"], cost, stand)
             }
-            ResolvedStep::Equalize(layers) => {
-                let pass = Equalize {
-                    layers: layers.clone(),
-                };
-                self.pass(&pass, ["equalising", "equalised"], cost, stand)
+            ResolvedStep::Equalize(pass) => {
+                if pass.settings.absorb == Absorb::Minimum
+                    || pass.settings.absorb != Absorb::Off && session.data.is_some()
+                {
+                    session
+                        .runnable_to("look at channels on, or leave `absorb` out of Equalize")?;
+                }
+                self.pass(pass, ["equalising", "equalised"], cost, stand)
             }
             ResolvedStep::SmoothQuant(pass) => {
                 session.runnable_to("take the ranges of inputs from")?;
