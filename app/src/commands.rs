@@ -2,7 +2,8 @@
 //! (`app::session`) carries it out.
 
 use crate::state::{
-    ColourBy, Dialog, Inspected, JobKind, PlotAxis, PointId, SelectMode, SortKey, State, Tab,
+    ColourBy, Dialog, Inspected, JobKind, JobState, PlotAxis, PointId, SelectMode, SortKey, State,
+    Tab,
 };
 use egui::{Key, KeyboardShortcut, Modifiers};
 use limbeck_engine::{
@@ -171,6 +172,9 @@ pub enum Command {
     ConfirmPlan,
     /// Where ONNX Runtime lies (library or folder), and looks for it; `None`: in the usual places.
     SetRuntime(Option<PathBuf>),
+    /// A training stops at its next mini-batch and keeps its state.
+    PauseJob(JobId),
+    ResumeJob(JobId),
     CancelJob(JobId),
     CancelAll,
 }
@@ -253,6 +257,8 @@ impl Command {
             Self::StartMap => "Measure the sensitivity map".into(),
             Self::Confirm(_) | Self::ConfirmPlan => "Confirm in ONNX Runtime".into(),
             Self::SetRuntime(_) => "Look for ONNX Runtime".into(),
+            Self::PauseJob(_) => "Pause training".into(),
+            Self::ResumeJob(_) => "Resume training".into(),
             Self::CancelJob(_) => "Cancel".into(),
             Self::CancelAll => "Cancel all jobs".into(),
         }
@@ -418,6 +424,16 @@ impl Command {
                 Err("Nothing has been distilled yet".into())
             }
             Self::SetInspected(Inspected::Input) => state.countable(),
+            Self::PauseJob(id) => match state.job(*id) {
+                Some(job) if job.can_pause() => Ok(()),
+                Some(job) if job.state == JobState::Paused => Err("It is paused already".into()),
+                _ => Err("It does not run: there is nothing to pause".into()),
+            },
+            Self::ResumeJob(id)
+                if state.job(*id).map(|job| &job.state) != Some(&JobState::Paused) =>
+            {
+                Err("It is not paused".into())
+            }
             Self::CancelJob(id) if !state.job(*id).is_some_and(|job| job.is_active()) => {
                 Err("This job has ended".into())
             }
@@ -450,6 +466,11 @@ impl Command {
             Self::Undo,
             Self::Redo,
         ];
+        let training = state.active_jobs().find(|job| job.kind == JobKind::Distil);
+        commands.extend(training.map(|job| match job.state {
+            JobState::Paused => Self::ResumeJob(job.id),
+            _ => Self::PauseJob(job.id),
+        }));
         commands.extend(Preset::ALL.map(Self::ApplyPreset));
         for precision in [
             Precision::Fp32,

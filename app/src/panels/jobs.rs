@@ -42,7 +42,12 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                     .on_hover_text("The log has errors");
             }
             let (measured, all) = state.map_progress();
+            let paused = state
+                .active_jobs()
+                .filter(|job| job.state == JobState::Paused)
+                .count();
             let busy = match active {
+                n if n > 0 && n == paused => "Engine idle: paused".to_owned(),
                 0 => "Engine idle".to_owned(),
                 1 => "Engine: 1 job".to_owned(),
                 n => format!("Engine: {n} jobs"),
@@ -51,8 +56,8 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .on_hover_text(format!("{measured} of {all} cells of the map are measured"));
             widgets::status_dot(
                 ui,
-                if active > 0 { t.measured } else { t.faint },
-                if active > 0 {
+                if active > paused { t.measured } else { t.faint },
+                if active > paused {
                     "Engine busy"
                 } else {
                     "Engine ready"
@@ -147,6 +152,8 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
         );
         let detail = match job.state {
             JobState::Queued => "waiting".to_owned(),
+            JobState::Paused if job.detail.is_empty() => "paused".to_owned(),
+            JobState::Paused => format!("paused · {}", job.detail),
             _ => {
                 let eta = words::eta(job.eta);
                 match (job.detail.is_empty(), eta.is_empty()) {
@@ -158,7 +165,12 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
             }
         };
         // What is said of it never pushes the button out of sight.
-        let used = rect.width() + width + 66.0 + 3.0 * ui.spacing().item_spacing.x;
+        let buttons = if job.kind == JobKind::Distil {
+            142.0
+        } else {
+            66.0
+        };
+        let used = rect.width() + width + buttons + 4.0 * ui.spacing().item_spacing.x;
         let natural = widgets::text_width(ui.painter(), &detail, theme::mono()) + 2.0;
         let (line, said) = ui.allocate_exact_size(
             vec2(natural.min(each - used).max(0.0), 24.0),
@@ -174,6 +186,28 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
             t.text,
         ) {
             said.on_hover_text(&detail);
+        }
+        let switch = match job.state {
+            JobState::Paused => Some((
+                "Resume",
+                "Goes on from the very mini-batch at which it was paused",
+                Command::ResumeJob(job.id),
+            )),
+            _ if job.can_pause() => Some((
+                "Pause",
+                "Stops at the next mini-batch and keeps its state in memory until the window closes; everything else goes on",
+                Command::PauseJob(job.id),
+            )),
+            _ => None,
+        };
+        if let Some((text, hint, command)) = switch
+            && Button::new(text)
+                .low()
+                .name(&format!("{text} {}", job.title))
+                .hint(hint)
+                .show(ui)
+        {
+            out.push(command);
         }
         if Button::new("Cancel")
             .low()

@@ -26,6 +26,8 @@ pub enum JobKind {
 pub enum JobState {
     Queued,
     Running,
+    /// It keeps its state until it is resumed.
+    Paused,
     Finished,
     Cancelled,
     Failed(String),
@@ -48,7 +50,14 @@ pub struct Job {
 
 impl Job {
     pub fn is_active(&self) -> bool {
-        matches!(self.state, JobState::Queued | JobState::Running)
+        matches!(
+            self.state,
+            JobState::Queued | JobState::Running | JobState::Paused
+        )
+    }
+    /// Trains, and can be told to wait.
+    pub fn can_pause(&self) -> bool {
+        self.kind == JobKind::Distil && self.state == JobState::Running
     }
     /// Worth a place in the strip (quick, silent work such as inspecting and files is not; a count is, once it has begun).
     pub fn is_shown(&self) -> bool {

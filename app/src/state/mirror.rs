@@ -550,6 +550,8 @@ impl Mirror {
                 };
                 self.log(false, format!("Wrote {}{note}", path.display()));
             }
+            Event::Paused { job } => self.set_paused(*job, true),
+            Event::Resumed { job } => self.set_paused(*job, false),
             Event::Finished { job } => self.end(*job, JobState::Finished),
             Event::Cancelled { job } => {
                 self.not_counted(*job, "Not counted: cancelled.");
@@ -569,6 +571,17 @@ impl Mirror {
             }
             Event::Log { message } => self.log(false, message.clone()),
         }
+    }
+
+    fn set_paused(&mut self, job: JobId, paused: bool) {
+        let Some(job) = self.job_mut(job) else { return };
+        let (state, line) = match paused {
+            true => (JobState::Paused, format!("{} paused", job.title)),
+            false => (JobState::Running, format!("{} goes on", job.title)),
+        };
+        job.state = state;
+        job.eta = None;
+        self.log(false, line);
     }
 
     /// The runtime's answer for an exported file, at the points that it is of: those judged on the same samples. How many they are.

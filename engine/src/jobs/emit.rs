@@ -34,7 +34,7 @@ impl Emitter {
 pub(super) struct Ticker {
     job: JobId,
     started: Instant,
-    /// Time given to jobs that overtook this one.
+    /// Time given to jobs that overtook this one, and paused.
     away: Duration,
     last: Option<Instant>,
     last_curve: Option<Instant>,
@@ -53,6 +53,11 @@ impl Ticker {
 
     pub fn was_away(&mut self, time: Duration) {
         self.away += time;
+    }
+
+    /// Time that this job did not work.
+    pub fn away(&self) -> Duration {
+        self.away
     }
 
     /// Sends progress unless it has just done so.

@@ -138,6 +138,11 @@ pub enum Command {
         job: JobId,
         path: PathBuf,
     },
+    /// A batch job that runs stops at its next mini-batch and keeps its state: `Event::Paused`. Interactive jobs, maps, exports and confirmations
+    /// are done meanwhile; runs and openings are not (an opening cancels it).
+    Pause(JobId),
+    /// It goes on with the same bits, once what was begun meanwhile has ended: `Event::Resumed`.
+    Resume(JobId),
     Cancel(JobId),
     Shutdown,
 }
@@ -245,6 +250,13 @@ pub enum Event {
         job: JobId,
         path: PathBuf,
         note: String,
+    },
+    /// No more is worked on it until `Command::Resume`.
+    Paused {
+        job: JobId,
+    },
+    Resumed {
+        job: JobId,
     },
     Finished {
         job: JobId,

@@ -43,6 +43,8 @@ pub(super) enum Asking {
     Idle,
     /// A batch job at the end of a mini-batch.
     Batch,
+    /// A batch job that is paused: also other batch jobs, except those that train or open.
+    Paused,
     /// An interactive job at the end of a mini-batch: only what is quick.
     Interactive,
 }
@@ -68,6 +70,7 @@ struct Running {
     job: JobId,
     kind: Kind,
     cancel: CancelToken,
+    paused: bool,
 }
 
 /// What a newer command does to an older one.
@@ -103,6 +106,8 @@ impl Work {
                 | Command::FindRuntime { job, .. }
                 | Command::WriteText { job, .. }
                 | Command::ReadText { job, .. }
+                | Command::Pause(job)
+                | Command::Resume(job)
                 | Command::Cancel(job) => *job,
                 Command::Shutdown => JobId(u64::MAX),
             },
@@ -133,6 +138,18 @@ impl Work {
         }
     }
 
+    /// Whether it may be done while a batch job is paused. A second run may not: the first could not go on before its end.
+    fn fits_a_pause(&self) -> bool {
+        match self {
+            Self::Command(c) => matches!(
+                c,
+                Command::Map { .. } | Command::Confirm { .. } | Command::Export { .. }
+            ),
+            #[cfg(test)]
+            Self::Test { .. } => true,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Self::Command(c) => match c {
@@ -148,6 +165,8 @@ impl Work {
                 Command::Run { .. }
                 | Command::Confirm { .. }
                 | Command::Map { .. }
+                | Command::Pause(_)
+                | Command::Resume(_)
                 | Command::Cancel(_)
                 | Command::Shutdown => Kind::Session,
             },
@@ -192,6 +211,8 @@ impl Queue {
             match command {
                 Command::Shutdown => break,
                 Command::Cancel(job) => self.cancel(job, emitter),
+                Command::Pause(job) => self.set_paused(job, true),
+                Command::Resume(job) => self.set_paused(job, false),
                 command => self.push(Work::Command(command), emitter),
             }
         }
@@ -226,6 +247,8 @@ impl Queue {
         }
         let gone = state.drop_queued(|task| task.work.job() == job);
         drop(state);
+        // It may be paused.
+        self.ready.notify_all();
         announce(gone, emitter);
     }
 
@@ -261,6 +284,32 @@ impl Queue {
         self.lock().take(asking)
     }
 
+    /// A job that runs is to pause, or to go on.
+    pub fn set_paused(&self, job: JobId, paused: bool) {
+        let mut state = self.lock();
+        for running in state.running.iter_mut().filter(|r| r.job == job) {
+            running.paused = paused;
+        }
+        drop(state);
+        self.ready.notify_all();
+    }
+
+    pub fn is_paused(&self, job: JobId) -> bool {
+        self.lock().is_paused(job)
+    }
+
+    /// Waits, without working, for something that may be done while `job` is paused. `None`: it is to go on, or was cancelled.
+    pub fn during_pause(&self, job: JobId, cancel: &CancelToken) -> Option<(Task, CancelToken)> {
+        let mut state = self.lock();
+        while state.is_paused(job) && !cancel.is_cancelled() {
+            if let Some(taken) = state.take(Asking::Paused) {
+                return Some(taken);
+            }
+            state = self.ready.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
+        None
+    }
+
     /// A job has ended.
     pub fn ended(&self, job: JobId) {
         let mut state = self.lock();
@@ -290,6 +339,10 @@ fn announce(gone: Vec<JobId>, emitter: &Emitter) {
 }
 
 impl State {
+    fn is_paused(&self, job: JobId) -> bool {
+        self.running.iter().any(|r| r.job == job && r.paused)
+    }
+
     fn drop_queued(&mut self, which: impl Fn(&Task) -> bool) -> Vec<JobId> {
         let mut gone = Vec::new();
         for lane in [&mut self.interactive, &mut self.batch] {
@@ -328,6 +381,11 @@ impl State {
                 }
                 task
             }
+            None if asking == Asking::Paused => {
+                let fits = |t: &Task| t.sequence < barrier && t.work.fits_a_pause();
+                let at = self.batch.iter().position(fits)?;
+                self.batch.remove(at)?
+            }
             None => return None,
         };
         let cancel = CancelToken::default();
@@ -335,6 +393,7 @@ impl State {
             job: task.work.job(),
             kind: task.work.kind(),
             cancel: cancel.clone(),
+            paused: false,
         });
         Some((task, cancel))
     }

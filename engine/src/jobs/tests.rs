@@ -124,6 +124,8 @@ fn story(events: &[Event]) -> String {
             Event::Finished { job } => Some(format!("done{}", job.0)),
             Event::Cancelled { job } => Some(format!("cancel{}", job.0)),
             Event::Failed { job, .. } => Some(format!("fail{}", job.0)),
+            Event::Paused { job } => Some(format!("pause{}", job.0)),
+            Event::Resumed { job } => Some(format!("resume{}", job.0)),
             Event::Text { job, .. } => Some(format!("text{}", job.0)),
             Event::Written { job, .. } => Some(format!("written{}", job.0)),
             Event::Log { message } => Some(message.clone()),
@@ -157,6 +159,74 @@ fn an_interactive_job_overtakes_a_batch_job_between_two_mini_batches() {
     assert_eq!(story(&rig.until_end(2)), "start2 quick done2");
     rig.send(Command::Cancel(JobId(1)));
     assert_eq!(story(&rig.until_end(3)), "cancel1 start3 done3");
+}
+
+#[test]
+fn a_paused_job_stands_still_while_others_are_answered_and_goes_on_when_told() {
+    let rig = Rig::new();
+    let batches = Arc::new(AtomicUsize::new(0));
+    let count = batches.clone();
+    let away = Arc::new(std::sync::Mutex::new(Duration::ZERO));
+    let told = away.clone();
+    rig.push(1, Lane::Batch, move |worker, context| {
+        let mut ticker = Ticker::new(context.job);
+        while !context.cancel.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(1));
+            count.fetch_add(1, Ordering::SeqCst);
+            worker.poll(context, Some(&mut ticker));
+        }
+        *told.lock().expect("whole") = ticker.away();
+    });
+    rig.until(|e| matches!(e, Event::Started { .. }));
+    rig.send(Command::Pause(JobId(1)));
+    rig.until(|e| matches!(e, Event::Paused { .. }));
+    let stood = batches.load(Ordering::SeqCst);
+    rig.send(Command::Run {
+        job: JobId(2),
+        recipe: Arc::new(Recipe::baseline("m.onnx".into(), "task.ron".into())),
+        split: SplitName::Search,
+    });
+    rig.push(3, Lane::Interactive, |w, _| log(w, "quick"));
+    assert_eq!(story(&rig.until_end(3)), "start3 quick done3");
+    // What sensitivity asks for is a batch job; a second run waits.
+    rig.push(4, Lane::Batch, |w, _| log(w, "map"));
+    assert_eq!(story(&rig.until_end(4)), "start4 map done4");
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(batches.load(Ordering::SeqCst), stood);
+    rig.send(Command::Resume(JobId(1)));
+    let resumed = rig.until(|e| matches!(e, Event::Resumed { .. }));
+    assert_eq!(story(&resumed), "resume1");
+    while batches.load(Ordering::SeqCst) < stood + 5 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    rig.send(Command::Cancel(JobId(1)));
+    assert_eq!(story(&rig.until_end(2)), "cancel1 start2 fail2");
+    // The pause is none of its time.
+    assert!(*away.lock().expect("whole") >= Duration::from_millis(30));
+}
+
+#[test]
+fn a_paused_job_is_cancelled_at_once_by_hand_by_an_opening_and_by_the_end() {
+    let rig = Rig::new();
+    let pause = |job| {
+        rig.push(job, Lane::Batch, endless);
+        rig.until(|e| matches!(e, Event::Started { .. }));
+        rig.send(Command::Pause(JobId(job)));
+        rig.until(|e| matches!(e, Event::Paused { .. }));
+    };
+    pause(1);
+    rig.send(Command::Cancel(JobId(1)));
+    assert_eq!(story(&rig.until_end(1)), "cancel1");
+    pause(2);
+    rig.send(Command::Open {
+        job: JobId(3),
+        model: "nowhere/m.onnx".into(),
+        task: None,
+    });
+    assert_eq!(story(&rig.until_end(2)), "cancel2");
+    rig.until_end(3);
+    pause(4);
+    // Dropping the rig closes the channel and waits for the threads.
 }
 
 /// The dialog that waits for it would else say "being looked for" for as long as a training takes.
@@ -366,6 +436,7 @@ struct Disturbed<'a> {
     queue: Arc<Queue>,
     measure: Arc<Recipe>,
     asked_at: &'static [u64],
+    paused_at: u64,
     batches: u64,
 }
 
@@ -375,14 +446,23 @@ impl RunObserver for Disturbed<'_> {
             self.batches += 1;
             let worker = self.inner.worker;
             log(worker, &format!("batch{}", self.batches));
-            if self.asked_at.contains(&self.batches) {
-                let recipe = self.measure.clone();
+            let paused = self.paused_at == self.batches;
+            if paused || self.asked_at.contains(&self.batches) {
+                let (recipe, queue) = (self.measure.clone(), self.queue.clone());
+                let run = self.inner.context.job;
+                self.queue.set_paused(run, paused);
                 let body: TestBody = Box::new(move |worker, context| {
                     let done = worker.run(context, &recipe, SplitName::Holdout, Some(16));
                     log(worker, if done.is_ok() { "measured" } else { "lost" });
+                    queue.set_paused(run, false);
                 });
                 let job = JobId(10 + self.batches);
-                let lane = Lane::Interactive;
+                // A batch job comes between only where the run is paused.
+                let lane = if paused {
+                    Lane::Batch
+                } else {
+                    Lane::Interactive
+                };
                 let work = Work::Test { job, lane, body };
                 self.queue.push(work, worker.emitter());
             }
@@ -470,6 +550,7 @@ fn a_measurement_comes_between_two_mini_batches_and_the_training_loses_nothing()
             queue,
             measure,
             asked_at: &[2, 7],
+            paused_at: 5,
             batches: 0,
         };
         let cancel = &context.cancel;
@@ -482,6 +563,7 @@ fn a_measurement_comes_between_two_mini_batches_and_the_training_loses_nothing()
     // At the very mini-batch at which it was asked for, and done before the next.
     for words in [
         "batch1 batch2 start12 measured done12 batch3",
+        "batch4 batch5 pause1 start15 measured done15 resume1 batch6",
         "batch6 batch7 start17 measured done17 batch8",
     ] {
         assert!(told.contains(words), "{words}: {told}");
@@ -490,7 +572,7 @@ fn a_measurement_comes_between_two_mini_batches_and_the_training_loses_nothing()
         .iter()
         .filter(|e| matches!(e, Event::Point(p) if p.job.0 > 10))
         .count();
-    assert_eq!(measured, 2);
+    assert_eq!(measured, 3);
     // To the bit what an undisturbed training gives.
     assert!(told.contains(&alone.model_sha256), "{told}");
     assert!(told.contains(&format!("{:?}", alone.metrics)));

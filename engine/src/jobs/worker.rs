@@ -23,7 +23,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Bytes of exported models kept for a later `Export` or `Run`.
@@ -82,8 +82,24 @@ impl Worker {
             away = true;
             self.perform(task, cancel);
         }
+        if context.lane == Lane::Batch && self.queue.is_paused(context.job) {
+            away = true;
+            self.pause(context);
+        }
         if let Some(ticker) = ticker.filter(|_| away) {
             ticker.was_away(left.elapsed());
+        }
+    }
+
+    /// Until the job is to go on: all its state stays where it is, and the thread sleeps unless there is other work.
+    fn pause(&self, context: &JobContext) {
+        let job = context.job;
+        self.emitter.send(Event::Paused { job });
+        while let Some((task, cancel)) = self.queue.during_pause(job, &context.cancel) {
+            self.perform(task, cancel);
+        }
+        if !context.cancel.is_cancelled() {
+            self.emitter.send(Event::Resumed { job });
         }
     }
 
@@ -229,7 +245,9 @@ impl Worker {
                 Ok(())
             }
             // The router keeps these to itself.
-            Command::Cancel(_) | Command::Shutdown => Ok(()),
+            Command::Pause(_) | Command::Resume(_) | Command::Cancel(_) | Command::Shutdown => {
+                Ok(())
+            }
         }
     }
 
@@ -446,6 +464,10 @@ impl RunObserver for Watching<'_> {
         self.ticker
             .progress(&self.worker.emitter, done, total, detail);
         self.worker.poll(self.context, Some(&mut self.ticker));
+    }
+
+    fn away(&self) -> Duration {
+        self.ticker.away()
     }
 
     fn curve(&mut self, point: &TrainPoint) {

@@ -22,7 +22,11 @@ use crate::{
     train::TrainPoint,
 };
 use judging::Judging;
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Told how far a run is, after every mini-batch: the place where other work may be done in between.
 pub trait RunObserver {
@@ -30,6 +34,10 @@ pub trait RunObserver {
     fn progress(&mut self, done: u64, total: u64, detail: &str);
     /// Something that is to be said at once, and stops nothing.
     fn note(&mut self, _words: &str) {}
+    /// Time that was given to other work or paused since the run began: none of the seconds it took.
+    fn away(&self) -> Duration {
+        Duration::ZERO
+    }
     /// A point of the training curves.
     fn curve(&mut self, _point: &TrainPoint) {}
     /// Whether the state before the last training is to be judged too (see [`RunObserver::before_training`]).
@@ -71,6 +79,7 @@ pub struct RunOutcome {
     /// Layers whose sums can saturate at the recipe's target, and how far they did in these samples.
     pub saturation: Vec<LayerSaturation>,
     pub verdicts: Vec<GoalVerdict>,
+    /// That were worked on it (see [`RunObserver::away`]).
     pub seconds: f64,
 }
 

@@ -351,6 +351,14 @@ impl Session {
             }
             Command::SetRuntime(library) => self.find_runtime(library),
             Command::StartMap => self.map(self.state.view.colour_by.direction()),
+            Command::PauseJob(job) => self.send(Job::Pause(job)),
+            Command::ResumeJob(job) => {
+                self.send(Job::Resume(job));
+                // Until the engine has ended what it does meanwhile.
+                if let Some(job) = self.state.mirror.jobs.iter_mut().find(|j| j.id == job) {
+                    job.state = JobState::Queued;
+                }
+            }
             Command::CancelJob(job) => {
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
                     self.original_wanted = false;
@@ -438,11 +446,6 @@ impl Session {
 
     /// Whether any job waits or runs (tests wait for that to end).
     pub fn is_idle(&self) -> bool {
-        !self
-            .state
-            .mirror
-            .jobs
-            .iter()
-            .any(|job| matches!(job.state, JobState::Queued | JobState::Running))
+        !self.state.mirror.jobs.iter().any(|job| job.is_active())
     }
 }

@@ -3,7 +3,7 @@
 use super::{Rig, answer};
 use crate::{
     commands::{Command, Preset},
-    state::{Dialog, JobKind},
+    state::{Dialog, JobKind, JobState},
 };
 use limbeck_engine::{
     compress::Precision,
@@ -123,6 +123,49 @@ fn a_cancelled_distillation_has_its_best_epoch_judged() {
     rig.run(Command::RestorePoint(id));
     let distil = rig.state().document.distil.clone().expect("restored");
     assert_eq!(distil.stop_after, Some(1));
+}
+
+#[test]
+fn a_distillation_is_paused_and_goes_on() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (job, _) = started(&mut rig);
+    let (pause, resume) = (Command::PauseJob(job), Command::ResumeJob(job));
+    assert!(pause.enabled(rig.state()).is_err(), "it waits");
+    rig.tell(Event::Started {
+        job,
+        title: String::new(),
+    });
+    assert!(Command::palette(rig.state()).contains(&pause));
+    assert!(resume.enabled(rig.state()).is_err());
+    rig.run(pause.clone());
+    let sent = rig.sent();
+    assert!(
+        matches!(sent.as_slice(), [Job::Pause(id)] if *id == job),
+        "{sent:?}"
+    );
+    rig.tell(Event::Paused { job });
+    assert_eq!(rig.state().job(job).expect("known").state, JobState::Paused);
+    assert!(rig.state().is_busy(JobKind::Distil), "no second one");
+    assert!(!rig.session.is_idle());
+    assert!(pause.enabled(rig.state()).is_err());
+    assert!(Command::palette(rig.state()).contains(&resume));
+    assert!(Command::CancelJob(job).enabled(rig.state()).is_ok());
+    rig.run(resume.clone());
+    let sent = rig.sent();
+    assert!(
+        matches!(sent.as_slice(), [Job::Resume(id)] if *id == job),
+        "{sent:?}"
+    );
+    // What the engine does meanwhile may take a while.
+    assert_eq!(rig.state().job(job).expect("known").state, JobState::Queued);
+    rig.tell(Event::Resumed { job });
+    assert_eq!(
+        rig.state().job(job).expect("known").state,
+        JobState::Running
+    );
+    assert!(pause.enabled(rig.state()).is_ok() && resume.enabled(rig.state()).is_err());
 }
 
 #[test]

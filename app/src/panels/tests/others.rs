@@ -174,6 +174,14 @@ fn a_training_that_has_no_curve_yet_says_that_it_runs() {
     });
     harness.run_ok();
     assert!(harness.query_by_label("Distil 1 is under way").is_some());
+    harness
+        .state_mut()
+        .state
+        .mirror
+        .take(&Event::Paused { job: JobId(7) });
+    harness.run_ok();
+    assert!(harness.query_by_label("Distil 1 is paused").is_some());
+    assert!(harness.query_by_label("Engine idle: paused").is_some());
     assert!(harness.query_by_label("Nothing distilled yet").is_none());
 }
 
@@ -459,6 +467,23 @@ fn jobs_show_progress_and_can_be_cancelled() {
         click(&mut harness, "Cancel Distil 14"),
         [Command::CancelJob(JobId(1))]
     );
+    assert!(harness.query_by_label("Pause Map").is_none());
+    assert_eq!(
+        click(&mut harness, "Pause Distil 14"),
+        [Command::PauseJob(JobId(1))]
+    );
+    let mirror = &mut harness.state_mut().state.mirror;
+    mirror.take(&Event::Paused { job: JobId(1) });
+    harness.run_ok();
+    assert!(
+        harness
+            .query_by_label_contains("paused · epoch 4 of 6")
+            .is_some()
+    );
+    assert_eq!(
+        click(&mut harness, "Resume Distil 14"),
+        [Command::ResumeJob(JobId(1))]
+    );
     let mut harness = open(fixture::opened());
     assert!(harness.query_by_label("Engine idle").is_some());
     assert_eq!(click(&mut harness, "Measure map"), [Command::StartMap]);
@@ -535,7 +560,7 @@ fn dividers_resize_the_panels() {
 fn in_a_narrow_window_every_job_keeps_its_cancel_button() {
     let harness = open_sized(fixture::demo(), vec2(1280.0, 800.0));
     let log = harness.get_by_label("Log").rect();
-    for name in ["Cancel Distil 14", "Cancel Map"] {
+    for name in ["Pause Distil 14", "Cancel Distil 14", "Cancel Map"] {
         let rect = harness.get_by_label(name).rect();
         assert!(rect.right() < log.left() - 60.0, "{name}: {rect:?}");
     }

@@ -38,6 +38,11 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
     if let Some(job) = waits {
         let (title, body) = if job.state == JobState::Queued {
             (format!("{} waits", job.title), "Other work goes first.")
+        } else if job.state == JobState::Paused {
+            (
+                format!("{} is paused", job.title),
+                "The compressed network is made once it is resumed.",
+            )
         } else {
             (
                 format!("{} is under way", job.title),

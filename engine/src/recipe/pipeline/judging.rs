@@ -140,7 +140,10 @@ impl Work<'_> {
             sizes: built.sizes,
             accounts: built.accounts,
             saturation: saturates,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: started
+                .elapsed()
+                .saturating_sub(self.observer.away())
+                .as_secs_f64(),
         })
     }
 }
