@@ -91,7 +91,7 @@ fn assert_agrees(what: &str, c: &Confirmation, tensors: usize) {
     // Without any, the layers' results are held against each other instead.
     assert_eq!(c.layers.is_some(), tensors == 0, "{what}");
     if let Some(report) = &c.layers {
-        assert_eq!((report.samples, report.layers.len()), (48, 22), "{what}");
+        assert!(!report.layers.is_empty(), "{what}");
         assert!(report.first_parting().is_none(), "{what}: {report:?}");
         let worst = report.worst().expect("layers");
         assert!(
@@ -144,6 +144,7 @@ fn what_is_predicted_of_the_sample_is_what_the_runtime_gives() {
         let c = ask(&runtime, &bytes, data, limit, &[Optimizations::Off]);
         assert_eq!(c.n, limit as u64);
         assert_agrees(&format!("{precision} ({scheme})"), &c, tensors);
+        assert!(c.layers.is_none_or(|report| report.layers.len() == 22));
     }
     // As deployed: whatever the processor's kernels do, it is measured on the same samples and told apart.
     let bytes = export(
