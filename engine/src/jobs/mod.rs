@@ -138,8 +138,8 @@ pub enum Command {
         job: JobId,
         path: PathBuf,
     },
-    /// A batch job that runs stops at its next mini-batch and keeps its state: `Event::Paused`. Interactive jobs, maps, exports and confirmations
-    /// are done meanwhile; runs and openings are not (an opening cancels it).
+    /// A batch job that runs stops at its next mini-batch and keeps its state: `Event::Paused`. Interactive jobs, maps, and exports and confirmations
+    /// of recipes that train nothing are done meanwhile; others, runs and openings are not (an opening cancels it).
     Pause(JobId),
     /// It goes on with the same bits, once what was begun meanwhile has ended: `Event::Resumed`.
     Resume(JobId),

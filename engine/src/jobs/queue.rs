@@ -138,13 +138,17 @@ impl Work {
         }
     }
 
-    /// Whether it may be done while a batch job is paused. A second run may not: the first could not go on before its end.
-    fn fits_a_pause(&self) -> bool {
+    /// Whether it may be done while a batch job is paused. A second run may not, nor what trains if its outcome is not kept any more: the first
+    /// could not go on before its end.
+    pub(super) fn fits_a_pause(&self) -> bool {
         match self {
-            Self::Command(c) => matches!(
-                c,
-                Command::Map { .. } | Command::Confirm { .. } | Command::Export { .. }
-            ),
+            Self::Command(c) => match c {
+                Command::Map { .. } => true,
+                Command::Confirm { recipe, .. } | Command::Export { recipe, .. } => {
+                    !recipe.trains()
+                }
+                _ => false,
+            },
             #[cfg(test)]
             Self::Test { .. } => true,
         }

@@ -206,6 +206,32 @@ fn a_paused_job_stands_still_while_others_are_answered_and_goes_on_when_told() {
 }
 
 #[test]
+fn nothing_that_trains_begins_during_a_pause() {
+    let plain = Recipe::baseline("m.onnx".into(), "task.ron".into());
+    let mut trained = plain.clone();
+    trained.steps.push(Step::Distil(DistilSettings::default()));
+    for (recipe, fits) in [(plain, true), (trained, false)] {
+        let recipe = Arc::new(recipe);
+        let export = Command::Export {
+            job: JobId(1),
+            recipe: recipe.clone(),
+            format: ExportFormat::Plan,
+            path: "out.onnx".into(),
+        };
+        let confirm = Command::Confirm {
+            job: JobId(2),
+            recipe,
+            split: SplitName::Search,
+            limit: None,
+            library: None,
+        };
+        for command in [export, confirm] {
+            assert_eq!(Work::Command(command).fits_a_pause(), fits);
+        }
+    }
+}
+
+#[test]
 fn a_paused_job_is_cancelled_at_once_by_hand_by_an_opening_and_by_the_end() {
     let rig = Rig::new();
     let pause = |job| {
