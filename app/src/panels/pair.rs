@@ -1,7 +1,7 @@
 //! Words for what is predicted of an exported file and what a deployment runtime gave: side by side, disagreement never left out.
 
 use crate::{commands::split_label, widgets::number};
-use limbeck_engine::confirm::{LayerComparison, RuntimePair, RuntimeRun, TensorComparison};
+use limbeck_engine::confirm::{APART, LayerComparison, RuntimePair, RuntimeRun, TensorComparison};
 
 /// "ONNX Runtime 1.31.1 gives 10,000 of 10,000 labels as predicted (optimisations off), 9,996 of 10,000 (on); holdout".
 pub fn in_short(pair: &RuntimePair) -> String {
@@ -65,20 +65,14 @@ pub fn words(pair: &RuntimePair) -> String {
     }
     if let Some(layers) = &pair.layers {
         let (all, samples) = (layers.layers, number::grouped(layers.samples));
-        let share = |layer: &LayerComparison| {
-            format!(
-                "{:.1e} of its largest number, {}",
-                layer.relative(),
-                layer.layer.0
-            )
-        };
+        let share = |layer: &LayerComparison| format!("{}: {}", layer.layer.0, layer.words());
         lines.push(match (&layers.first_parting, &layers.worst) {
             (Some(first), _) => format!(
-                "of {all} layers in float the first that parts: {}, n {samples}",
+                "of {all} layers in float the first that differs by more than {APART} of its largest number is {}, n {samples}",
                 share(first)
             ),
             (None, Some(worst)) => format!(
-                "none of {all} layers parts in float; furthest apart {}, n {samples}",
+                "none of {all} layers in float differs by more than {APART} of its largest number; furthest apart {}, n {samples}",
                 share(worst)
             ),
             (None, None) => "no layer's result could be compared".to_owned(),
@@ -164,9 +158,8 @@ mod tests {
 
     #[test]
     fn layers_in_float_part_or_do_not() {
-        let same = "none of 22 layers parts in float; furthest apart 2.0e-6 of its largest number, conv1, n 64";
-        let parts =
-            "of 22 layers in float the first that parts: 2.0e-2 of its largest number, conv1, n 64";
+        let same = "none of 22 layers in float differs by more than 0.001 of its largest number; furthest apart conv1: 1.6e-5, 2.0e-6 of its largest number, n 64";
+        let parts = "is conv1: 1.6e-1, 2.0e-2 of its largest number, n 64";
         for (apart, end) in [(2e-6, same), (2e-2, parts)] {
             let words = words(&pair(apart));
             assert!(words.ends_with(end), "{words}");

@@ -121,6 +121,7 @@ pub(super) struct Largest {
 
 pub fn refresh(state: &mut State) {
     let map_holds = state.map_holds();
+    let targets_changed = state.derived.targets_version != state.mirror.targets_version;
     let mirror = &state.mirror;
     let derived = &mut state.derived;
     let new_model = derived.model_version != mirror.model_version;
@@ -176,7 +177,7 @@ pub fn refresh(state: &mut State) {
             Predictor::new(&model.layers, cells, scheme, model.overhead)
         });
     }
-    if plan_changed || cells_changed || new_model {
+    if plan_changed || cells_changed || targets_changed || new_model {
         derived.prediction_cells = mirror.cells_version;
         derived.prediction = derived.predictor.as_ref().map(|predictor| {
             let plan = &state.document.plan;
@@ -196,7 +197,6 @@ pub fn refresh(state: &mut State) {
         });
     }
 
-    let targets_changed = state.derived.targets_version != state.mirror.targets_version;
     let foreseen_changed = state.derived.foresight_version != state.mirror.foresight_version;
     if stored_changed || targets_changed || foreseen_changed || new_model {
         state.derived.foresight_version = state.mirror.foresight_version;
@@ -234,7 +234,7 @@ pub fn refresh(state: &mut State) {
         state.derived.shown = shown_points(state);
         state.derived.points_key = Some(key);
     }
-    if points_changed || plan_changed || cells_changed || new_model {
+    if points_changed || plan_changed || cells_changed || targets_changed || new_model {
         let predicted = predicted_point(state);
         state.derived.predicted = predicted;
         let verdict = verdict::judge(state);

@@ -18,9 +18,10 @@ pub const APART: f32 = 1e-3;
 pub struct LayerComparison {
     pub layer: LayerId,
     pub elements: u64,
-    /// Between two numbers of the same place, in the result's own unit; infinite where one side only has a number.
+    /// Between two numbers of the same place, in the result's own unit; infinite where one side only has a finite number. NaN on both sides is
+    /// the same.
     pub largest_difference: f32,
-    /// Largest magnitude on our side.
+    /// Largest finite magnitude on our side.
     pub largest: f32,
 }
 
@@ -34,7 +35,9 @@ impl LayerComparison {
         };
         self.elements += 1;
         self.largest_difference = self.largest_difference.max(difference);
-        self.largest = self.largest.max(ours.abs());
+        if ours.is_finite() {
+            self.largest = self.largest.max(ours.abs());
+        }
     }
 
     /// The largest difference as a share of the largest number.
@@ -42,6 +45,19 @@ impl LayerComparison {
         match self.largest_difference {
             0.0 => 0.0,
             difference => difference / self.largest,
+        }
+    }
+
+    /// How far apart, in words: "3.8e-6, 5.9e-7 of its largest number".
+    pub fn words(&self) -> String {
+        if self.largest_difference.is_finite() {
+            format!(
+                "{:.1e}, {:.1e} of its largest number",
+                self.largest_difference,
+                self.relative()
+            )
+        } else {
+            "one side has no finite number where the other has one".to_owned()
         }
     }
 
@@ -238,6 +254,11 @@ mod tests {
             compared("d", &[[0.0, 1e-9]]).parts(),
             "nothing but zeros here"
         );
-        assert!(!compared("e", &[[0.0, 0.0], [f32::INFINITY, f32::INFINITY]]).parts());
+        let infinite = [f32::INFINITY, f32::INFINITY];
+        assert!(!compared("e", &[[0.0, 0.0], infinite]).parts());
+        // What is infinite on both sides hides nothing.
+        assert!(compared("f", &[[1.0, 51.0], infinite]).parts());
+        assert!(report.layers[0].words().ends_with("of its largest number"));
+        assert!(report.layers[2].words().contains("no finite number"));
     }
 }

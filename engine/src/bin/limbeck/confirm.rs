@@ -7,7 +7,7 @@ use crate::{
     watch::Watch,
 };
 use limbeck_engine::{
-    confirm::{APART, Codes, Confirmation, LayerComparison, LayerReport, RuntimeRun, TensorReport},
+    confirm::{APART, Codes, Confirmation, LayerReport, RuntimeRun, TensorReport},
     eval::top1_name,
     exec::CancelToken,
     measure::runtime::RuntimeSearch,
@@ -119,7 +119,7 @@ fn run_words(run: &RuntimeRun, top1: &str) -> String {
         run.drop.ci[1] * 100.0,
         run.largest_difference,
         match run.largest_output {
-            Some(largest) => format!("; the largest of them is {largest:.3e}"),
+            Some(largest) => format!("; the largest output is {largest:.3e} in magnitude"),
             None => String::new(),
         }
     );
@@ -139,13 +139,6 @@ fn run_words(run: &RuntimeRun, top1: &str) -> String {
 
 /// Layers' float results: how far apart, and where the two part.
 fn layer_words(report: &LayerReport) -> String {
-    let apart = |layer: &LayerComparison| {
-        format!(
-            "{:.1e}, {:.1e} of its largest number",
-            layer.largest_difference,
-            layer.relative()
-        )
-    };
     let mut out = format!(
         "  layers         {} compared in float, optimisations off, {} samples, from the model's input on\n",
         report.layers.len(),
@@ -156,7 +149,7 @@ fn layer_words(report: &LayerReport) -> String {
             out,
             "    furthest apart {}: {}",
             worst.layer.0,
-            apart(worst)
+            worst.words()
         );
     }
     let _ = match report.first_parting() {
@@ -168,7 +161,7 @@ fn layer_words(report: &LayerReport) -> String {
             out,
             "    they part first in {}: {}",
             first.layer.0,
-            apart(first)
+            first.words()
         ),
     };
     let rows: Vec<Vec<String>> = report

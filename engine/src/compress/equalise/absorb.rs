@@ -15,7 +15,7 @@ use crate::{
         wiring::{Names, Wiring, add_constant, float_weight},
     },
     exec::{CancelToken, ExecError},
-    graph::{Graph, Layer, Op, Padding, TensorData},
+    graph::{Graph, Layer, Op, Padding, TensorData, Window},
 };
 
 /// What is absorbed between a pair.
@@ -54,7 +54,7 @@ pub(super) fn absorb(
         let images = batches(&model.graph, context.data, settings.samples, what)?;
         walk = Some(Walk::new(model.graph.clone(), images)?);
     }
-    // All are looked for in the network as it was: absorbing before a layer does not change what the layer gives.
+    // All are looked for in the network as it was: absorbing before a layer changes what the layer gives only where values lay below.
     let mut found: Vec<Result<Constant, String>> = Vec::with_capacity(pairs.len());
     for (pair, able) in pairs.iter().zip(able) {
         let layer = &layers[pair.first];
@@ -71,7 +71,7 @@ pub(super) fn absorb(
         words.push(match constant {
             Err(reason) => format!("no bias absorbed: {reason}"),
             Ok(constant) if !taken(&constant) => {
-                "no bias absorbed: no channel stays above zero".to_owned()
+                format!("no bias absorbed: {}", nothing(settings.absorb))
             }
             Ok(constant) => {
                 move_over(model, layers, pair, &constant.values)?;
@@ -85,6 +85,16 @@ pub(super) fn absorb(
         });
     }
     Ok(words)
+}
+
+/// Why no channel has a constant.
+fn nothing(absorb: Absorb) -> String {
+    match absorb {
+        Absorb::Deviations(n) => {
+            format!("no channel's mean less {n} deviations is above zero")
+        }
+        _ => "no channel stays above zero".to_owned(),
+    }
 }
 
 /// Whether a constant can be moved from the first of a pair into the second.
@@ -105,7 +115,7 @@ fn able(graph: &Graph, layers: &[Layer], pair: &Pair) -> Result<(), String> {
     }
     // What is padded with zeros would have to be padded with −c.
     if let Op::Conv { window, .. } = &graph.node(layers[pair.second].node).op
-        && pads(&window.padding)
+        && pads(window)
     {
         return Err(format!(
             "{} pads with zeros, which would have to be moved too",
@@ -118,7 +128,7 @@ fn able(graph: &Graph, layers: &[Layer], pair: &Pair) -> Result<(), String> {
             ceil,
             count_include_pad: true,
         } = &graph.nodes[node].op
-            && (*ceil || pads(&window.padding))
+            && (*ceil || pads(window))
         {
             return Err(format!(
                 "{} counts zeros that it pads with, which would have to be moved too",
@@ -129,11 +139,11 @@ fn able(graph: &Graph, layers: &[Layer], pair: &Pair) -> Result<(), String> {
     Ok(())
 }
 
-fn pads(padding: &Padding) -> bool {
-    match padding {
+fn pads(window: &Window) -> bool {
+    match &window.padding {
         Padding::Explicit(pads) => pads.iter().any(|p| *p > 0),
-        // How much depends on the input's extent.
-        Padding::SameUpper | Padding::SameLower => true,
+        // How much depends on the input's extent; a single place needs none.
+        Padding::SameUpper | Padding::SameLower => window.kernel.iter().any(|k| *k > 1),
         Padding::Valid => false,
     }
 }
@@ -232,7 +242,7 @@ fn known(
     let norm = norms.and_then(|n| n.of(&layer.id));
     let Some(norm) = norm.filter(|n| n.len() == pair.factors.len()) else {
         return Err(
-            "there are no data to look at, and no batch norm was folded into it since its weights last changed"
+            "there are no data to look at, and no batch norm was folded into it, or the network has changed since"
                 .to_owned(),
         );
     };
