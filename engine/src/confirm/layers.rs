@@ -112,15 +112,9 @@ impl Traced {
         copy.remove_dead_nodes();
         let (mut watched, mut found) = (Vec::new(), Vec::new());
         for layer in copy.layers() {
-            let node = copy.nodes.get(layer.node.0 as usize);
-            let Some(id) = node.and_then(|node| node.outputs.first().copied().flatten()) else {
-                continue;
-            };
+            let id = layer.output;
             let value = copy.value(id);
-            if value
-                .element
-                .is_some_and(|element| element != ElementType::F32)
-            {
+            if value.element.is_some_and(|kind| kind != ElementType::F32) {
                 continue;
             }
             watched.push((id, value.name.clone()));
