@@ -11,10 +11,14 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::{ExportFormat, JobId},
-    recipe::Goal,
+    recipe::{Goal, MethodKind, Step},
     train::DistilSettings,
 };
 use std::path::PathBuf;
+
+/// Why codes cannot be chosen in a plan that trains.
+pub const TRAINED: &str =
+    "Training would move the weights off the codes chosen: take distillation out of the plan first";
 
 /// Whole plans at a stroke; pinned layers keep what they have.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,6 +115,16 @@ pub enum Command {
     TogglePin(Vec<LayerId>),
     ApplyPreset(Preset),
     SetScheme(QuantScheme),
+    /// The plan's methods, as steps in their order.
+    SetMethods(Vec<Step>),
+    /// Puts a method into the plan with its usual settings, where it is not there yet.
+    UseMethod(MethodKind),
+    /// Uses a method of the plan on layers, or not.
+    SetMethodOn {
+        kind: MethodKind,
+        layers: Vec<LayerId>,
+        on: bool,
+    },
     /// Pruning takes whole channels out (true), or sets single weights to zero.
     SetPruning(bool),
     SetGoals(Vec<Goal>),
@@ -191,6 +205,7 @@ impl Command {
             Self::Show(Dialog::Distil) => "Distil…".into(),
             Self::Show(Dialog::Goals) => "Goals…".into(),
             Self::Show(Dialog::Scheme) => "Quantisation scheme…".into(),
+            Self::Show(Dialog::Methods) => "Quantisation methods…".into(),
             Self::Show(Dialog::Runtime) => "ONNX Runtime…".into(),
             Self::Show(Dialog::About) => "About Limbeck…".into(),
             Self::Show(Dialog::Unsaved(_)) => "Unsaved changes…".into(),
@@ -218,6 +233,12 @@ impl Command {
             Self::TogglePin(_) => "Pin or unpin".into(),
             Self::ApplyPreset(preset) => format!("Plan: {}", preset.label()),
             Self::SetScheme(_) => "Set quantisation scheme".into(),
+            Self::SetMethods(_) => "Set quantisation methods".into(),
+            Self::UseMethod(kind) => format!("Use {}", kind.word()),
+            Self::SetMethodOn { kind, on, .. } => {
+                let word = if *on { "Use" } else { "Don't use" };
+                format!("{word} {} on these layers", kind.word())
+            }
             Self::SetPruning(true) => "Prune whole channels: smaller and faster".into(),
             Self::SetPruning(false) => "Prune single weights: masked zeros".into(),
             Self::SetGoals(_) => "Set goals".into(),
@@ -303,11 +324,12 @@ impl Command {
         };
         match self {
             Self::Show(Dialog::OpenTask) | Self::OpenTask(_) => model(),
-            Self::Show(Dialog::SaveProject | Dialog::Goals | Dialog::Scheme)
+            Self::Show(Dialog::SaveProject | Dialog::Goals | Dialog::Scheme | Dialog::Methods)
             | Self::SaveProject
             | Self::SaveProjectAs(_)
             | Self::SetGoals(_)
             | Self::SetScheme(_)
+            | Self::SetMethods(_)
             | Self::SetPruning(_)
             | Self::ApplyPreset(_)
             | Self::SelectAll => model(),
@@ -367,6 +389,12 @@ impl Command {
                 if state.is_busy(JobKind::Distil) {
                     return Err("A distillation is running".into());
                 }
+                if let Some(kind) = state.chosen_codes() {
+                    return Err(format!(
+                        "{} chooses codes, and training would move the weights off them: take it out of the quantisation methods first",
+                        kind.word()
+                    ));
+                }
                 state.target_allows()
             }
             Self::NewRun(run) => {
@@ -394,6 +422,19 @@ impl Command {
                     Err("The plan is not measured yet: there is no prediction to confirm".into())
                 }
             },
+            Self::UseMethod(kind) => {
+                model()?;
+                if state.document.method(*kind).is_some() {
+                    return Err("The plan has it already".into());
+                }
+                if kind.chooses_codes() && state.document.distil.is_some() {
+                    return Err(TRAINED.into());
+                }
+                if kind.needs_data() {
+                    state.measurable()?;
+                }
+                Ok(())
+            }
             Self::SetDistil(None) if state.document.distil.is_none() => {
                 Err("The plan has no distillation".into())
             }
@@ -489,6 +530,7 @@ impl Command {
             Self::SetPruning(!state.document.channels),
             Self::Show(Dialog::Goals),
             Self::Show(Dialog::Scheme),
+            Self::Show(Dialog::Methods),
             Self::SelectAll,
             Self::ClearSelection,
         ]);

@@ -11,8 +11,9 @@ use egui::{RichText, Ui};
 use limbeck_engine::{
     compress::{Granularity, LayerInspection, Precision},
     data::SplitName,
+    recipe::MethodKind,
     search::LayerFacts,
-    sensitivity::Candidate,
+    sensitivity::{Candidate, Cell},
     target::LayerSaturation,
 };
 
@@ -159,7 +160,53 @@ fn saturates(
 pub fn show(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     at_target(ui, layer, state, out);
     outer(ui, layer, state, out);
+    coarse(ui, layer, state, out);
     dominated(ui, layer, state, out);
+}
+
+/// The cells of a layer at int4 and int8, where 4 bits alone cost it more than chance does, and more than 8 bits.
+fn minds_4_bits<'a>(layer: &LayerFacts, state: &'a State) -> Option<(&'a Cell, &'a Cell)> {
+    let measured = |candidate| {
+        let row = state.mirror.layer_index(&layer.id)?;
+        state.mirror.slot(row, candidate)?.measured.as_ref()
+    };
+    let (four, eight) = (measured(Candidate::Int4)?, measured(Candidate::Int8)?);
+    let minds = four.ci.is_some_and(|ci| ci[0] > 0.0) && four.value > eight.value;
+    minds.then_some((four, eight))
+}
+
+/// Weights of few bits rounded to nearest, where the layer's own measurement says that it minds.
+fn coarse(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    let bits = state.setting(&layer.id).precision.bits();
+    if bits.is_none_or(|bits| bits > 4) || state.chosen_codes().is_some() {
+        return;
+    }
+    let Some((four, _)) = minds_4_bits(layer, state) else {
+        return;
+    };
+    card(
+        ui,
+        &Advice {
+            head: "Weights are rounded to nearest",
+            symptom: &format!(
+                "Alone at int4 that costs {} pt of {} (measured on search, {}).",
+                words::cell_value(four),
+                state.judged_by(SplitName::Search),
+                words::cell_origin(four)
+            ),
+            remedies: &[
+                (
+                    "Choose roundings (AdaRound)".to_owned(),
+                    Command::UseMethod(MethodKind::AdaRound),
+                ),
+                ("Methods…".to_owned(), Command::Show(Dialog::Methods)),
+            ],
+            why: "Why: nearest is best for each weight and poor for their sum, where errors of inputs that go together add up. AdaRound chooses floor or \
+                  ceiling for all weights of a layer together, by its output; measuring the plan then takes longer. It goes for all integer layers.",
+        },
+        state,
+        out,
+    );
 }
 
 /// The first or the last layer below 8 bits, where its own measurement says that it minds.
@@ -175,17 +222,9 @@ fn outer(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     if precision.bits().is_none_or(|bits| bits > 4) {
         return;
     }
-    let measured = |candidate| {
-        let row = state.mirror.layer_index(&layer.id)?;
-        state.mirror.slot(row, candidate)?.measured.as_ref()
-    };
-    let (Some(four), Some(eight)) = (measured(Candidate::Int4), measured(Candidate::Int8)) else {
+    let Some((four, eight)) = minds_4_bits(layer, state) else {
         return;
     };
-    // More than chance does, and more than 8 bits cost.
-    if four.ci.is_none_or(|ci| ci[0] <= 0.0) || four.value <= eight.value {
-        return;
-    }
     let bytes = |bits: u64| number::kilobytes(layer.params * bits / 8);
     let keep = Command::SetPrecision {
         layers: vec![layer.id.clone()],
@@ -251,10 +290,15 @@ fn dominated(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands)
                     "Use a scale per channel".to_owned(),
                     Command::SetScheme(per_channel),
                 ),
+                (
+                    "Equalise".to_owned(),
+                    Command::UseMethod(MethodKind::Equalize),
+                ),
                 ("Scheme…".to_owned(), Command::Show(Dialog::Scheme)),
             ],
             why: &format!(
-                "Why: with a scale of its own every channel has all the levels; it costs 4 bytes a channel (its scale; one more for a zero point where weights are asymmetric). It goes for all layers at {which}."
+                "Why: with a scale of its own every channel has all the levels; it costs 4 bytes a channel (its scale; one more for a zero point where weights are asymmetric). It goes for all layers at {which}. \
+                 Equalising costs nothing: the channel is divided and what the next layer makes of it multiplied, where only ReLU or pooling lies between (the plan's account says where)."
             ),
         },
         state,

@@ -132,6 +132,7 @@ pub fn application(anchor: &Response, state: &State, out: &mut Commands) {
         None,
         Some(Command::Show(Dialog::Goals)),
         Some(Command::Show(Dialog::Scheme)),
+        Some(Command::Show(Dialog::Methods)),
         Some(Command::Show(Dialog::Runtime)),
         Some(Command::ToggleTheme),
         Some(Command::Show(Dialog::About)),
@@ -149,6 +150,7 @@ pub fn plan(anchor: &Response, state: &State, out: &mut Commands) {
         None,
         Some(Command::SetPruning(!state.document.channels)),
         Some(Command::Show(Dialog::Scheme)),
+        Some(Command::Show(Dialog::Methods)),
         Some(Command::Show(Dialog::Distil)),
         Some(Command::SetDistil(None)),
     ]);

@@ -12,11 +12,12 @@ use super::{
 use limbeck_engine::{
     compress::{LayerSetting, QuantScheme},
     data::SplitName,
+    graph::LayerId,
     measure::Bytes,
-    recipe::{LayerNames, Step},
-    search::{Prediction, Predictor},
+    recipe::{self, LayerNames, MethodKind, Step, Toggle, ToggleRule},
+    search::{LayerFacts, Prediction, Predictor},
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// The predicted place of the present plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,6 +43,7 @@ pub struct Derived {
     undistilled: usize,
     /// Layers as rules name them.
     names: LayerNames,
+    pub(super) used: Used,
     pub(super) largest: Largest,
     /// Lower-case `name op shape` of every layer, for the filter.
     pub(super) haystack: Vec<String>,
@@ -80,6 +82,11 @@ impl Derived {
         }
     }
 
+    /// Rules that switch a method on for these layers alone.
+    pub(crate) fn toggles(&self, on: &BTreeSet<LayerId>) -> (Toggle, Vec<ToggleRule>) {
+        self.names.toggles(|layer| on.contains(layer))
+    }
+
     /// Grows with each change of the document.
     pub(super) fn plan_generation(&self) -> u64 {
         self.plan_key
@@ -111,6 +118,26 @@ pub(super) struct Shown {
     pub count: usize,
     /// Lowest and highest: of places along x, of the intervals along y.
     pub extent: Option<[[f64; 2]; 2]>,
+}
+
+/// Which layers the plan's methods are used on, worked out when they change.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    methods: Vec<Step>,
+    pub on: Vec<(MethodKind, BTreeSet<LayerId>)>,
+}
+
+impl Used {
+    fn of(methods: &[Step], layers: &[LayerFacts]) -> Self {
+        let on = methods.iter().filter_map(|step| {
+            let chosen = recipe::method_layers(step, layers)?;
+            Some((MethodKind::of(step)?, chosen.ok()?))
+        });
+        Self {
+            methods: methods.to_vec(),
+            on: on.collect(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -186,8 +213,8 @@ pub fn refresh(state: &mut State) {
                 (true, Some(model)) => super::channels::predict(model, &state.document, prediction),
                 _ => prediction,
             };
-            // Under another scheme than the map's its quantised cells are neighbours only.
-            if !map_holds {
+            // Under another scheme than the map's its quantised cells are neighbours only; with methods as well: it is of codes to nearest.
+            if !map_holds || !state.document.methods.is_empty() {
                 let quantised = |s: &LayerSetting| s.precision.is_integer();
                 prediction.approximate = prediction
                     .approximate
@@ -195,6 +222,10 @@ pub fn refresh(state: &mut State) {
             }
             prediction
         });
+    }
+
+    if new_model || derived.used.methods != state.document.methods {
+        derived.used = Used::of(&state.document.methods, mirror.layers());
     }
 
     let foreseen_changed = state.derived.foresight_version != state.mirror.foresight_version;

@@ -4,7 +4,7 @@
 use limbeck_engine::{
     compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
-    recipe::{Goal, LayerNames, PlanContext, Recipe, Step},
+    recipe::{Goal, LayerNames, MethodKind, PlanContext, Recipe, Step},
     search::LayerFacts,
     target,
     train::DistilSettings,
@@ -31,6 +31,8 @@ pub struct Document {
     pub pins: BTreeSet<LayerId>,
     pub goals: Vec<Goal>,
     pub scheme: QuantScheme,
+    /// Methods that make quantisation lose less without training, as a recipe's steps in its order ([`MethodKind`]).
+    pub methods: Vec<Step>,
     /// Pruning takes whole channels out, instead of setting single weights to zero.
     pub channels: bool,
     /// Distillation as a part of the plan; `None`: without.
@@ -59,6 +61,25 @@ impl Document {
     /// What the plan asks of a layer.
     pub fn setting(&self, layer: &LayerId) -> LayerSetting {
         self.plan.get(layer).copied().unwrap_or(UNTOUCHED)
+    }
+
+    /// The step of a method, where the plan has it.
+    pub fn method(&self, kind: MethodKind) -> Option<&Step> {
+        let mut methods = self.methods.iter();
+        methods.find(|step| MethodKind::of(step) == Some(kind))
+    }
+
+    /// The plan's methods with this one as well, in the usual order; of those that choose codes the last one asked for.
+    pub fn methods_with(&self, kind: MethodKind) -> Vec<Step> {
+        let other = |step: &&Step| {
+            let old = MethodKind::of(step);
+            old != Some(kind)
+                && !(kind.chooses_codes() && old.is_some_and(MethodKind::chooses_codes))
+        };
+        let mut methods: Vec<Step> = self.methods.iter().filter(other).cloned().collect();
+        methods.push(self.method(kind).cloned().unwrap_or_else(|| kind.step()));
+        methods.sort_by_key(MethodKind::of);
+        methods
     }
 
     /// Layers that are not at fp32.
@@ -111,6 +132,7 @@ impl Document {
             goals: Vec::new(),
             scheme: self.scheme.clone(),
             channels: self.channels,
+            methods: self.methods.clone(),
             distil: self.distil.clone(),
         }
     }

@@ -42,11 +42,11 @@ use limbeck_engine::{
     eval::top1_name,
     graph::LayerId,
     jobs::{JobId, ModelInfo},
-    recipe::{Recipe, Step},
+    recipe::{MethodKind, Recipe, Step},
     search::{LayerFacts, Prediction},
     sensitivity::{Candidate, Cell, Tier},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 pub(crate) use target::is_file as is_target_file;
 
 /// Runs that are drawn over each other.
@@ -196,6 +196,24 @@ impl State {
             self.document
                 .recipe(&model.name, &model.path, &task, self.layers(), with_distil),
         )
+    }
+
+    /// The plan's methods, in its order, and whether each is used on this layer.
+    pub fn methods_on(&self, layer: &LayerId) -> impl Iterator<Item = (MethodKind, bool)> {
+        let used = self.derived.used.on.iter();
+        used.map(|(kind, on)| (*kind, on.contains(layer)))
+    }
+
+    /// The layers that a method of the plan is used on.
+    pub fn used_on(&self, kind: MethodKind) -> Option<BTreeSet<LayerId>> {
+        let mut used = self.derived.used.on.iter();
+        used.find(|(old, _)| *old == kind).map(|(_, on)| on.clone())
+    }
+
+    /// A method of the plan that chooses codes: training would move the weights off them.
+    pub fn chosen_codes(&self) -> Option<MethodKind> {
+        let mut kinds = self.document.methods.iter().filter_map(MethodKind::of);
+        kinds.find(|kind| kind.chooses_codes())
     }
 
     /// The plan changes nothing.
@@ -468,6 +486,18 @@ impl State {
             return Err(
                 "This plan also quantises activations, and calibration needs data to take their ranges from: open a task.ron, or \
                  choose weight-only activations in the quantisation scheme",
+            );
+        }
+        if self
+            .document
+            .methods
+            .iter()
+            .filter_map(MethodKind::of)
+            .any(MethodKind::needs_data)
+            && self.document.plan.values().any(quantised)
+        {
+            return Err(
+                "A method of this plan looks at samples of the data: open a task.ron, or take it out of the quantisation methods",
             );
         }
         if self.document.distil.is_some() {

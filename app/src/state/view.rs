@@ -133,6 +133,8 @@ pub enum Dialog {
     Goals,
     /// Quantisation scheme.
     Scheme,
+    /// Methods that make quantisation lose less without training.
+    Methods,
     /// Where the deployment runtime lies.
     Runtime,
     About,

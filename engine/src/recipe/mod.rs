@@ -11,6 +11,7 @@ mod files;
 mod identity;
 mod lock;
 mod low_rank;
+mod method_kind;
 mod methods;
 mod pipeline;
 mod plan;
@@ -40,10 +41,11 @@ pub use lock::{
     PREDICTIONS_FILE, RECIPE_FILE, Verified, open_recipe, predictions_text, verify,
 };
 pub use low_rank::LowRankStep;
+pub use method_kind::MethodKind;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
 pub use plan::{LayerNames, PlanContext};
-pub use resolve::{Resolved, ResolvedStep, resolve};
+pub use resolve::{Resolved, ResolvedStep, method_layers, resolve};
 pub use session::{Session, facts, shape_words, task_beside};
 pub use student::{StudentNetwork, StudentStep};
 pub use targets::evaluate_at;

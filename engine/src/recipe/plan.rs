@@ -1,7 +1,8 @@
 //! From a per-layer plan (the window's document) to a compact recipe that resolves to exactly that plan.
 
 use super::{
-    Choice, Goal, PruneChannelsStep, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe, Rule, Step,
+    Choice, Goal, MethodKind, PruneChannelsStep, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe,
+    Rule, Step, Toggle, ToggleRule,
 };
 use crate::{
     compress::{LayerSetting, Pattern, Precision, QuantScheme, Ratio},
@@ -26,13 +27,15 @@ pub struct PlanContext {
     pub scheme: QuantScheme,
     /// Pruning takes whole channels out instead of setting weights to zero.
     pub channels: bool,
+    /// Steps of the kinds in [`MethodKind`], in their order; they stand around Quantize, where a layer is stored in integers.
+    pub methods: Vec<Step>,
     /// A last step, where anything was compressed.
     pub distil: Option<DistilSettings>,
 }
 
 impl Recipe {
-    /// The recipe of a plan: channels out, batch norms folded, one Prune and one Quantize step where the plan asks for them,
-    /// distillation last.
+    /// The recipe of a plan: channels out, batch norms folded, one Prune and one Quantize step where the plan asks for them, methods
+    /// around the latter, distillation last.
     /// Layers absent from `plan` are left unchanged; a plan that changes nothing gives no steps. [`super::resolve`] on the same
     /// `layers` gives the plan back exactly.
     pub fn from_plan(
@@ -136,11 +139,19 @@ impl LayerNames {
         if settings.iter().any(|s| s.precision != Precision::Fp32) {
             let precisions: Vec<Precision> = settings.iter().map(|s| s.precision).collect();
             let (default, layers) = self.compact(&precisions, |p| *p == Precision::Fp32);
-            steps.push(Step::Quantize(QuantizeStep {
+            let quantize = Step::Quantize(QuantizeStep {
                 default,
                 layers,
                 scheme: context.scheme.clone(),
-            }));
+            });
+            let methods = match precisions.iter().any(|p| p.is_integer()) {
+                true => &context.methods[..],
+                false => &[],
+            };
+            let early = |step: &&Step| MethodKind::of(step).is_some_and(MethodKind::is_before);
+            steps.extend(methods.iter().filter(early).cloned());
+            steps.push(quantize);
+            steps.extend(methods.iter().filter(|step| !early(step)).cloned());
         }
         if !steps.is_empty() || channels.is_some() {
             steps.insert(0, Step::FoldBatchNorm);
@@ -153,6 +164,20 @@ impl LayerNames {
             }
         }
         steps
+    }
+
+    /// A method's rules that switch it on for the layers in `on`, and off for all others.
+    pub fn toggles(&self, on: impl Fn(&LayerId) -> bool) -> (Toggle, Vec<ToggleRule>) {
+        let used: Vec<bool> = self.ids.iter().map(on).collect();
+        let (default, rules) = self.compact(&used, |used| !used);
+        let toggle = |choice| match choice {
+            Choice::Set(_) => Toggle::On,
+            Choice::Keep => Toggle::Off,
+        };
+        let rules = rules
+            .into_iter()
+            .map(|Rule(layer, choice)| ToggleRule(layer, toggle(choice)));
+        (toggle(default), rules.collect())
     }
 
     /// The commonest value as default; then globs over whole name prefixes that share one other value; then single names.

@@ -1,7 +1,8 @@
 //! From rules to layers: default < glob (a later one wins) < exact name.
 
 use super::{
-    Choice, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods, targets,
+    Choice, MethodKind, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
+    targets,
     text::{Anchor, nearest},
     validate::validate,
 };
@@ -222,6 +223,19 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
         steps,
         layers: settings,
     })
+}
+
+/// Layers that a step's rules switch its method on for; `None`: no step of a method.
+///
+/// # Errors
+/// A rule that names no layer of the model.
+pub fn method_layers(
+    step: &Step,
+    layers: &[LayerFacts],
+) -> Option<Result<BTreeSet<LayerId>, RecipeError>> {
+    let word = MethodKind::of(step)?.word();
+    let (default, rules) = step.toggles()?;
+    Some(toggled(word, default, rules, layers, &[]))
 }
 
 /// Layers that a method is used on.

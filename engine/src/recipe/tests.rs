@@ -349,7 +349,7 @@ proptest! {
             plan.iter().map(|(n, s)| (LayerId(n.as_str().into()), *s)).collect();
         let context = PlanContext {
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
-            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, distil: None,
+            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, methods: Vec::new(), distil: None,
         };
         let recipe = Recipe::from_plan(&context, &layers, &plan);
         let text = recipe.to_ron().expect("writes");
@@ -388,6 +388,7 @@ fn a_uniform_stage_becomes_one_glob() {
         goals: Vec::new(),
         scheme: QuantScheme::default(),
         channels: false,
+        methods: Vec::new(),
         distil: None,
     };
     let recipe = Recipe::from_plan(&context, &layers, &plan);

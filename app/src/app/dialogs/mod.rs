@@ -1,8 +1,9 @@
-//! Dialogs: open, save, export, distil, goals, scheme, unsaved changes, about. What is typed lives here until it is sent as a
+//! Dialogs: open, save, export, distil, goals, scheme, methods, unsaved changes, about. What is typed lives here until it is sent as a
 //! command. Every path has a text field; Browse… is a help on top.
 
 mod forms;
 mod goals;
+mod methods;
 mod runtime;
 mod scheme;
 
@@ -21,6 +22,7 @@ use limbeck_engine::{
     jobs::ExportFormat,
     train::{DistilSettings, Optimizer, Schedule},
 };
+use methods::MethodsForm;
 use scheme::SchemeForm;
 use std::path::PathBuf;
 
@@ -37,6 +39,7 @@ pub struct Dialogs {
     distil: DistilSettings,
     goals: GoalForm,
     scheme: SchemeForm,
+    methods: MethodsForm,
 }
 
 impl Default for Dialogs {
@@ -51,6 +54,7 @@ impl Default for Dialogs {
             distil: DistilSettings::default(),
             goals: GoalForm::default(),
             scheme: SchemeForm::default(),
+            methods: MethodsForm::default(),
         }
     }
 }
@@ -106,6 +110,7 @@ impl Dialogs {
                     Dialog::Distil => self.distil(ui, state, out),
                     Dialog::Goals => self.goals.show(ui, state, out),
                     Dialog::Scheme => self.scheme.show(ui, state, out),
+                    Dialog::Methods => self.methods.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
@@ -140,6 +145,7 @@ impl Dialogs {
                 self.distil.stop_after = None;
             }
             Dialog::Scheme => self.scheme = SchemeForm::of(state),
+            Dialog::Methods => self.methods = MethodsForm::of(state),
             Dialog::Goals => self.goals = GoalForm::of(state),
             Dialog::Runtime => {
                 let known = state.view.runtime.as_ref();

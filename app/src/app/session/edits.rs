@@ -8,7 +8,7 @@ use crate::{
 use limbeck_engine::{
     compress::{LayerSetting, Precision},
     graph::LayerId,
-    recipe::{self, PruneChannelsStep, Recipe, Step},
+    recipe::{self, MethodKind, PruneChannelsStep, Recipe, Step},
 };
 use std::{collections::BTreeSet, path::Path};
 
@@ -98,6 +98,28 @@ impl Session {
         });
     }
 
+    /// Uses a method of the plan on layers, or not.
+    pub(super) fn use_on(&mut self, kind: MethodKind, layers: &[LayerId], on: bool) {
+        let targets = self.targets(layers);
+        let Some(mut used) = self.state.used_on(kind) else {
+            return;
+        };
+        for layer in targets {
+            match on {
+                true => used.insert(layer),
+                false => used.remove(&layer),
+            };
+        }
+        let toggles = self.state.derived.toggles(&used);
+        self.edit(|document| {
+            for step in &mut document.methods {
+                if MethodKind::of(step) == Some(kind) {
+                    step.set_toggles(toggles.clone());
+                }
+            }
+        });
+    }
+
     /// Makes a recipe's plan the present one (one undo step); false, and said, where it does not fit the model. `goals_too`: its goals
     /// as well.
     pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) -> bool {
@@ -127,6 +149,8 @@ impl Session {
             .steps
             .iter()
             .any(|s| matches!(s, Step::PruneChannels(_)));
+        let methods = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some());
+        let methods: Vec<Step> = methods.cloned().collect();
         let (goals, seed) = (recipe.goals.clone(), recipe.seed);
         self.edit(|document| {
             document.plan.clear();
@@ -136,6 +160,7 @@ impl Session {
             if let Some(scheme) = scheme {
                 document.scheme = scheme;
             }
+            document.methods = methods;
             document.channels = channels;
             document.distil = distil;
             document.seed = seed;
@@ -166,7 +191,7 @@ impl Session {
         if kinds(&shown.steps) != kinds(&recipe.steps) || recipe.steps.iter().any(other) {
             self.state.notify(
                 NoticeKind::Warning,
-                "The window carries plans out as prune, fold, quantise, distil; this recipe has other steps, another order, or \
+                "The window carries plans out as prune, fold, quantise with its methods, distil; this recipe has other steps, another order, or \
                  prunes by more than ratios (a budget, a criterion, an N:M pattern, a schedule). \
                  What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );

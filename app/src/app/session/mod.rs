@@ -316,6 +316,11 @@ impl Session {
                 });
             }
             Command::SetScheme(scheme) => self.edit(|document| document.scheme = scheme),
+            Command::SetMethods(methods) => self.edit(|document| document.methods = methods),
+            Command::UseMethod(kind) => {
+                self.edit(|document| document.methods = document.methods_with(kind));
+            }
+            Command::SetMethodOn { kind, layers, on } => self.use_on(kind, &layers, on),
             Command::SetPruning(channels) => self.edit(|document| document.channels = channels),
             Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
             Command::SetDistil(distil) => self.edit(|document| document.distil = distil),

@@ -10,7 +10,9 @@ use crate::{
     theme,
     widgets::{self, number},
 };
-use egui::{Align, Layout, Rect, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2};
+use egui::{
+    Align, Layout, Rect, RichText, Role, Sense, Stroke, Ui, UiBuilder, WidgetInfo, pos2, vec2,
+};
 use limbeck_engine::{data::SplitName, search::LayerFacts, sensitivity::Candidate};
 
 pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
@@ -50,6 +52,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .auto_shrink(false)
                 .show(ui, |ui| {
                     advice::show(ui, layer, state, out);
+                    methods(ui, layer, state, out);
                     // What the plan is about comes first.
                     if state.document.channels {
                         ui.add_space(4.0);
@@ -125,6 +128,28 @@ fn head(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             ))
         ));
     });
+}
+
+/// The plan's methods, and whether this layer has them.
+fn methods(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+    if !state.setting(&layer.id).precision.is_integer() {
+        return;
+    }
+    for (kind, on) in state.methods_on(&layer.id) {
+        let word = kind.word();
+        ui.horizontal(|ui| {
+            let choices = [(true, "On"), (false, "Off")];
+            if let Some(on) = switch(ui, word, &choices, on, word) {
+                out.push(Command::SetMethodOn {
+                    kind,
+                    layers: vec![layer.id.clone()],
+                    on,
+                });
+            }
+            let t = theme::of(ui);
+            ui.label(RichText::new(word).color(t.muted));
+        });
+    }
 }
 
 fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {

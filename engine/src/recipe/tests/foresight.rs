@@ -80,6 +80,7 @@ fn what_is_foreseen_of_a_plan_is_what_its_export_does() {
             goals: Vec::new(),
             scheme: scheme.clone(),
             channels: false,
+            methods: Vec::new(),
             distil: None,
         };
         let recipe = Recipe::from_plan(&context, &layers, &settings.collect());
