@@ -1,5 +1,6 @@
 //! Every panel, driven by accessible names without a GPU: what is pressed sends its command, what is known is said.
 
+mod advice;
 mod layers;
 mod others;
 

@@ -342,16 +342,24 @@ proptest! {
     fn a_plan_becomes_a_recipe_that_gives_the_plan_back(
         plan in proptest::collection::btree_map("[ab][./_]?[ab*?{\\[]{0,3}[./]?[a-c]{0,2}", setting(), 0..12),
         channels: bool,
+        kinds in proptest::sample::subsequence(MethodKind::ALL.to_vec(), 0..=MethodKind::ALL.len()),
     ) {
         let names: Vec<&str> = plan.keys().map(String::as_str).collect();
         let layers = facts(&names);
         let plan: BTreeMap<LayerId, LayerSetting> =
             plan.iter().map(|(n, s)| (LayerId(n.as_str().into()), *s)).collect();
+        // Of those that choose codes a plan has one.
+        let several = kinds.iter().filter(|kind| kind.chooses_codes()).count() > 1;
+        let kinds = kinds.into_iter().filter(|kind| !several || *kind != MethodKind::Gptq);
+        let methods: Vec<Step> = kinds.map(MethodKind::step).collect();
         let context = PlanContext {
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
-            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, methods: Vec::new(), distil: None,
+            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, methods: methods.clone(), distil: None,
         };
         let recipe = Recipe::from_plan(&context, &layers, &plan);
+        let own: Vec<&Step> = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some()).collect();
+        let integers = plan.values().any(|s| s.precision.is_integer());
+        prop_assert_eq!(own, methods.iter().filter(|_| integers).collect::<Vec<_>>());
         let text = recipe.to_ron().expect("writes");
         let back = parse(&text).expect("reads");
         prop_assert_eq!(&back, &recipe);

@@ -4,6 +4,7 @@ mod channels;
 mod confirming;
 mod distilling;
 mod foresight;
+mod methods;
 mod saving;
 mod targets;
 mod undo;

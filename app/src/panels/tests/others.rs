@@ -13,6 +13,7 @@ use limbeck_engine::{
     },
     data::SplitName,
     jobs::{Event, JobId},
+    recipe::MethodKind,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -390,6 +391,10 @@ fn the_inspector_tells_of_its_layer() {
         [Command::SetScheme(scheme.clone())],
         "of the int8 weights that this layer has; int4 ones stay"
     );
+    assert_eq!(
+        click(&mut harness, "Equalise"),
+        [Command::UseMethod(MethodKind::Equalize)]
+    );
     let state = &mut harness.state_mut().state;
     state.document.scheme = scheme;
     state.refresh();
@@ -403,55 +408,6 @@ fn the_inspector_tells_of_its_layer() {
     state.view.focus = None;
     harness.run_ok();
     assert!(harness.query_by_label("No layer selected").is_some());
-}
-
-#[test]
-fn an_outer_layer_that_minds_four_bits_is_kept_at_eight_by_one_click() {
-    let mut state = fixture::demo();
-    let int4 = LayerSetting {
-        precision: Precision::Int4,
-        sparsity: Ratio(0.0),
-    };
-    for name in ["conv1", "layer1.0.conv1"] {
-        state.document.set(&layer(name), int4);
-    }
-    state.view.focus = Some(layer("conv1"));
-    state.refresh();
-    let mut harness = open(state);
-    let head = "The first layer minds 4 bits";
-    assert!(harness.query_by_label(head).is_some());
-    let symptom = "Alone at int4 it costs 1.20 ± 0.10 pt of top-1, at int8 0.04 ± 0.10 pt (measured on search, n 1,000).";
-    assert!(harness.query_by_label(symptom).is_some());
-    assert_eq!(
-        click(&mut harness, "Keep it at 8 bits"),
-        [Command::SetPrecision {
-            layers: vec![layer("conv1")],
-            precision: Precision::Int8,
-        }]
-    );
-    // One inside says nothing of the kind, nor one that is kept at 8 bits, nor one that was not measured.
-    harness.state_mut().state.view.focus = Some(layer("layer1.0.conv1"));
-    harness.run_ok();
-    assert!(
-        harness
-            .query_by_label_contains("layer minds 4 bits")
-            .is_none()
-    );
-    let state = &mut harness.state_mut().state;
-    state.view.focus = Some(layer("conv1"));
-    let eight = LayerSetting {
-        precision: Precision::Int8,
-        ..int4
-    };
-    state.document.set(&layer("conv1"), eight);
-    state.refresh();
-    harness.run_ok();
-    assert!(harness.query_by_label(head).is_none());
-    let mut state = fixture::opened();
-    state.document.set(&layer("conv1"), int4);
-    state.view.focus = Some(layer("conv1"));
-    state.refresh();
-    assert!(open(state).query_by_label(head).is_none());
 }
 
 #[test]
