@@ -33,7 +33,7 @@ TASK = """Task(
     version: 1,
     name: "peer",
     sources: {{ "calibration": Csv(file: "calibration.csv"), "judged": Csv(file: "judged.csv") }},
-    preprocess: (channels: rgb, mean: [{mean}, {mean}, {mean}], std: [{std}, {std}, {std}], scale: 1.0, layout: nchw),
+    preprocess: (crop: ({size}, {size}), channels: rgb, mean: [{mean}, {mean}, {mean}], std: [{std}, {std}, {std}], scale: 1.0, layout: nchw),
     classes: Count({classes}),
     metric: top1,
     splits: (calibration: Rows(from: "calibration"), search: Rows(from: "judged")),
@@ -132,11 +132,14 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        (folder / "images").symlink_to(a.labels.parent.resolve())
         for part, lines in parts.items():
-            text = "".join(f"images/{row[0]},{row[1]}\n" for row in lines)
-            (folder / f"{part}.csv").write_text("path,label\n" + text)
-        (folder / "task.ron").write_text(TASK.format(mean=a.mean, std=a.std, classes=a.classes))
+            text = "path,label\n"
+            for at, row in enumerate(lines):
+                name = f"{part}-{at}{pathlib.Path(row[0]).suffix}"
+                shutil.copy(a.labels.parent / row[0], folder / name)
+                text += f"{name},{row[1]}\n"
+            (folder / f"{part}.csv").write_text(text)
+        (folder / "task.ron").write_text(TASK.format(mean=a.mean, std=a.std, size=images.shape[-1], classes=a.classes))
         for method in a.methods.split(","):
             add(limbeck(a, method, folder, labels, original))
     add(aimet(a, calibration, images, labels, original))
