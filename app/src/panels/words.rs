@@ -9,7 +9,7 @@ use limbeck_engine::{
     compress::{Amount, Granularity, LayerSetting, Pattern, Precision, RankBy},
     data::SplitName,
     graph::LayerId,
-    recipe::{Choice, Step},
+    recipe::{Choice, MethodKind, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Settled, Tier},
     target::{Executed, LayerSaturation},
@@ -576,6 +576,17 @@ pub fn steps(steps: &[Step]) -> String {
         })
         .collect();
     words.join(" → ")
+}
+
+/// A method as people call it.
+pub fn method(kind: MethodKind) -> &'static str {
+    match kind {
+        MethodKind::Equalize => "Equalising",
+        MethodKind::SequentialMse => "Sequential MSE",
+        MethodKind::Gptq => "GPTQ",
+        MethodKind::CorrectBias => "Bias correction",
+        _ => kind.word(),
+    }
 }
 
 /// "1:42 left".

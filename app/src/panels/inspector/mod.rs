@@ -136,7 +136,7 @@ fn methods(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
         return;
     }
     for (kind, on) in state.methods_on(&layer.id) {
-        let word = kind.word();
+        let word = words::method(kind);
         ui.horizontal(|ui| {
             let choices = [(true, "On"), (false, "Off")];
             if let Some(on) = switch(ui, word, &choices, on, word) {
@@ -150,6 +150,7 @@ fn methods(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             ui.label(RichText::new(word).color(t.muted));
         });
     }
+    ui.add_space(4.0);
 }
 
 fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {

@@ -56,13 +56,13 @@ fn weights(
     let caption = if strip > 0.0 { 18.0 } else { 0.0 };
     let tall = (rect.height() - FIGURES - strip - caption - 6.0).max(60.0);
     let grid = grid(inspection);
-    let mut under = if inspection.levels > 0 {
-        format!(
-            "weights · {} levels",
-            number::grouped(u64::from(inspection.levels))
-        )
-    } else {
-        "weights · float".to_owned()
+    let levels = number::grouped(u64::from(inspection.levels));
+    // What a method makes of the weights follows from the layers before: only a whole run knows it.
+    let changed = state.methods_on(&layer.id).any(|(_, on)| on);
+    let mut under = match inspection.levels {
+        0 => "weights · float".to_owned(),
+        _ if changed => format!("{levels} levels · without methods"),
+        _ => format!("weights · {levels} levels"),
     };
     if stale {
         under = "updating…".into();
@@ -107,7 +107,7 @@ fn weights(
     let sqnr = decibels(inspection.sqnr_db);
     let levels = match inspection.levels {
         0 => "float".into(),
-        levels => number::grouped(u64::from(levels)),
+        _ => levels,
     };
     figures(
         ui,
