@@ -568,6 +568,7 @@ pub fn steps(steps: &[Step]) -> String {
             Step::SequentialMse(_) => "search scales".into(),
             Step::Gptq(_) => "gptq".into(),
             Step::AdaRound(step) => format!("adaround {} steps", step.settings.iterations),
+            Step::Brecq(step) => format!("brecq {} steps", step.settings.iterations),
             Step::CorrectBias(_) => "correct biases".into(),
             Step::Distil(settings) => match settings.stop_after {
                 Some(stop) => format!("distil {stop} of {} epochs", settings.epochs),

@@ -80,10 +80,11 @@ const BEFORE: [Kind; 2] = [
     ("Equalize", |s| matches!(s, Step::Equalize(_))),
     ("SmoothQuant", |s| matches!(s, Step::SmoothQuant(_))),
 ];
-/// Behind Quantize, in the order that they may stand in; those in the middle both choose codes.
-const BEHIND: [Kind; 4] = [
+/// Behind Quantize, in the order that they may stand in; those in the middle all choose codes.
+const BEHIND: [Kind; 5] = [
     ("SequentialMse", |s| matches!(s, Step::SequentialMse(_))),
     ("AdaRound", |s| matches!(s, Step::AdaRound(_))),
+    ("Brecq", |s| matches!(s, Step::Brecq(_))),
     ("Gptq", |s| matches!(s, Step::Gptq(_))),
     ("CorrectBias", |s| matches!(s, Step::CorrectBias(_))),
 ];
@@ -107,6 +108,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
         let (word, checked) = match step {
             Step::Equalize(step) => ("Equalize", step.settings.check()),
             Step::AdaRound(step) => ("AdaRound", step.settings.check()),
+            Step::Brecq(step) => ("Brecq", step.settings.check()),
             Step::Gptq(step) => ("Gptq", step.settings.check()),
             Step::SequentialMse(step) => ("SequentialMse", step.settings.check()),
             Step::SmoothQuant(step) => ("SmoothQuant", step.settings.check()),
@@ -182,7 +184,7 @@ fn behind_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
         );
         return refuse(word, 0, &why);
     }
-    let chooses = matches!(word, "AdaRound" | "Gptq");
+    let chooses = matches!(word, "AdaRound" | "Brecq" | "Gptq");
     if chooses && steps[here..].iter().any(trains) {
         let why = format!(
             "Distil after {word} would move the weights off the codes chosen; leave one of the two out"
@@ -192,14 +194,14 @@ fn behind_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
     let late = |kind: &&Kind| place(steps, kind.1).is_some_and(|at| at > here);
     match word {
         "CorrectBias" => {
-            if let Some((first, _)) = BEHIND[..3].iter().find(late) {
+            if let Some((first, _)) = BEHIND[..4].iter().find(late) {
                 let why = format!(
                     "CorrectBias must come after {first}: it takes out the shift that is left then"
                 );
                 return refuse(word, 0, &why);
             }
         }
-        "AdaRound" | "Gptq" => {
+        "AdaRound" | "Brecq" | "Gptq" => {
             if let Some((first, _)) = BEHIND[..1].iter().find(late) {
                 let why = format!(
                     "{word} must come after {first}: codes are chosen on scales that then stay"

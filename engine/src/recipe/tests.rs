@@ -600,6 +600,31 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
             "CorrectBias must come after AdaRound",
         ),
         (
+            format!("Brecq(), {quantize}"),
+            "Brecq must come after Quantize",
+        ),
+        (
+            format!("{quantize}, {distil}, Brecq()"),
+            "Brecq cannot come after training on quantised weights",
+        ),
+        (
+            format!("{quantize}, Brecq(), {distil}"),
+            "off the codes chosen",
+        ),
+        (
+            format!("{quantize}, CorrectBias(), Brecq()"),
+            "CorrectBias must come after Brecq",
+        ),
+        (
+            format!("{quantize}, Brecq(), SequentialMse()"),
+            "Brecq must come after SequentialMse",
+        ),
+        (format!("{quantize}, Brecq(), Brecq()"), "stands here twice"),
+        (
+            format!("{quantize}, Brecq(settings: (iterations: 0))"),
+            "iterations: at least 1",
+        ),
+        (
             "CorrectBias()".to_owned(),
             "CorrectBias must come after Quantize",
         ),
@@ -660,6 +685,7 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
         format!("FoldBatchNorm, Equalize(), {quantize}, CorrectBias(), {distil}"),
         format!("FoldBatchNorm, SmoothQuant(), {quantize}, SequentialMse(), {distil}"),
         format!("Equalize(), SmoothQuant(), {quantize}, SequentialMse(), Gptq(), CorrectBias()"),
+        format!("FoldBatchNorm, {quantize}, SequentialMse(), Brecq(), CorrectBias()"),
     ] {
         let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
         parse(&text).expect("a sensible order");
@@ -678,6 +704,12 @@ fn a_layers_codes_are_chosen_by_one_method() {
     let error = resolved("Gptq()").expect_err("conv1 twice").to_string();
     assert!(
         error.contains("`conv1`") && error.contains("AdaRound"),
+        "{error}"
+    );
+    let error = resolved("Brecq(layers: [(\"fc\", off)])");
+    let error = error.expect_err("conv1 twice").to_string();
+    assert!(
+        error.contains("Brecq: AdaRound chooses the codes of `conv1`"),
         "{error}"
     );
     let resolved = resolved("Gptq(default: off, layers: [(\"fc\", on)])").expect("one each");
