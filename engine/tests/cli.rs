@@ -584,6 +584,7 @@ fn methods_of_quantisation_run_and_repeat() {
     let steps = "FoldBatchNorm, Equalize(),
         Quantize(default: set(int4), layers: [(\"conv1\", set(int7)), (\"fc\", set(int8))], scheme: (samples: 32, calibration: entropy)),
         AdaRound(layers: [(\"layer1*\", off), (\"layer2*\", off)], settings: (samples: 16, positions: 256, iterations: 60, rate: 0.05)),
+        Brecq(default: off, layers: [(\"layer2*\", on)], settings: (samples: 16, iterations: 10, batch: 4, rate: 0.1)),
         CorrectBias(samples: 32)";
     let path = recipe(dir.path(), steps, "");
     let out = text(&dir.path().join("out"));
@@ -606,6 +607,7 @@ fn methods_of_quantisation_run_and_repeat() {
             "equalise",
             "quantise",
             "adaround",
+            "brecq",
             "correct bias"
         ]
     );
@@ -621,7 +623,9 @@ fn methods_of_quantisation_run_and_repeat() {
     assert!(entry(2, "conv1").contains("7-bit weights"));
     assert!(entry(3, "layer1.0.conv1").contains("not asked for"));
     assert!(entry(3, "layer3.0.conv1").contains("positions"));
-    assert!(entry(4, "fc").contains("means of 10 channels"));
+    assert!(entry(4, "layer2.0.conv2").contains("the block layer2.0.conv1 to layer2.0."));
+    assert!(entry(4, "layer3.0.conv1").contains("not asked for"));
+    assert!(entry(5, "fc").contains("means of 10 channels"));
     let lock = std::fs::read_to_string(Path::new(&out).join("recipe.lock.ron")).expect("a lock");
     assert!(
         lock.contains("precision: int7"),

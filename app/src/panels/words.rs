@@ -568,6 +568,7 @@ pub fn steps(steps: &[Step]) -> String {
             Step::SequentialMse(_) => "search scales".into(),
             Step::Gptq(_) => "gptq".into(),
             Step::AdaRound(step) => format!("adaround {} steps", step.settings.iterations),
+            Step::Brecq(step) => format!("brecq {} steps", step.settings.iterations),
             Step::CorrectBias(_) => "correct biases".into(),
             Step::Distil(settings) => match settings.stop_after {
                 Some(stop) => format!("distil {stop} of {} epochs", settings.epochs),
@@ -583,6 +584,7 @@ pub fn method(kind: MethodKind) -> &'static str {
     match kind {
         MethodKind::Equalize => "Equalising",
         MethodKind::SequentialMse => "Sequential MSE",
+        MethodKind::Brecq => "By block (BRECQ)",
         MethodKind::Gptq => "GPTQ",
         MethodKind::CorrectBias => "Bias correction",
         _ => kind.word(),

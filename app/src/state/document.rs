@@ -66,7 +66,7 @@ impl Document {
     /// The step of a method, where the plan has it.
     pub fn method(&self, kind: MethodKind) -> Option<&Step> {
         let mut methods = self.methods.iter();
-        methods.find(|step| MethodKind::of(step) == Some(kind))
+        methods.find(|step| kind.is(step))
     }
 
     /// The plan's methods with this one as well, in the usual order; of those that choose codes the last one asked for.

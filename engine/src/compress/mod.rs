@@ -3,6 +3,7 @@
 mod adaround;
 mod bias;
 mod blocks;
+mod brecq;
 mod calibrate;
 mod chunks;
 mod cluster;
@@ -41,6 +42,7 @@ mod zero_points;
 pub use adaround::{AdaRound, AdaRoundSettings};
 pub use bias::CorrectBias;
 pub use blocks::{Block, blocks};
+pub use brecq::{Brecq, BrecqSettings};
 pub use calibrate::{ActivationStats, Ranges, calibrate, observe};
 pub use cluster::{Cluster, Codebooks};
 pub use equalise::{Absorb, Equalize, EqualizeSettings};
@@ -283,7 +285,7 @@ pub struct Model {
     pub graph: Graph,
     /// 0/1 per weight element (1: kept), by value name of the weight.
     pub masks: BTreeMap<String, Vec<bool>>,
-    /// Float weights from before their codes were chosen ([`AdaRound`], [`Gptq`]), by value name.
+    /// Float weights from before their codes were chosen ([`AdaRound`], [`Brecq`], [`Gptq`]), by value name.
     pub originals: BTreeMap<String, Original>,
     /// What the next training is to prune.
     pub gradual: Option<Gradual>,

@@ -178,8 +178,8 @@ fn quantised(
     });
     if moved > 0 {
         return Err(CompressError::Invalid(format!(
-            "{moved} codes of {name} are neither the floor nor the ceiling of the weights that AdaRound was given: something \
-             changed them afterwards"
+            "{moved} codes of {name} are neither the floor nor the ceiling of the weights that their roundings were chosen from: \
+             something changed them afterwards"
         )));
     }
     let packed = TensorData::from_i64_as(parameters.element, &data.shape, &codes);

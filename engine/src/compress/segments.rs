@@ -191,6 +191,11 @@ impl Walk {
         self.kept.iter().map(|(chunk, _)| chunk.rows).sum()
     }
 
+    /// Samples of each batch in turn.
+    pub fn batch_rows(&self) -> Vec<usize> {
+        self.kept.iter().map(|(chunk, _)| chunk.rows).collect()
+    }
+
     /// Calls `see` with `value` for each batch in turn, without the samples that fill a batch up. Nothing before an earlier asked place may have changed in the graph since;
     /// the node that makes `value` may.
     ///

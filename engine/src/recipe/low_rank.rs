@@ -122,6 +122,7 @@ impl ResolvedStep {
             Self::SmoothQuant(method) => members(&mut method.layers, heirs),
             Self::SequentialMse(method) => members(&mut method.layers, heirs),
             Self::AdaRound(method) => members(&mut method.layers, heirs),
+            Self::Brecq(method) => members(&mut method.layers, heirs),
             Self::Gptq(method) => members(&mut method.layers, heirs),
             Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }
@@ -142,6 +143,7 @@ impl ResolvedStep {
             Self::SmoothQuant(method) => method.layers.retain(stays),
             Self::SequentialMse(method) => method.layers.retain(stays),
             Self::AdaRound(method) => method.layers.retain(stays),
+            Self::Brecq(method) => method.layers.retain(stays),
             Self::Gptq(method) => method.layers.retain(stays),
             Self::FoldBatchNorm | Self::Student(_) | Self::StudentFile | Self::Distil(_) => {}
         }

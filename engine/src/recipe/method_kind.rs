@@ -9,17 +9,19 @@ pub enum MethodKind {
     SmoothQuant,
     SequentialMse,
     AdaRound,
+    Brecq,
     Gptq,
     CorrectBias,
 }
 
 impl MethodKind {
-    /// In the order that a plan's recipe has them.
-    pub const ALL: [Self; 6] = [
+    /// In the order that a recipe may have them in; those that choose codes stand beside each other.
+    pub const ALL: [Self; 7] = [
         Self::Equalize,
         Self::SmoothQuant,
         Self::SequentialMse,
         Self::AdaRound,
+        Self::Brecq,
         Self::Gptq,
         Self::CorrectBias,
     ];
@@ -31,10 +33,16 @@ impl MethodKind {
             Step::SmoothQuant(_) => Self::SmoothQuant,
             Step::SequentialMse(_) => Self::SequentialMse,
             Step::AdaRound(_) => Self::AdaRound,
+            Step::Brecq(_) => Self::Brecq,
             Step::Gptq(_) => Self::Gptq,
             Step::CorrectBias(_) => Self::CorrectBias,
             _ => return None,
         })
+    }
+
+    /// Whether a step is of this kind.
+    pub fn is(self, step: &Step) -> bool {
+        Self::of(step) == Some(self)
     }
 
     /// As recipes write it.
@@ -44,6 +52,7 @@ impl MethodKind {
             Self::SmoothQuant => "SmoothQuant",
             Self::SequentialMse => "SequentialMse",
             Self::AdaRound => "AdaRound",
+            Self::Brecq => "Brecq",
             Self::Gptq => "Gptq",
             Self::CorrectBias => "CorrectBias",
         }
@@ -56,6 +65,7 @@ impl MethodKind {
             Self::SmoothQuant => Step::SmoothQuant(MethodStep::default()),
             Self::SequentialMse => Step::SequentialMse(MethodStep::default()),
             Self::AdaRound => Step::AdaRound(MethodStep::default()),
+            Self::Brecq => Step::Brecq(MethodStep::default()),
             Self::Gptq => Step::Gptq(MethodStep::default()),
             Self::CorrectBias => Step::CorrectBias(CorrectBiasStep::default()),
         }
@@ -68,7 +78,7 @@ impl MethodKind {
 
     /// It chooses codes: no other such method has the same layer, and no training moves the weights afterwards.
     pub fn chooses_codes(self) -> bool {
-        matches!(self, Self::AdaRound | Self::Gptq)
+        matches!(self, Self::AdaRound | Self::Brecq | Self::Gptq)
     }
 
     /// It looks at samples of the calibration split.
@@ -85,6 +95,7 @@ impl Step {
             Self::SmoothQuant(s) => (s.default, &s.layers),
             Self::SequentialMse(s) => (s.default, &s.layers),
             Self::AdaRound(s) => (s.default, &s.layers),
+            Self::Brecq(s) => (s.default, &s.layers),
             Self::Gptq(s) => (s.default, &s.layers),
             Self::CorrectBias(s) => (s.default, &s.layers),
             _ => return None,
@@ -98,6 +109,7 @@ impl Step {
             Self::SmoothQuant(s) => (&mut s.default, &mut s.layers),
             Self::SequentialMse(s) => (&mut s.default, &mut s.layers),
             Self::AdaRound(s) => (&mut s.default, &mut s.layers),
+            Self::Brecq(s) => (&mut s.default, &mut s.layers),
             Self::Gptq(s) => (&mut s.default, &mut s.layers),
             Self::CorrectBias(s) => (&mut s.default, &mut s.layers),
             _ => return,

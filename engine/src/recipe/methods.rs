@@ -1,6 +1,6 @@
 //! Steps that make quantisation lose less without training: what a recipe says of them, and where they may stand.
 
-use super::{Choice, Recipe, RecipeError, Rule, Step, text::Anchor};
+use super::{Choice, MethodKind, Recipe, RecipeError, Rule, Step, text::Anchor};
 use crate::compress::{CompressError, EqualizeSettings};
 
 /// Whether a method is used on a layer.
@@ -72,41 +72,27 @@ pub(super) fn choices(default: Toggle, rules: &[ToggleRule]) -> (Choice<()>, Vec
     (default.choice(), rules)
 }
 
-/// A kind of step that stands in a recipe once at most.
-type Kind = (&'static str, fn(&Step) -> bool);
-
-/// Before Quantize: they change weights that scales are then taken from.
-const BEFORE: [Kind; 2] = [
-    ("Equalize", |s| matches!(s, Step::Equalize(_))),
-    ("SmoothQuant", |s| matches!(s, Step::SmoothQuant(_))),
-];
-/// Behind Quantize, in the order that they may stand in; those in the middle both choose codes.
-const BEHIND: [Kind; 4] = [
-    ("SequentialMse", |s| matches!(s, Step::SequentialMse(_))),
-    ("AdaRound", |s| matches!(s, Step::AdaRound(_))),
-    ("Gptq", |s| matches!(s, Step::Gptq(_))),
-    ("CorrectBias", |s| matches!(s, Step::CorrectBias(_))),
-];
-
 /// Refuses methods in an order that would undo or void them.
 pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
     let steps = &recipe.steps;
-    for (word, is) in BEFORE.iter().chain(&BEHIND) {
-        if steps.iter().filter(|s| is(s)).count() > 1 {
+    for kind in MethodKind::ALL {
+        let word = kind.word();
+        if steps.iter().filter(|s| kind.is(s)).count() > 1 {
             let why = format!("{word} stands here twice; put all its layers into one");
             return refuse(word, 1, &why);
         }
     }
-    for kind in BEFORE {
-        before_quantize(steps, kind)?;
-    }
-    for kind in BEHIND {
-        behind_quantize(steps, kind)?;
+    for kind in MethodKind::ALL {
+        match kind.is_before() {
+            true => before_quantize(steps, kind)?,
+            false => behind_quantize(steps, kind)?,
+        }
     }
     for step in steps {
         let (word, checked) = match step {
             Step::Equalize(step) => ("Equalize", step.settings.check()),
             Step::AdaRound(step) => ("AdaRound", step.settings.check()),
+            Step::Brecq(step) => ("Brecq", step.settings.check()),
             Step::Gptq(step) => ("Gptq", step.settings.check()),
             Step::SequentialMse(step) => ("SequentialMse", step.settings.check()),
             Step::SmoothQuant(step) => ("SmoothQuant", step.settings.check()),
@@ -127,15 +113,20 @@ fn refuse(word: &'static str, nth: usize, why: &str) -> Result<(), RecipeError> 
     Err(RecipeError::new(why.to_owned()).at(Anchor::Word(word, nth)))
 }
 
-fn place(steps: &[Step], is: fn(&Step) -> bool) -> Option<usize> {
-    steps.iter().position(is)
+fn place(steps: &[Step], kind: MethodKind) -> Option<usize> {
+    steps.iter().position(|step| kind.is(step))
 }
 
-fn before_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> {
-    let Some(here) = place(steps, is) else {
+fn quantizes(step: &Step) -> bool {
+    matches!(step, Step::Quantize(_))
+}
+
+fn before_quantize(steps: &[Step], kind: MethodKind) -> Result<(), RecipeError> {
+    let word = kind.word();
+    let Some(here) = place(steps, kind) else {
         return Ok(());
     };
-    let why = match place(steps, |s| matches!(s, Step::Quantize(_))) {
+    let why = match steps.iter().position(quantizes) {
         None => {
             "leaves the float network as it is and helps quantisation only; a Quantize step must follow it"
         }
@@ -165,11 +156,12 @@ fn before_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
     refuse(word, 0, &format!("{word} {why}"))
 }
 
-fn behind_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> {
-    let Some(here) = place(steps, is) else {
+fn behind_quantize(steps: &[Step], kind: MethodKind) -> Result<(), RecipeError> {
+    let word = kind.word();
+    let Some(here) = place(steps, kind) else {
         return Ok(());
     };
-    let quantize = place(steps, |s| matches!(s, Step::Quantize(_))).filter(|q| *q < here);
+    let quantize = steps.iter().position(quantizes).filter(|q| *q < here);
     let Some(quantize) = quantize else {
         let why = format!("{word} must come after Quantize: it works on the scales chosen there");
         return refuse(word, 0, &why);
@@ -182,32 +174,25 @@ fn behind_quantize(steps: &[Step], (word, is): Kind) -> Result<(), RecipeError> 
         );
         return refuse(word, 0, &why);
     }
-    let chooses = matches!(word, "AdaRound" | "Gptq");
-    if chooses && steps[here..].iter().any(trains) {
+    if kind.chooses_codes() && steps[here..].iter().any(trains) {
         let why = format!(
             "Distil after {word} would move the weights off the codes chosen; leave one of the two out"
         );
         return refuse(word, 0, &why);
     }
-    let late = |kind: &&Kind| place(steps, kind.1).is_some_and(|at| at > here);
-    match word {
-        "CorrectBias" => {
-            if let Some((first, _)) = BEHIND[..3].iter().find(late) {
-                let why = format!(
-                    "CorrectBias must come after {first}: it takes out the shift that is left then"
-                );
-                return refuse(word, 0, &why);
-            }
+    // Found behind this one, though what it does goes before.
+    let late = |old: &MethodKind| place(steps, *old).is_some_and(|at| at > here);
+    let mut before = MethodKind::ALL.into_iter().filter(|old| *old < kind);
+    let why = match kind {
+        MethodKind::CorrectBias => "it takes out the shift that is left then",
+        _ => "codes are chosen on scales that then stay",
+    };
+    let first = before.find(|old| !(old.chooses_codes() && kind.chooses_codes()) && late(old));
+    match first {
+        None => Ok(()),
+        Some(first) => {
+            let why = format!("{word} must come after {}: {why}", first.word());
+            refuse(word, 0, &why)
         }
-        "AdaRound" | "Gptq" => {
-            if let Some((first, _)) = BEHIND[..1].iter().find(late) {
-                let why = format!(
-                    "{word} must come after {first}: codes are chosen on scales that then stay"
-                );
-                return refuse(word, 0, &why);
-            }
-        }
-        _ => {}
     }
-    Ok(())
 }

@@ -56,8 +56,8 @@ pub use verdict::{GoalVerdict, judge, overall};
 
 use crate::{
     compress::{
-        AdaRoundSettings, GptqSettings, Pattern, Precision, PruneSchedule, QuantScheme, Ratio,
-        ScaleSearchSettings, SmoothQuantSettings,
+        AdaRoundSettings, BrecqSettings, GptqSettings, Pattern, Precision, PruneSchedule,
+        QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
     },
     train::DistilSettings,
 };
@@ -90,6 +90,7 @@ pub enum Step {
     SmoothQuant(MethodStep<SmoothQuantSettings>),
     SequentialMse(MethodStep<ScaleSearchSettings>),
     AdaRound(MethodStep<AdaRoundSettings>),
+    Brecq(MethodStep<BrecqSettings>),
     Gptq(MethodStep<GptqSettings>),
     CorrectBias(CorrectBiasStep),
     Distil(DistilSettings),

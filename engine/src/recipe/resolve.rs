@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     compress::{
-        AdaRoundSettings, Amount, BlockSettings, ChannelSettings, Codebooks, Energy,
+        AdaRoundSettings, Amount, BlockSettings, BrecqSettings, ChannelSettings, Codebooks, Energy,
         EqualizeSettings, GptqSettings, LayerSetting, LowRankSettings, OnLayers, Pattern,
         Precision, PruneSchedule, QuantScheme, Ratio, ScaleSearchSettings, SmoothQuantSettings,
         StudentSettings,
@@ -59,6 +59,7 @@ pub enum ResolvedStep {
     SmoothQuant(OnLayers<SmoothQuantSettings>),
     SequentialMse(OnLayers<ScaleSearchSettings>),
     AdaRound(OnLayers<AdaRoundSettings>),
+    Brecq(OnLayers<BrecqSettings>),
     Gptq(OnLayers<GptqSettings>),
     CorrectBias {
         samples: usize,
@@ -169,6 +170,11 @@ pub fn resolve(recipe: &Recipe, layers: &[LayerFacts]) -> Result<Resolved, Recip
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
                 ResolvedStep::AdaRound(method)
             }
+            Step::Brecq(s) => {
+                let method = used("Brecq", s, layers, &earlier)?;
+                earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
+                ResolvedStep::Brecq(method)
+            }
             Step::Gptq(s) => {
                 let method = used("Gptq", s, layers, &earlier)?;
                 earlier.extend(s.layers.iter().map(|r| r.0.as_str()));
@@ -266,26 +272,25 @@ fn used<S: Clone>(
 
 /// Refuses layers whose codes would be chosen twice.
 fn one_choice(steps: &[ResolvedStep]) -> Result<(), RecipeError> {
-    let find = |is: fn(&ResolvedStep) -> Option<&BTreeSet<LayerId>>| steps.iter().find_map(is);
-    let adaround = find(|s| match s {
-        ResolvedStep::AdaRound(m) => Some(&m.layers),
+    let choosers = steps.iter().filter_map(|step| match step {
+        ResolvedStep::AdaRound(m) => Some(("AdaRound", &m.layers)),
+        ResolvedStep::Brecq(m) => Some(("Brecq", &m.layers)),
+        ResolvedStep::Gptq(m) => Some(("Gptq", &m.layers)),
         _ => None,
     });
-    let gptq = find(|s| match s {
-        ResolvedStep::Gptq(m) => Some(&m.layers),
-        _ => None,
-    });
-    let both = adaround
-        .zip(gptq)
-        .and_then(|(a, b)| a.intersection(b).next());
-    match both {
-        None => Ok(()),
-        Some(layer) => Err(RecipeError::new(format!(
-            "Gptq: AdaRound chooses the codes of `{}` too; switch one of the two off there",
-            layer.0
-        ))
-        .at(Anchor::Word("Gptq", 0))),
+    let mut chosen: BTreeMap<&LayerId, &str> = BTreeMap::new();
+    for (word, layers) in choosers {
+        for layer in layers {
+            if let Some(earlier) = chosen.insert(layer, word) {
+                return Err(RecipeError::new(format!(
+                    "{word}: {earlier} chooses the codes of `{}` too; switch one of the two off there",
+                    layer.0
+                ))
+                .at(Anchor::Word(word, 0)));
+            }
+        }
     }
+    Ok(())
 }
 
 enum Matcher<'a> {

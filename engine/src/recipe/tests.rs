@@ -349,8 +349,8 @@ proptest! {
         let plan: BTreeMap<LayerId, LayerSetting> =
             plan.iter().map(|(n, s)| (LayerId(n.as_str().into()), *s)).collect();
         // Of those that choose codes a plan has one.
-        let several = kinds.iter().filter(|kind| kind.chooses_codes()).count() > 1;
-        let kinds = kinds.into_iter().filter(|kind| !several || *kind != MethodKind::Gptq);
+        let one = kinds.iter().find(|kind| kind.chooses_codes()).copied();
+        let kinds = kinds.into_iter().filter(|kind| !kind.chooses_codes() || Some(*kind) == one);
         let methods: Vec<Step> = kinds.map(MethodKind::step).collect();
         let context = PlanContext {
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
@@ -609,6 +609,31 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
             "CorrectBias must come after AdaRound",
         ),
         (
+            format!("Brecq(), {quantize}"),
+            "Brecq must come after Quantize",
+        ),
+        (
+            format!("{quantize}, {distil}, Brecq()"),
+            "Brecq cannot come after training on quantised weights",
+        ),
+        (
+            format!("{quantize}, Brecq(), {distil}"),
+            "off the codes chosen",
+        ),
+        (
+            format!("{quantize}, CorrectBias(), Brecq()"),
+            "CorrectBias must come after Brecq",
+        ),
+        (
+            format!("{quantize}, Brecq(), SequentialMse()"),
+            "Brecq must come after SequentialMse",
+        ),
+        (format!("{quantize}, Brecq(), Brecq()"), "stands here twice"),
+        (
+            format!("{quantize}, Brecq(settings: (iterations: 0))"),
+            "iterations: at least 1",
+        ),
+        (
             "CorrectBias()".to_owned(),
             "CorrectBias must come after Quantize",
         ),
@@ -669,6 +694,7 @@ fn methods_in_a_senseless_order_are_refused_with_the_reason() {
         format!("FoldBatchNorm, Equalize(), {quantize}, CorrectBias(), {distil}"),
         format!("FoldBatchNorm, SmoothQuant(), {quantize}, SequentialMse(), {distil}"),
         format!("Equalize(), SmoothQuant(), {quantize}, SequentialMse(), Gptq(), CorrectBias()"),
+        format!("FoldBatchNorm, {quantize}, SequentialMse(), Brecq(), CorrectBias()"),
     ] {
         let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
         parse(&text).expect("a sensible order");
@@ -687,6 +713,12 @@ fn a_layers_codes_are_chosen_by_one_method() {
     let error = resolved("Gptq()").expect_err("conv1 twice").to_string();
     assert!(
         error.contains("`conv1`") && error.contains("AdaRound"),
+        "{error}"
+    );
+    let error = resolved("Brecq(layers: [(\"fc\", off)])");
+    let error = error.expect_err("conv1 twice").to_string();
+    assert!(
+        error.contains("Brecq: AdaRound chooses the codes of `conv1`"),
         "{error}"
     );
     let resolved = resolved("Gptq(default: off, layers: [(\"fc\", on)])").expect("one each");

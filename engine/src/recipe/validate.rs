@@ -147,6 +147,7 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
             | Step::SmoothQuant(_)
             | Step::SequentialMse(_)
             | Step::AdaRound(_)
+            | Step::Brecq(_)
             | Step::Gptq(_)
             | Step::CorrectBias(_) => {}
             Step::Distil(settings) => {

@@ -131,6 +131,7 @@ const GROUPS: [(&str, &str, &[(MethodKind, &str)]); 5] = [
         "To nearest",
         &[
             (MethodKind::AdaRound, "AdaRound"),
+            (MethodKind::Brecq, "By block"),
             (MethodKind::Gptq, "GPTQ"),
         ],
     ),
@@ -155,6 +156,9 @@ fn why(kind: MethodKind) -> &'static str {
         }
         MethodKind::AdaRound => {
             "AdaRound: floor or ceiling, chosen for all weights of a layer together. For 4 bits and below."
+        }
+        MethodKind::Brecq => {
+            "By block (BRECQ): floor or ceiling, chosen for all weights of a residual block together. Slower; where layers' errors add up."
         }
         MethodKind::Gptq => {
             "GPTQ: each input's rounding error is made good by the inputs after it. For large products and groups of weights."
@@ -203,6 +207,11 @@ fn settings(ui: &mut Ui, step: &mut Step) {
             number(ui, "AdaRound samples", &mut step.settings.samples, SAMPLES);
             let iterations = &mut step.settings.iterations;
             number(ui, "AdaRound iterations", iterations, 1..=1_000_000);
+        }
+        Step::Brecq(step) => {
+            number(ui, "BRECQ samples", &mut step.settings.samples, SAMPLES);
+            let iterations = &mut step.settings.iterations;
+            number(ui, "BRECQ iterations", iterations, 1..=1_000_000);
         }
         Step::Gptq(step) => {
             number(ui, "GPTQ samples", &mut step.settings.samples, SAMPLES);

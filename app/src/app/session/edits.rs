@@ -113,7 +113,7 @@ impl Session {
         let toggles = self.state.derived.toggles(&used);
         self.edit(|document| {
             for step in &mut document.methods {
-                if MethodKind::of(step) == Some(kind) {
+                if kind.is(step) {
                     step.set_toggles(toggles.clone());
                 }
             }

@@ -3,6 +3,7 @@
 
 mod problem;
 mod product;
+mod soft;
 
 use super::{
     Account, AccountEntry, ByLayer, CompressError, Model, OnLayers, Original, Outcome, PassContext,
@@ -18,6 +19,7 @@ use crate::{
 use problem::Places;
 pub(super) use problem::{Problem, bias};
 pub(super) use product::{backward, dot, product};
+pub(super) use soft::{Penalty, Soft};
 use std::collections::BTreeSet;
 
 /// Both networks on their way through the samples.
@@ -170,7 +172,7 @@ fn choose(
 }
 
 /// The problem of each layer, or why there is none.
-fn plans(
+pub(super) fn plans(
     model: &Model,
     method: &str,
     chosen: &BTreeSet<LayerId>,
@@ -205,7 +207,11 @@ fn plans(
     Ok(layers.iter().zip(&kept).map(plan).collect())
 }
 
-fn one(
+/// Chooses for one layer, whose number `seed` has in it, and puts the choice into the model and the quantised network that is walked through.
+///
+/// # Errors
+/// As [`layer_by_layer`]; values that are not finite.
+pub(super) fn one(
     method: &dyn Method,
     model: &mut Model,
     layer: &Layer,
@@ -318,7 +324,12 @@ fn one(
 }
 
 /// Puts weights that lie on codes in the place of the float ones, and keeps those.
-fn set_codes((model, walk): (&mut Model, &mut Walk), layer: &Layer, weights: &[f32], bound: bool) {
+pub(super) fn set_codes(
+    (model, walk): (&mut Model, &mut Walk),
+    layer: &Layer,
+    weights: &[f32],
+    bound: bool,
+) {
     let value = model.graph.value(layer.weight);
     let Some(data) = &value.data else { return };
     let fresh = TensorData::from_f32(&data.shape, weights);

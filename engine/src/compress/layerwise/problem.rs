@@ -442,6 +442,17 @@ impl Problem {
         out
     }
 
+    /// From the model's order to the problem's.
+    pub fn in_order(&self, weights: &[f32]) -> Vec<f32> {
+        if !self.turned {
+            return weights.to_vec();
+        }
+        let all = self.groups * self.outputs;
+        (0..weights.len())
+            .map(|i| weights[i % self.depth * all + i / self.depth])
+            .collect()
+    }
+
     /// Squared error of the outputs behind the activation function with these weights (in the problem's order), over some of the positions.
     pub fn error(&self, weights: &[f32], seen: &Seen<'_>, positions: Range<usize>) -> f64 {
         let n = positions.len();

@@ -1,6 +1,7 @@
 mod absorb;
 mod adaround;
 mod bias;
+mod brecq;
 mod calibrate;
 mod chosen;
 mod cluster;

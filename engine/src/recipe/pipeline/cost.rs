@@ -58,6 +58,14 @@ impl Work<'_> {
                 2.0 * settings.batch as f64 * settings.iterations as f64,
                 layers,
             ),
+            // Each block goes forward and back once a sample; a layer alone is taken for a part of one.
+            ResolvedStep::Brecq(OnLayers { settings, layers }) => match layers.is_empty() {
+                true => 0,
+                false => {
+                    let each = (settings.batch * settings.iterations) as u64;
+                    4 * settings.samples as u64 + (TRAIN_COST - 1) * each
+                }
+            },
             // Two triangular products by the width of the input, which is not known here: a few hundred.
             ResolvedStep::Gptq(OnLayers { settings, layers }) => {
                 self.cost_by_layer(settings.samples, settings.positions as f64 + 500.0, layers)

@@ -187,6 +187,15 @@ impl<'a> Work<'a> {
                     stand,
                 )
             }
+            ResolvedStep::Brecq(pass) => {
+                session.runnable_to("choose roundings on")?;
+                self.by_layer(
+                    pass,
+                    ["choosing roundings by block", "roundings chosen"],
+                    cost,
+                    stand,
+                )
+            }
             ResolvedStep::Gptq(pass) => {
                 session.runnable_to("choose codes on")?;
                 self.by_layer(pass, ["choosing codes", "codes chosen"], cost, stand)
