@@ -11,7 +11,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::{ExportFormat, JobId},
-    recipe::Goal,
+    recipe::{CheckpointEvery, Goal},
     train::DistilSettings,
 };
 use std::path::PathBuf;
@@ -164,6 +164,14 @@ pub enum Command {
     StartDistil(DistilSettings),
     /// Brings a distillation's plan and settings back, to be changed in the dialog and run anew.
     NewRun(JobId),
+    /// Goes on with the interrupted run in this folder, its model opened first where another is open.
+    TakeUp(PathBuf),
+    /// Removes the checkpoints of the interrupted run in this folder.
+    DiscardRun(PathBuf),
+    /// Says no more of it until a model is opened again.
+    LeaveRun(PathBuf),
+    /// How often distillations keep a checkpoint.
+    SetCheckpoints(CheckpointEvery),
     /// Measures the cells of the sensitivity map not known yet.
     StartMap,
     /// Holds a point's exported file against ONNX Runtime, on the samples that the point was judged on.
@@ -254,6 +262,11 @@ impl Command {
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
             Self::StartDistil(_) => "Start distillation".into(),
             Self::NewRun(_) => "New run from this one's plan and settings…".into(),
+            Self::TakeUp(_) => "Take up the interrupted distillation".into(),
+            Self::Show(Dialog::DiscardRun(_)) => "Discard…".into(),
+            Self::DiscardRun(_) => "Discard the interrupted distillation".into(),
+            Self::LeaveRun(_) => "Later".into(),
+            Self::SetCheckpoints(_) => "Set how often checkpoints are kept".into(),
             Self::StartMap => "Measure the sensitivity map".into(),
             Self::Confirm(_) | Self::ConfirmPlan => "Confirm in ONNX Runtime".into(),
             Self::SetRuntime(_) => "Look for ONNX Runtime".into(),
@@ -262,6 +275,21 @@ impl Command {
             Self::CancelJob(_) => "Cancel".into(),
             Self::CancelAll => "Cancel all jobs".into(),
         }
+    }
+
+    /// Opens something else, or takes an intention to do so back.
+    pub(crate) fn leaves_for_another(&self) -> bool {
+        matches!(
+            self,
+            Self::CloseDialog
+                | Self::Quit
+                | Self::Open(_)
+                | Self::OpenModel { .. }
+                | Self::OpenTask(_)
+                | Self::OpenProject(_)
+                | Self::OpenRecipe(_)
+                | Self::OpenSample
+        )
     }
 
     /// The keys that send it.
@@ -378,6 +406,17 @@ impl Command {
                 }
                 Ok(())
             }
+            Self::TakeUp(folder) => {
+                let run = state.interrupted(folder);
+                let run = run.ok_or("There is no interrupted run in this folder any more")?;
+                if state.is_busy(JobKind::Distil) {
+                    return Err("A distillation is running".into());
+                }
+                match &run.obstacle {
+                    Some(why) => Err(format!("It cannot be gone on with: {why}")),
+                    None => Ok(()),
+                }
+            }
             Self::Confirm(id) => {
                 state.measurable()?;
                 if state.mirror.point(*id).is_none() {
@@ -471,6 +510,8 @@ impl Command {
             JobState::Paused => Self::ResumeJob(job.id),
             _ => Self::PauseJob(job.id),
         }));
+        let interrupted = state.mirror.interrupted.first();
+        commands.extend(interrupted.map(|run| Self::TakeUp(run.folder.clone())));
         commands.extend(Preset::ALL.map(Self::ApplyPreset));
         for precision in [
             Precision::Fp32,

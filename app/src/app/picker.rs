@@ -86,6 +86,10 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
         Dialog::Runtime => chooser
             .set_title("Choose ONNX Runtime's library")
             .pick_file(),
-        Dialog::Distil | Dialog::Goals | Dialog::About | Dialog::Unsaved(_) => None,
+        Dialog::Distil
+        | Dialog::Goals
+        | Dialog::About
+        | Dialog::DiscardRun(_)
+        | Dialog::Unsaved(_) => None,
     }
 }

@@ -6,6 +6,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::JobId,
+    recipe::CheckpointEvery,
     sensitivity::{Candidate, Direction},
 };
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,8 @@ pub enum Dialog {
     Scheme,
     /// Where the deployment runtime lies.
     Runtime,
+    /// The interrupted run in this folder is to be given up.
+    DiscardRun(PathBuf),
     About,
     /// Changes are unsaved: save, discard or stay; then go on.
     Unsaved(AfterSave),
@@ -172,6 +175,8 @@ pub struct View {
     pub recent: Vec<PathBuf>,
     /// Library or folder of ONNX Runtime; `None`: it is looked for.
     pub runtime: Option<PathBuf>,
+    /// How often distillations keep a checkpoint.
+    pub checkpoint_every: CheckpointEvery,
     /// Exported plans are held against it.
     pub confirm_exports: bool,
     /// Share of the window's width that the layers take, and of the right half that the plot takes.
@@ -208,6 +213,7 @@ impl Default for View {
             log_open: false,
             recent: Vec::new(),
             runtime: None,
+            checkpoint_every: CheckpointEvery::default(),
             confirm_exports: true,
             layers_share: 0.585,
             plot_share: 0.62,

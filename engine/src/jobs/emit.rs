@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Between two progress events of one job.
 const PROGRESS_EVERY: Duration = Duration::from_millis(66);
 
+/// About how many points are sent of a curve that is known already.
+const CURVE_POINTS: usize = 2_000;
+
 #[derive(Clone)]
 pub(super) struct Emitter {
     events: Sender<Event>,
@@ -75,6 +78,20 @@ impl Ticker {
             eta,
             detail: detail.to_owned(),
         });
+    }
+
+    /// Sends the points of a training that is gone on with, of many only as many as a curve shows.
+    pub fn curve_so_far(&self, emitter: &Emitter, points: &[crate::train::TrainPoint]) {
+        let every = points.len().div_ceil(CURVE_POINTS).max(1);
+        let last = points.len().saturating_sub(1);
+        for (at, point) in points.iter().enumerate() {
+            if at % every == 0 || at == last || point.accuracy.is_some() {
+                emitter.send(Event::Curve {
+                    job: self.job,
+                    point: *point,
+                });
+            }
+        }
     }
 
     /// Sends a point of a curve; those with an accuracy always.

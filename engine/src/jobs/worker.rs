@@ -166,13 +166,26 @@ impl Worker {
                 self.start(context, &named("Measure", &recipe));
                 self.run(context, &recipe.without_training(), split, limit)
             }
-            Command::Run { recipe, split, .. } => {
+            Command::Run {
+                recipe,
+                split,
+                keep,
+                ..
+            } => {
                 self.start(
                     context,
                     &named(if recipe.trains() { "Distil" } else { "Run" }, &recipe),
                 );
-                self.run(context, &recipe, split, None)
+                match keep.filter(|_| recipe.trains()) {
+                    Some(keep) => self.run_kept(context, &recipe, split, keep),
+                    None => self.run(context, &recipe, split, None),
+                }
             }
+            Command::FindRuns { under, .. } => {
+                self.find_runs(context, &under);
+                Ok(())
+            }
+            Command::DiscardRun { folder, .. } => recipe::discard_run(&folder),
             Command::Map {
                 known,
                 limit,
@@ -251,6 +264,16 @@ impl Worker {
         }
     }
 
+    /// Whether the user told the job to stop, as against an opening or the window's end.
+    pub(super) fn is_unwanted(&self, job: JobId) -> bool {
+        self.queue.is_unwanted(job)
+    }
+
+    /// The session if a model is open.
+    pub(super) fn open_session(&self) -> Option<Arc<Session>> {
+        self.session.borrow().clone()
+    }
+
     pub(super) fn emitter(&self) -> &Emitter {
         &self.emitter
     }
@@ -325,7 +348,7 @@ impl Worker {
         Ok(())
     }
 
-    fn point(&self, context: &JobContext, outcome: RunOutcome, partial: bool) {
+    pub(super) fn point(&self, context: &JobContext, outcome: RunOutcome, partial: bool) {
         if let Ok(steps_sha256) = outcome.recipe.steps_sha256() {
             self.keep(Kept {
                 steps_sha256,
@@ -366,7 +389,7 @@ impl Worker {
     }
 
     /// What was built by steps with this hash, if it is still there.
-    fn kept(&self, steps_sha256: &str) -> Option<Built> {
+    pub(super) fn kept(&self, steps_sha256: &str) -> Option<Built> {
         let kept = self.kept.borrow();
         let found = kept.iter().find(|k| k.steps_sha256 == steps_sha256)?;
         Some(found.built.clone())
@@ -472,6 +495,18 @@ impl RunObserver for Watching<'_> {
 
     fn curve(&mut self, point: &TrainPoint) {
         self.ticker.curve(&self.worker.emitter, point);
+    }
+
+    fn curve_so_far(&mut self, points: &[TrainPoint]) {
+        self.ticker.curve_so_far(&self.worker.emitter, points);
+    }
+
+    fn is_to_pause(&self) -> bool {
+        self.worker.queue.is_paused(self.context.job)
+    }
+
+    fn note(&mut self, words: &str) {
+        self.worker.note(self.context, words.to_owned());
     }
 
     fn wants_before_training(&self) -> bool {

@@ -24,7 +24,7 @@ use std::{
 
 /// The folder in a run's folder that holds its checkpoints; gone once the run is complete.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
-const START_FILE: &str = "run.ron";
+pub(super) const START_FILE: &str = "run.ron";
 /// Locked by the process that works in the folder; the lock ends with the process, however it ends.
 const ALONE_FILE: &str = "at-work";
 const EXTENSION: &str = "checkpoint";
@@ -114,7 +114,7 @@ impl RunStart {
 
 /// What a checkpoint must belong to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Identity {
+pub(super) struct Identity {
     engine: String,
     machine: String,
     steps_sha256: String,
@@ -126,7 +126,11 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(session: &Session, recipe: &Recipe, cancel: &CancelToken) -> Result<Self, PipelineError> {
+    pub(super) fn of(
+        session: &Session,
+        recipe: &Recipe,
+        cancel: &CancelToken,
+    ) -> Result<Self, PipelineError> {
         Ok(Self {
             engine: crate::VERSION.to_owned(),
             machine: super::machine(),
@@ -137,8 +141,17 @@ impl Identity {
         })
     }
 
+    /// The same on this machine, by this engine.
+    pub(super) fn here(&self) -> Self {
+        Self {
+            engine: crate::VERSION.to_owned(),
+            machine: super::machine(),
+            ..self.clone()
+        }
+    }
+
     /// What differs, in words.
-    fn difference(&self, other: &Self) -> Option<String> {
+    pub(super) fn difference(&self, other: &Self) -> Option<String> {
         let pairs = [
             ("another version of the engine", &self.engine, &other.engine),
             ("another kind of machine", &self.machine, &other.machine),
@@ -175,12 +188,12 @@ pub(super) struct Stand {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
-    identity: Identity,
-    index: usize,
+pub(super) struct Header {
+    pub(super) identity: Identity,
+    pub(super) index: usize,
     model: ModelText,
     accounts: Vec<Account>,
-    training: Option<CheckpointText>,
+    pub(super) training: Option<CheckpointText>,
 }
 
 /// A [`Model`] whose tensors are blobs.
@@ -401,6 +414,11 @@ impl Checkpoints {
         std::mem::take(&mut self.notes)
     }
 
+    /// Whether any was taken, or found.
+    pub fn any(&self) -> bool {
+        self.next > 1
+    }
+
     /// Removes them: the run is complete.
     ///
     /// # Errors
@@ -523,7 +541,7 @@ impl fmt::Debug for Checkpoints {
 }
 
 /// Checkpoints in a folder by number, in order.
-fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
+pub(super) fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
@@ -537,13 +555,13 @@ fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-fn read(path: &Path) -> Result<(Header, Blobs), String> {
+pub(super) fn read(path: &Path) -> Result<(Header, Blobs), String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     train::decode(&Bytes::from(bytes))
 }
 
 /// Locks the folder against other processes.
-fn alone_in(folder: &Path) -> Result<File, PipelineError> {
+pub(super) fn alone_in(folder: &Path) -> Result<File, PipelineError> {
     let path = folder.join(ALONE_FILE);
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let file = File::create(&path).map_err(|e| PipelineError::Io(named(e)))?;
@@ -573,7 +591,7 @@ fn clear(folder: &Path) -> io::Result<()> {
 }
 
 /// Removes what this engine put there, and the folder where nothing else is in it: others keep files in folders of this name.
-fn remove(folder: &Path) -> io::Result<()> {
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
     clear(folder)?;
     // What cannot go, because it is open or the folder holds more, stays and does no harm.
     let _ = std::fs::remove_file(folder.join(ALONE_FILE));

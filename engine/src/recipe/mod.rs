@@ -9,6 +9,7 @@ mod confirm;
 mod errors;
 mod files;
 mod identity;
+mod interrupted;
 mod lock;
 mod low_rank;
 mod methods;
@@ -33,7 +34,8 @@ pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart}
 pub use cluster::ClusterStep;
 pub use confirm::{Confirmed, RuntimeQuestion, confirm, confirm_bytes};
 pub use errors::PipelineError;
-pub use files::{relative_to, sha256, sha256_file, write_atomic};
+pub use files::{relative_to, sha256, sha256_file, sweep, write_atomic};
+pub use interrupted::{Interrupted, begin_run, discard_run, interrupted_runs};
 use lock::machine;
 pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,

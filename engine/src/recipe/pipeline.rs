@@ -40,6 +40,16 @@ pub trait RunObserver {
     }
     /// A point of the training curves.
     fn curve(&mut self, _point: &TrainPoint) {}
+    /// The points of a training that is gone on with.
+    fn curve_so_far(&mut self, points: &[TrainPoint]) {
+        for point in points {
+            self.curve(point);
+        }
+    }
+    /// Whether the run is about to be paused: a checkpoint is taken before.
+    fn is_to_pause(&self) -> bool {
+        false
+    }
     /// Whether the state before the last training is to be judged too (see [`RunObserver::before_training`]).
     fn wants_before_training(&self) -> bool {
         false

@@ -272,12 +272,11 @@ pub struct TrainPoint {
     pub rollbacks: u32,
 }
 
-/// Told of progress after every mini-batch (the place where an interactive job may overtake). Time spent here is not
-/// counted as training.
+/// Told of progress after every mini-batch. Time spent here is not counted as training.
 pub trait TrainObserver {
     fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError>;
-    /// Called between the mini-batches of the evaluations before the first step and at epoch ends: the other place where
-    /// an interactive job may overtake.
+    /// The place where an interactive job may overtake: called after every mini-batch, once its checkpoint is taken where one is wanted, and between
+    /// those of the evaluations before the first step and at epoch ends.
     fn pause(&mut self) -> Result<(), TrainError> {
         Ok(())
     }

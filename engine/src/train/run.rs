@@ -298,6 +298,7 @@ impl<'a> Training<'a> {
             if observer.wants_checkpoint() {
                 observer.checkpoint(&self.checkpoint()?);
             }
+            observer.pause()?;
         }
         Ok(())
     }

@@ -19,10 +19,11 @@ use goals::GoalForm;
 use limbeck_engine::{
     compress::{Activations, QuantScheme},
     jobs::ExportFormat,
+    recipe::CheckpointEvery,
     train::{DistilSettings, Optimizer, Schedule},
 };
 use scheme::SchemeForm;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is typed into the open dialog.
 #[derive(Debug)]
@@ -107,6 +108,7 @@ impl Dialogs {
                     Dialog::Goals => self.goals.show(ui, state, out),
                     Dialog::Scheme => self.scheme.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
+                    Dialog::DiscardRun(folder) => discard_run(ui, state, folder, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -379,6 +381,7 @@ impl Dialogs {
                     &mut s.schedule,
                 );
             });
+        checkpoints(ui, state, out);
         let settings = self.distil.clone();
         let none = settings.soft_weight + settings.hard_weight <= 0.0;
         let reason = if none && !settings.matches_features() {
@@ -393,6 +396,61 @@ impl Dialogs {
         if buttons(ui, "Start", reason, false, out) {
             out.push(Command::StartDistil(settings));
         }
+    }
+}
+
+/// How often a run keeps a checkpoint: a setting of the window, no part of the plan.
+fn checkpoints(ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+    let every = |seconds: f64| CheckpointEvery {
+        seconds: Some(seconds),
+        steps: None,
+    };
+    let never = CheckpointEvery {
+        seconds: None,
+        steps: None,
+    };
+    let mut chosen = state.view.checkpoint_every;
+    ui.separator();
+    Grid::new("checkpoints")
+        .num_columns(2)
+        .spacing(vec2(16.0, 6.0))
+        .show(ui, |ui| {
+            choice(
+                ui,
+                "Checkpoint every",
+                &[
+                    (every(15.0), "15 s"),
+                    (every(60.0), "1 min"),
+                    (every(300.0), "5 min"),
+                    (never, "Never"),
+                ],
+                &mut chosen,
+            );
+        });
+    note(
+        ui,
+        match chosen == never {
+            true => "If the window is closed or the power fails, this run is lost.",
+            false => {
+                "If the window is closed or the power fails, this run is offered again from its last checkpoint."
+            }
+        },
+    );
+    if chosen != state.view.checkpoint_every {
+        out.push(Command::SetCheckpoints(chosen));
+    }
+}
+
+fn discard_run(ui: &mut Ui, state: &State, folder: &Path, out: &mut Vec<Command>) {
+    title(ui, "Discard the interrupted distillation?");
+    let run = state.interrupted(folder);
+    let trained = run.and_then(|run| run.epoch).map_or_else(
+        || "Its checkpoints are".to_owned(),
+        |(done, _)| format!("Its checkpoints, with {done:.1} epochs of training, are"),
+    );
+    note(ui, &format!("{trained} removed for good."));
+    if buttons(ui, "Discard", None, false, out) {
+        out.push(Command::DiscardRun(folder.to_owned()));
     }
 }
 

@@ -4,6 +4,7 @@
 mod confirm;
 mod edits;
 mod events;
+mod interrupted;
 mod opening;
 mod targets;
 mod work;
@@ -23,7 +24,7 @@ use limbeck_engine::{
     graph::LayerId,
     jobs::{Command as Job, Engine, Event, ExportFormat, JobId, Waker},
     project::ProjectFile,
-    recipe::{Recipe, Step},
+    recipe::{Interrupted, Recipe, Step},
 };
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -120,6 +121,12 @@ pub struct Session {
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
     unhashed: Unhashed,
+    /// Where distillations keep their checkpoints while there is no project to keep them beside; `None`: nowhere.
+    pub runs: Option<PathBuf>,
+    /// The interrupted run that goes on once its model is open.
+    taking_up: Option<Interrupted>,
+    /// The one that was taken up, and its job.
+    taken_up: Option<(JobId, PathBuf)>,
 }
 
 /// What waits for the hash of a large model, which is read after it was opened.
@@ -162,6 +169,9 @@ impl Session {
             requests: Vec::new(),
             after_save: None,
             unhashed: Unhashed::default(),
+            runs: None,
+            taking_up: None,
+            taken_up: None,
         }
     }
 
@@ -214,6 +224,9 @@ impl Session {
     }
 
     fn execute(&mut self, command: Command) {
+        if command.leaves_for_another() {
+            self.taking_up = None;
+        }
         match command {
             Command::Show(dialog) => {
                 self.state.view.palette_open = false;
@@ -342,6 +355,8 @@ impl Session {
                     self.state.view.dialog = Some(Dialog::Distil);
                 }
             }
+            Command::TakeUp(folder) => self.take_up(&folder),
+            Command::DiscardRun(folder) => self.discard_run(folder),
             Command::Confirm(point) => self.confirm(point),
             Command::ConfirmPlan => {
                 let point = self.state.selected_point();
@@ -438,6 +453,11 @@ impl Session {
             Command::SetShares { layers, plot } => {
                 view.layers_share = layers.clamp(0.2, 0.8);
                 view.plot_share = plot.clamp(0.2, 0.8);
+            }
+            Command::SetCheckpoints(every) => view.checkpoint_every = every,
+            Command::LeaveRun(folder) => {
+                let runs = &mut self.state.mirror.interrupted;
+                runs.retain(|run| run.folder != folder);
             }
             Command::DismissNotice(id) => self.state.notices.retain(|notice| notice.id != id),
             _ => {}

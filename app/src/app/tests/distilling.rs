@@ -199,6 +199,7 @@ fn a_distillation_cancelled_before_it_won_anything_says_so() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 150_000);
     let point = rig.state().plan_point(SplitName::Holdout);
@@ -228,6 +229,7 @@ fn a_point_from_before_the_training_is_no_verdict_on_a_distilled_plan() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.932, 150_000);
     assert!(text(&rig).starts_with("Pass"), "{}", text(&rig));
@@ -303,6 +305,7 @@ fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 150_000);
     // Another plan and another run of it: its curves stand out, until the earlier one's are chosen.
@@ -322,6 +325,7 @@ fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
         job: second,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 200_000);
     rig.run(again);

@@ -320,9 +320,7 @@ impl<'a> Work<'a> {
         let distilled = match stand.training.take() {
             None => train::distil(model, teacher, data, settings, seed, &mut watch, cancel),
             Some(from) => {
-                for point in from.points() {
-                    watch.observer.curve(point);
-                }
+                watch.observer.curve_so_far(from.points());
                 let watch = &mut watch;
                 train::resume(model, teacher, data, settings, seed, &from, watch, cancel)
             }

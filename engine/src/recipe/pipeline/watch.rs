@@ -82,7 +82,7 @@ impl TrainObserver for Watch<'_> {
         self.trained = self.cost * point.step / point.steps.max(1);
         self.detail = detail;
         self.observer.curve(point);
-        self.pause()
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), TrainError> {
@@ -95,7 +95,9 @@ impl TrainObserver for Watch<'_> {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.checkpoints.as_mut().is_some_and(|kept| kept.due(1))
+        let stops = self.observer.is_to_pause();
+        let due = |kept: &mut &mut Checkpoints| kept.due(1) || stops && kept.wanted();
+        self.checkpoints.as_mut().is_some_and(due)
     }
 
     fn checkpoint(&mut self, training: &Checkpoint) {
