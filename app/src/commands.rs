@@ -2,8 +2,8 @@
 //! (`app::session`) carries it out.
 
 use crate::state::{
-    ColourBy, Dialog, Inspected, JobKind, JobState, PlotAxis, PointId, SelectMode, SortKey, State,
-    Tab,
+    ColourBy, Curves, Dialog, Inspected, JobKind, JobState, PlotAxis, PointId, SelectMode, SortKey,
+    State, Tab,
 };
 use egui::{Key, KeyboardShortcut, Modifiers};
 use limbeck_engine::{
@@ -137,6 +137,11 @@ pub enum Command {
     SelectPoint(Option<PointId>),
     /// The distillation whose curves stand out.
     SelectRun(JobId),
+    /// The end of an epoch (from 1) of a distillation, which stands out.
+    SelectEpoch {
+        run: JobId,
+        epoch: usize,
+    },
     /// The same key again turns the order round; the model's order after that.
     SetSort(SortKey),
     SetFilter(String),
@@ -164,6 +169,13 @@ pub enum Command {
     StartDistil(DistilSettings),
     /// Brings a distillation's plan and settings back, to be changed in the dialog and run anew.
     NewRun(JobId),
+    /// The same with the network at the end of an epoch (from 1) to begin with: the recipe has both trainings.
+    NewRunFrom {
+        run: JobId,
+        epoch: usize,
+    },
+    /// The plan's distillation trains the plan itself, and goes on from no other.
+    TrainFromPlan,
     /// Goes on with the interrupted run in this folder, its model opened first where another is open.
     TakeUp(PathBuf),
     /// Removes the checkpoints of the interrupted run in this folder.
@@ -242,6 +254,7 @@ impl Command {
             Self::MoveFocus { .. } => "Next layer".into(),
             Self::SelectPoint(_) => "Select point".into(),
             Self::SelectRun(_) => "Show run".into(),
+            Self::SelectEpoch { epoch, .. } => format!("Pick epoch {epoch}"),
             Self::SetSort(key) => format!("Sort layers by {}", sort_label(*key)),
             Self::SetFilter(_) => "Filter layers".into(),
             Self::SetColourBy(by) => format!("Colour by {}", by.label()),
@@ -262,6 +275,8 @@ impl Command {
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
             Self::StartDistil(_) => "Start distillation".into(),
             Self::NewRun(_) => "New run from this one's plan and settings…".into(),
+            Self::NewRunFrom { epoch, .. } => format!("New run from epoch {epoch}…"),
+            Self::TrainFromPlan => "Train from the plan itself".into(),
             Self::TakeUp(_) => "Take up the interrupted distillation".into(),
             Self::Show(Dialog::DiscardRun(_)) => "Discard…".into(),
             Self::DiscardRun(_) => "Discard the interrupted distillation".into(),
@@ -405,6 +420,17 @@ impl Command {
                     return Err("A distillation is running".into());
                 }
                 Ok(())
+            }
+            Self::NewRunFrom { run, epoch } => {
+                Self::NewRun(*run).enabled(state)?;
+                let ended = |run: &Curves| run.epochs().any(|(n, _)| n == *epoch);
+                if !state.run(*run).is_some_and(ended) {
+                    return Err(format!("Epoch {epoch} has not ended yet"));
+                }
+                match state.mirror.runs.from_epoch(*run, *epoch) {
+                    Some(_) => Ok(()),
+                    None => Err("Weights are still being pruned at this epoch".into()),
+                }
             }
             Self::TakeUp(folder) => {
                 let run = state.interrupted(folder);

@@ -57,6 +57,10 @@ impl Window {
             .unwrap_or_default();
         let mut window = Self::with_view(&creation.egui_ctx, start, view);
         window.session.runs = eframe::storage_dir(APP_ID).map(|folder| folder.join("runs"));
+        // Else they are looked for as soon as the model is open.
+        if window.session.is_idle() {
+            window.session.find_runs();
+        }
         window
     }
 

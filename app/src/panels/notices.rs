@@ -1,4 +1,4 @@
-//! Notices over the window's lower right corner, until they are dismissed.
+//! Notices and interrupted distillations over the window's lower right corner, until they are dismissed.
 
 use super::{Commands, interrupted};
 use crate::{

@@ -521,6 +521,7 @@ impl Mirror {
             }
             Event::Cells { cells, .. } => self.add_cells(cells.iter().cloned()),
             Event::Interrupted { runs, .. } => self.interrupted.clone_from(runs),
+            Event::Epochs { kept, .. } => self.runs.set_kept(kept),
             Event::Note { message, .. } => self.log(false, message.clone()),
             Event::Curve { job, point } => {
                 // Exports and judgements that have to train again draw nothing.

@@ -194,6 +194,9 @@ pub struct View {
     /// The distillation whose curves stand out; `None`: the newest.
     #[serde(skip)]
     pub run: Option<JobId>,
+    /// The end of an epoch of a distillation that was picked for a new run.
+    #[serde(skip)]
+    pub epoch: Option<(JobId, usize)>,
     #[serde(skip)]
     pub palette_open: bool,
     #[serde(skip)]
@@ -222,6 +225,7 @@ impl Default for View {
             focus: None,
             selected_point: None,
             run: None,
+            epoch: None,
             palette_open: false,
             dialog: None,
         }

@@ -3,7 +3,8 @@
 use super::{
     Event, Keep,
     emit::Ticker,
-    worker::{JobContext, Watching, Worker},
+    watching::Watching,
+    worker::{JobContext, Worker},
 };
 use crate::{
     data::SplitName,

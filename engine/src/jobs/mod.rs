@@ -7,6 +7,7 @@ mod keep;
 mod map;
 mod open;
 mod queue;
+mod watching;
 mod worker;
 
 pub use open::info;
@@ -249,6 +250,11 @@ pub enum Event {
     Interrupted {
         job: JobId,
         runs: Vec<Interrupted>,
+    },
+    /// The ends of epochs, by run, that a new run goes on from at once; after others it trains again up to there.
+    Epochs {
+        job: JobId,
+        kept: Vec<(JobId, usize)>,
     },
     /// Something that stops nothing, and that the user is to know.
     Note {

@@ -3,7 +3,8 @@
 use super::{
     emit::Ticker,
     queue::{Lane, TestBody, Work},
-    worker::{JobContext, Watching},
+    watching::Watching,
+    worker::JobContext,
     *,
 };
 use crate::{

@@ -4,6 +4,7 @@ use super::{
     Command, Emitter, Event, ExportFormat, JobId, Point,
     emit::Ticker,
     queue::{Asking, Lane, Queue, Task, Work},
+    watching::{Epochs, Watching},
 };
 use crate::{
     compress::{LayerSetting, Precision, QuantScheme, inspect_input, inspect_layer},
@@ -11,11 +12,10 @@ use crate::{
     exec::CancelToken,
     graph::LayerId,
     recipe::{
-        self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session,
-        Step, write_atomic,
+        self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunOutcome, Session, Step,
+        write_atomic,
     },
     target::foresee,
-    train::TrainPoint,
 };
 use std::{
     any::Any,
@@ -23,7 +23,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Bytes of exported models kept for a later `Export` or `Run`.
@@ -34,12 +34,13 @@ pub(super) struct Worker {
     emitter: Emitter,
     session: RefCell<Option<Arc<Session>>>,
     kept: RefCell<Vec<Kept>>,
+    pub(super) epochs: RefCell<Epochs>,
 }
 
 /// A model that was built, for a later export or judgement.
-struct Kept {
-    steps_sha256: String,
-    built: Built,
+pub(super) struct Kept {
+    pub steps_sha256: String,
+    pub built: Built,
 }
 
 /// What a job knows of itself.
@@ -57,6 +58,7 @@ impl Worker {
             emitter,
             session: RefCell::default(),
             kept: RefCell::default(),
+            epochs: RefCell::default(),
         }
     }
 
@@ -269,6 +271,11 @@ impl Worker {
         self.queue.is_unwanted(job)
     }
 
+    /// Whether the job is to stop at its next mini-batch until it is resumed.
+    pub(super) fn is_paused(&self, job: JobId) -> bool {
+        self.queue.is_paused(job)
+    }
+
     /// The session if a model is open.
     pub(super) fn open_session(&self) -> Option<Arc<Session>> {
         self.session.borrow().clone()
@@ -296,6 +303,7 @@ impl Worker {
     pub(super) fn set_session(&self, context: &JobContext, session: Arc<Session>) {
         *self.session.borrow_mut() = Some(session);
         self.kept.borrow_mut().clear();
+        *self.epochs.borrow_mut() = Epochs::default();
         self.queue.opened(context.sequence);
     }
 
@@ -377,7 +385,7 @@ impl Worker {
         })));
     }
 
-    fn keep(&self, fresh: Kept) {
+    pub(super) fn keep(&self, fresh: Kept) {
         let mut kept = self.kept.borrow_mut();
         kept.retain(|k| k.steps_sha256 != fresh.steps_sha256);
         kept.push(fresh);
@@ -473,61 +481,4 @@ fn panic_words(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
-}
-
-/// Passes a run's progress on and lets other work in between.
-pub(super) struct Watching<'a> {
-    pub worker: &'a Worker,
-    pub context: &'a JobContext,
-    pub ticker: Ticker,
-}
-
-impl RunObserver for Watching<'_> {
-    fn progress(&mut self, done: u64, total: u64, detail: &str) {
-        self.ticker
-            .progress(&self.worker.emitter, done, total, detail);
-        self.worker.poll(self.context, Some(&mut self.ticker));
-    }
-
-    fn away(&self) -> Duration {
-        self.ticker.away()
-    }
-
-    fn curve(&mut self, point: &TrainPoint) {
-        self.ticker.curve(&self.worker.emitter, point);
-    }
-
-    fn curve_so_far(&mut self, points: &[TrainPoint]) {
-        self.ticker.curve_so_far(&self.worker.emitter, points);
-    }
-
-    fn is_to_pause(&self) -> bool {
-        self.worker.queue.is_paused(self.context.job)
-    }
-
-    fn note(&mut self, words: &str) {
-        self.worker.note(self.context, words.to_owned());
-    }
-
-    fn wants_before_training(&self) -> bool {
-        true
-    }
-
-    fn before_training(&mut self, outcome: RunOutcome) {
-        self.worker.point(self.context, outcome, true);
-    }
-
-    fn cancelled_training(&mut self, recipe: Recipe, built: Built) {
-        let Ok(steps_sha256) = recipe.steps_sha256() else {
-            return;
-        };
-        self.worker.keep(Kept {
-            steps_sha256,
-            built,
-        });
-        self.worker.emitter.send(Event::Stopped {
-            job: self.context.job,
-            recipe: Arc::new(recipe),
-        });
-    }
 }

@@ -43,7 +43,9 @@ pub use lock::{
 };
 pub use low_rank::LowRankStep;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
-pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
+pub use pipeline::{
+    Built, Reached, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept,
+};
 pub use plan::{LayerNames, PlanContext};
 pub use resolve::{Resolved, ResolvedStep, resolve};
 pub use session::{Session, facts, shape_words, task_beside};

@@ -28,6 +28,8 @@ pub struct PlanContext {
     pub channels: bool,
     /// A last step, where anything was compressed.
     pub distil: Option<DistilSettings>,
+    /// Trainings right before it, each with `keep_last`: what it goes on from.
+    pub trained: Vec<DistilSettings>,
 }
 
 impl Recipe {
@@ -149,6 +151,7 @@ impl LayerNames {
                 steps.insert(0, channels);
             }
             if let Some(distil) = &context.distil {
+                steps.extend(context.trained.iter().cloned().map(Step::Distil));
                 steps.push(Step::Distil(distil.clone()));
             }
         }

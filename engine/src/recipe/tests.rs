@@ -348,6 +348,7 @@ proptest! {
         let plan: BTreeMap<LayerId, LayerSetting> =
             plan.iter().map(|(n, s)| (LayerId(n.as_str().into()), *s)).collect();
         let context = PlanContext {
+            trained: Vec::new(),
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
             goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, distil: None,
         };
@@ -381,6 +382,7 @@ fn a_uniform_stage_becomes_one_glob() {
         })
         .collect();
     let context = PlanContext {
+        trained: Vec::new(),
         name: String::new(),
         model: "m".into(),
         task: "t".into(),

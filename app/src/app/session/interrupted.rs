@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// Looks for interrupted runs: those of no project, and those beside the projects that are remembered.
-    pub(super) fn find_runs(&mut self) {
+    pub fn find_runs(&mut self) {
         let remembered = self.state.view.recent.iter().map(PathBuf::as_path);
         let projects = self.state.project_path.as_deref().into_iter();
         let projects = projects.chain(remembered.filter(|p| files::kind(p) == FileKind::Project));

@@ -14,7 +14,7 @@ use crate::{
     commands::Command,
     state::{
         AfterSave, Dialog, Document, JobKind, JobState, NoticeKind, PointId, Sort, SortKey, State,
-        UNTOUCHED,
+        Tab, UNTOUCHED,
     },
 };
 use crossbeam_channel::{Receiver, Sender};
@@ -331,7 +331,13 @@ impl Session {
             Command::SetScheme(scheme) => self.edit(|document| document.scheme = scheme),
             Command::SetPruning(channels) => self.edit(|document| document.channels = channels),
             Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
-            Command::SetDistil(distil) => self.edit(|document| document.distil = distil),
+            Command::SetDistil(distil) => self.edit(|document| {
+                if distil.is_none() {
+                    document.trained.clear();
+                }
+                document.distil = distil;
+            }),
+            Command::TrainFromPlan => self.edit(|document| document.trained.clear()),
             Command::SetSeed(seed) => self.edit(|document| document.seed = seed),
             Command::RestorePoint(id) => {
                 let recipe = self.state.mirror.point(id).map(|p| p.point.recipe.clone());
@@ -351,6 +357,12 @@ impl Session {
             Command::StartDistil(settings) => self.distil(settings),
             Command::NewRun(run) => {
                 let recipe = self.state.mirror.runs.recipe(run).cloned();
+                if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {
+                    self.state.view.dialog = Some(Dialog::Distil);
+                }
+            }
+            Command::NewRunFrom { run, epoch } => {
+                let recipe = self.state.mirror.runs.from_epoch(run, epoch);
                 if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {
                     self.state.view.dialog = Some(Dialog::Distil);
                 }
@@ -408,7 +420,15 @@ impl Session {
             Command::ClearSelection => view.selection.clear(),
             Command::MoveFocus { rows, extend } => self.move_focus(rows, extend),
             Command::SelectPoint(point) => view.selected_point = point,
-            Command::SelectRun(run) => view.run = Some(run),
+            Command::SelectRun(run) => {
+                view.run = Some(run);
+                view.epoch = None;
+            }
+            Command::SelectEpoch { run, epoch } => {
+                view.run = Some(run);
+                view.epoch = Some((run, epoch));
+                view.tab = Tab::Training;
+            }
             Command::SetSort(key) => {
                 let old = view.sort;
                 // Numbers are looked at from the top, words from A.
@@ -432,7 +452,10 @@ impl Session {
             }
             Command::SetFilter(filter) => view.filter = filter,
             Command::SetColourBy(by) => view.colour_by = by,
-            Command::SetTab(tab) => view.tab = tab,
+            Command::SetTab(tab) => {
+                view.tab = tab;
+                view.epoch = None;
+            }
             Command::SetPlotAxis(axis) => view.axis = axis,
             Command::SetInspected(what) => {
                 view.inspected = what;

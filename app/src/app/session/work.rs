@@ -165,6 +165,7 @@ impl Session {
         self.state.mirror.asked(job, recipe.clone());
         self.state.view.tab = Tab::Training;
         self.state.view.run = None;
+        self.state.view.epoch = None;
         self.original_wanted = true;
         self.send(Job::Run {
             job,

@@ -4,6 +4,7 @@ mod channels;
 mod confirming;
 mod distilling;
 mod foresight;
+mod interrupted;
 mod saving;
 mod targets;
 mod undo;

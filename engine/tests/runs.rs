@@ -1,4 +1,5 @@
-//! Runs of the window that are interrupted: found again, taken up with the same bits, removed when nobody wants them.
+//! Runs of the window: interrupted ones are found again, taken up with the same bits, removed when nobody wants them; new ones begin where another
+//! was at the end of an epoch.
 
 use limbeck_engine::{
     compress::Precision,
@@ -116,6 +117,17 @@ impl Window {
         });
     }
 
+    /// Carries another recipe out, without checkpoints.
+    fn carry_out(&self, job: u64, recipe: &Recipe) -> Vec<Event> {
+        self.send(Command::Run {
+            job: JobId(job),
+            recipe: Arc::new(recipe.clone()),
+            split: SplitName::Holdout,
+            keep: None,
+        });
+        self.until_end(job)
+    }
+
     fn begin(&self, job: u64) {
         self.run(
             job,
@@ -149,9 +161,10 @@ impl Window {
         found.expect("answered")
     }
 
-    /// Until the run is in its second epoch, checkpoints behind it.
-    fn until_step(&self, step: u64) {
-        self.until(|e| matches!(e, Event::Curve { point, .. } if point.step >= step));
+    /// The curve until a step is trained, checkpoints behind it.
+    fn until_step(&self, step: u64) -> Vec<TrainPoint> {
+        let there = |e: &Event| matches!(e, Event::Curve { point, .. } if point.step >= step);
+        curve(&self.until(there))
     }
 }
 
@@ -181,7 +194,6 @@ fn a_window_that_trains_until_it_is_killed() {
     let window = Window::open(Path::new(&folder));
     window.begin(2);
     window.until_step(8);
-    println!("at step 8");
     window.until_end(2);
 }
 
@@ -264,7 +276,7 @@ fn closing_and_opening_leave_a_run_cancelling_and_discarding_remove_it() {
     let window = Window::open(dir.path());
     // Closed while it trains.
     window.begin(2);
-    window.until_step(7);
+    let before = window.until_step(7);
     assert_eq!(window.interrupted(3), [], "it is at work");
     drop(window);
     let window = Window::open(dir.path());
@@ -278,7 +290,9 @@ fn closing_and_opening_leave_a_run_cancelling_and_discarding_remove_it() {
             every: EVERY,
         },
     );
-    window.until_step(12);
+    let after = window.until_step(12);
+    // With the very speed that was measured then: it did not start over.
+    assert_eq!(after[0], before[0]);
     window.send(Command::Open {
         job: JobId(4),
         model: dir.path().join("fashion-resnet.onnx"),
@@ -371,4 +385,47 @@ fn a_folder_that_cannot_be_written_to_costs_the_checkpoints_and_not_the_run() {
         "{said:?}"
     );
     last_point(&events);
+}
+
+#[test]
+fn a_new_run_begins_at_once_at_the_end_of_an_epoch_and_its_recipe_gives_the_same_bits() {
+    let dir = tempfile::tempdir().expect("folder");
+    prepare(dir.path());
+    let whole = recipe(dir.path());
+    let window = Window::open(dir.path());
+    let events = window.carry_out(2, &whole);
+    let kept = events.iter().rev().find_map(|e| match e {
+        Event::Epochs { kept, .. } => Some(kept.clone()),
+        _ => None,
+    });
+    let all = [1, 2, 3, 4].map(|epoch| (JobId(2), epoch));
+    assert_eq!(kept.expect("told"), all);
+    let mut further = whole.cut_at(2, 2).expect("it has two epochs");
+    further.steps.push(Step::Distil(DistilSettings {
+        epochs: 1,
+        batch: 32,
+        rate: 5e-4,
+        temperature: 2.0,
+        ..DistilSettings::default()
+    }));
+    further.validate().expect("a recipe like any other");
+    let earlier = |events: &[Event]| {
+        let said = |e: &Event| matches!(e, Event::Progress { detail, .. } if detail.contains("earlier training"));
+        events.iter().any(said)
+    };
+    let events = window.carry_out(3, &further);
+    assert!(!earlier(&events), "nothing is trained again");
+    let point = last_point(&events).clone();
+    assert_eq!(curve(&events).len(), 3, "96 samples by 32");
+    drop(window);
+    // Headless, or in a window that knows nothing of the first run.
+    let window = Window::open(dir.path());
+    let events = window.carry_out(2, &further);
+    assert!(earlier(&events), "it has to train up to there");
+    assert_eq!(curve(&events).len(), 3, "the last training's alone");
+    let again = last_point(&events);
+    assert_eq!(again.model_sha256, point.model_sha256);
+    assert_eq!(again.metrics, point.metrics);
+    assert_eq!(again.accounts, point.accounts);
+    assert!(!again.partial && !again.recipe.is_partial());
 }
