@@ -628,6 +628,7 @@ fn the_end_of_an_epoch_is_picked_on_the_plot_or_from_a_list() {
         kept: vec![(run, 2)],
     });
     harness.run_ok();
+    click(&mut harness, "From an epoch…");
     assert_eq!(
         click(&mut harness, &from.label()),
         std::slice::from_ref(&from)
