@@ -59,6 +59,10 @@ impl RunObserver for Watching<'_> {
         self.worker.poll(self.context, Some(&mut self.ticker));
     }
 
+    fn skipped(&mut self, units: u64) {
+        self.ticker.skipped(units);
+    }
+
     fn away(&self) -> Duration {
         self.ticker.away()
     }

@@ -32,6 +32,8 @@ use std::{
 pub trait RunObserver {
     /// `done` of `total` in units of one sample's inference; `detail` in words.
     fn progress(&mut self, done: u64, total: u64, detail: &str);
+    /// So many of the units count as done, but were not worked on now: a checkpoint or an earlier run had them.
+    fn skipped(&mut self, _units: u64) {}
     /// Something that is to be said at once, and stops nothing.
     fn note(&mut self, _words: &str) {}
     /// Time that was given to other work or paused since the run began: none of the seconds it took.

@@ -25,11 +25,12 @@ const NEVER: CheckpointEvery = CheckpointEvery {
 impl Dialogs {
     pub(super) fn distil(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
         title(ui, "Distil");
-        note(
-            ui,
-            "Trains the compressed network against the original; pruned weights stay zero, precisions stay in place. Runs in the background.",
-        );
-        goes_on(ui, state, out);
+        if !goes_on(ui, state, out) {
+            note(
+                ui,
+                "Trains the compressed network against the original; pruned weights stay zero, precisions stay in place. Runs in the background.",
+            );
+        }
         let mut every = NEVER;
         let s = &mut self.distil;
         let training = state.split_len(limbeck_engine::data::SplitName::Training);
@@ -104,10 +105,8 @@ impl Dialogs {
         note(
             ui,
             match every == NEVER {
-                true => "If the window is closed or the power fails, this run is lost.",
-                false => {
-                    "If the window is closed or the power fails, this run is offered again from its last checkpoint."
-                }
+                true => "If the window closes or the power fails, this run is lost.",
+                false => "If the window closes, the run is offered again from the last one.",
             },
         );
         let settings = self.distil.clone();
@@ -127,13 +126,13 @@ impl Dialogs {
     }
 }
 
-/// What the plan's distillation goes on from, where it does not train the plan itself.
-fn goes_on(ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
+/// What the plan's distillation goes on from; false: nothing, it trains the plan itself.
+fn goes_on(ui: &mut Ui, state: &State, out: &mut Vec<Command>) -> bool {
     let Some(first) = state.document.trained.last() else {
-        return;
+        return false;
     };
     let text = format!(
-        "Goes on from the network at the end of epoch {} of {}, trained at a rate of {}. The recipe has both trainings, so that it gives the same without this window.",
+        "Goes on from the end of epoch {} of {}, trained at a rate of {}. The recipe holds both trainings.",
         first.trained_epochs(),
         first.epochs,
         first.rate
@@ -151,6 +150,7 @@ fn goes_on(ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
             out.push(command);
         }
     });
+    true
 }
 
 /// A row: how often a run keeps a checkpoint, a setting of the window and no part of the plan. What is chosen.

@@ -44,7 +44,9 @@ impl<'a> Work<'a> {
         });
         let first = stand.index;
         let behind = steps.get(..first).unwrap_or_default();
-        self.done += behind.iter().map(|s| self.cost(s)).sum::<u64>();
+        let skipped = behind.iter().map(|s| self.cost(s)).sum::<u64>();
+        self.done += skipped;
+        self.observer.skipped(skipped);
         let is_training = |s: &ResolvedStep| matches!(s, ResolvedStep::Distil(_));
         let fewer = behind.iter().any(takes_layers_out);
         let ahead = steps.get_mut(first..).unwrap_or_default();
@@ -341,6 +343,11 @@ impl<'a> Work<'a> {
         let distilled = match stand.training.take() {
             None => train::distil(model, teacher, data, settings, seed, &mut watch, cancel),
             Some(from) => {
+                if let Some(point) = from.points().last() {
+                    watch
+                        .observer
+                        .skipped(cost * point.step / point.steps.max(1));
+                }
                 if last {
                     watch.observer.curve_so_far(from.points());
                 }
