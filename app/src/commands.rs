@@ -2,8 +2,8 @@
 //! (`app::session`) carries it out.
 
 use crate::state::{
-    ColourBy, Dialog, Inspected, JobKind, JobState, PlotAxis, PointId, SelectMode, SortKey, State,
-    Tab,
+    ColourBy, Curves, Dialog, Inspected, JobKind, JobState, PlotAxis, PointId, SelectMode, SortKey,
+    State, Tab,
 };
 use egui::{Key, KeyboardShortcut, Modifiers};
 use limbeck_engine::{
@@ -11,7 +11,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::{ExportFormat, JobId},
-    recipe::{Goal, MethodKind, Step},
+    recipe::{CheckpointEvery, Goal, MethodKind, Step},
     train::DistilSettings,
 };
 use std::path::PathBuf;
@@ -151,6 +151,11 @@ pub enum Command {
     SelectPoint(Option<PointId>),
     /// The distillation whose curves stand out.
     SelectRun(JobId),
+    /// The end of an epoch (from 1) of a distillation, which stands out.
+    SelectEpoch {
+        run: JobId,
+        epoch: usize,
+    },
     /// The same key again turns the order round; the model's order after that.
     SetSort(SortKey),
     SetFilter(String),
@@ -178,6 +183,21 @@ pub enum Command {
     StartDistil(DistilSettings),
     /// Brings a distillation's plan and settings back, to be changed in the dialog and run anew.
     NewRun(JobId),
+    /// The same with the network at the end of an epoch (from 1) to begin with: the recipe has both trainings.
+    NewRunFrom {
+        run: JobId,
+        epoch: usize,
+    },
+    /// The plan's distillation trains the plan itself, and goes on from no other.
+    TrainFromPlan,
+    /// Goes on with the interrupted run in this folder, its model opened first where another is open.
+    TakeUp(PathBuf),
+    /// Removes the checkpoints of the interrupted run in this folder.
+    DiscardRun(PathBuf),
+    /// Says no more of it until a model is opened again.
+    LeaveRun(PathBuf),
+    /// How often distillations keep a checkpoint.
+    SetCheckpoints(CheckpointEvery),
     /// Measures the cells of the sensitivity map not known yet.
     StartMap,
     /// Holds a point's exported file against ONNX Runtime, on the samples that the point was judged on.
@@ -255,6 +275,7 @@ impl Command {
             Self::MoveFocus { .. } => "Next layer".into(),
             Self::SelectPoint(_) => "Select point".into(),
             Self::SelectRun(_) => "Show run".into(),
+            Self::SelectEpoch { epoch, .. } => format!("Pick epoch {epoch}"),
             Self::SetSort(key) => format!("Sort layers by {}", sort_label(*key)),
             Self::SetFilter(_) => "Filter layers".into(),
             Self::SetColourBy(by) => format!("Colour by {}", by.label()),
@@ -275,6 +296,13 @@ impl Command {
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
             Self::StartDistil(_) => "Start distillation".into(),
             Self::NewRun(_) => "New run from this one's plan and settings…".into(),
+            Self::NewRunFrom { epoch, .. } => format!("New run from epoch {epoch}…"),
+            Self::TrainFromPlan => "Train from the plan itself".into(),
+            Self::TakeUp(_) => "Take up the interrupted distillation".into(),
+            Self::Show(Dialog::DiscardRun(_)) => "Discard…".into(),
+            Self::DiscardRun(_) => "Discard the interrupted distillation".into(),
+            Self::LeaveRun(_) => "Later".into(),
+            Self::SetCheckpoints(_) => "Set how often checkpoints are kept".into(),
             Self::StartMap => "Measure the sensitivity map".into(),
             Self::Confirm(_) | Self::ConfirmPlan => "Confirm in ONNX Runtime".into(),
             Self::SetRuntime(_) => "Look for ONNX Runtime".into(),
@@ -283,6 +311,21 @@ impl Command {
             Self::CancelJob(_) => "Cancel".into(),
             Self::CancelAll => "Cancel all jobs".into(),
         }
+    }
+
+    /// Opens something else, or takes an intention to do so back.
+    pub(crate) fn leaves_for_another(&self) -> bool {
+        matches!(
+            self,
+            Self::CloseDialog
+                | Self::Quit
+                | Self::Open(_)
+                | Self::OpenModel { .. }
+                | Self::OpenTask(_)
+                | Self::OpenProject(_)
+                | Self::OpenRecipe(_)
+                | Self::OpenSample
+        )
     }
 
     /// The keys that send it.
@@ -406,6 +449,28 @@ impl Command {
                 }
                 Ok(())
             }
+            Self::NewRunFrom { run, epoch } => {
+                Self::NewRun(*run).enabled(state)?;
+                let ended = |run: &Curves| run.epochs().any(|(n, _)| n == *epoch);
+                if !state.run(*run).is_some_and(ended) {
+                    return Err(format!("Epoch {epoch} has not ended yet"));
+                }
+                match state.mirror.runs.from_epoch(*run, *epoch) {
+                    Some(_) => Ok(()),
+                    None => Err("Weights are still being pruned at this epoch".into()),
+                }
+            }
+            Self::TakeUp(folder) => {
+                let run = state.interrupted(folder);
+                let run = run.ok_or("There is no interrupted run in this folder any more")?;
+                if state.is_busy(JobKind::Distil) {
+                    return Err("A distillation is running".into());
+                }
+                match &run.obstacle {
+                    Some(why) => Err(format!("It cannot be gone on with: {why}")),
+                    None => Ok(()),
+                }
+            }
             Self::Confirm(id) => {
                 state.measurable()?;
                 if state.mirror.point(*id).is_none() {
@@ -512,6 +577,8 @@ impl Command {
             JobState::Paused => Self::ResumeJob(job.id),
             _ => Self::PauseJob(job.id),
         }));
+        let interrupted = state.mirror.interrupted.first();
+        commands.extend(interrupted.map(|run| Self::TakeUp(run.folder.clone())));
         commands.extend(Preset::ALL.map(Self::ApplyPreset));
         for precision in [
             Precision::Fp32,

@@ -139,6 +139,7 @@ fn main() {
         job: JobId(2),
         recipe: recipe(&[], true),
         split: SplitName::Search,
+        keep: None,
     };
     engine.commands.send(run).expect("the engine listens");
     until(&engine, |event| {

@@ -220,6 +220,7 @@ fn a_measurement_overtakes_training_and_all_of_it_is_what_the_pipeline_gives() {
         job: JobId(2),
         recipe: whole.clone(),
         split: SplitName::Search,
+        keep: None,
     });
     let mut events = client.until(|e| matches!(e, Event::Curve { .. }));
     client.send(Command::Measure {
@@ -351,6 +352,7 @@ fn a_cancelled_map_and_a_cancelled_run_keep_what_was_finished() {
         job: JobId(3),
         recipe: Arc::new(long),
         split: SplitName::Search,
+        keep: None,
     });
     let mut events = client.until(|e| matches!(e, Event::Curve { .. }));
     client.send(Command::Cancel(JobId(3)));
@@ -376,6 +378,7 @@ fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
         job: JobId(2),
         recipe: Arc::new(long),
         split: SplitName::Holdout,
+        keep: None,
     });
     // The untrained one is judged on the run's split; its top-1 on search is the first epochs' to beat.
     let mut best = None;
@@ -408,6 +411,7 @@ fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
         job: JobId(3),
         recipe: stopped.clone(),
         split: SplitName::Holdout,
+        keep: None,
     });
     let events = client.until_end(3);
     assert_eq!(words(&events), "start3 partial3 done3");

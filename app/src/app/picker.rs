@@ -86,8 +86,11 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
         Dialog::Runtime => chooser
             .set_title("Choose ONNX Runtime's library")
             .pick_file(),
-        Dialog::Distil | Dialog::Goals | Dialog::Methods | Dialog::About | Dialog::Unsaved(_) => {
-            None
-        }
+        Dialog::Distil
+        | Dialog::Goals
+        | Dialog::Methods
+        | Dialog::About
+        | Dialog::DiscardRun(_)
+        | Dialog::Unsaved(_) => None,
     }
 }

@@ -55,7 +55,13 @@ impl Window {
             .storage
             .and_then(|storage| eframe::get_value::<View>(storage, eframe::APP_KEY))
             .unwrap_or_default();
-        Self::with_view(&creation.egui_ctx, start, view)
+        let mut window = Self::with_view(&creation.egui_ctx, start, view);
+        window.session.runs = eframe::storage_dir(APP_ID).map(|folder| folder.join("runs"));
+        // Else they are looked for as soon as the model is open.
+        if window.session.is_idle() {
+            window.session.find_runs();
+        }
+        window
     }
 
     /// As [`Window::new`], with a view instead of the stored one.

@@ -195,7 +195,7 @@ fn jobs(ui: &mut Ui, state: &State, active: usize, out: &mut Commands) {
             )),
             _ if job.can_pause() => Some((
                 "Pause",
-                "Stops at the next mini-batch and keeps its state in memory until the window closes; everything else goes on",
+                "Stops at the next mini-batch and keeps its state; everything else goes on",
                 Command::PauseJob(job.id),
             )),
             _ => None,

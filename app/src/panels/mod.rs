@@ -4,6 +4,7 @@
 mod advice;
 mod columns;
 mod inspector;
+mod interrupted;
 mod jobs;
 mod layers;
 mod log;

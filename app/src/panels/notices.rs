@@ -1,6 +1,6 @@
-//! Notices over the window's lower right corner, until they are dismissed.
+//! Notices and interrupted distillations over the window's lower right corner, until they are dismissed.
 
-use super::Commands;
+use super::{Commands, interrupted};
 use crate::{
     commands::Command,
     state::{NoticeKind, State},
@@ -14,7 +14,7 @@ use egui::{
 
 /// `corner`: the lower right corner they stand in.
 pub fn show(ui: &mut Ui, corner: Pos2, state: &State, out: &mut Commands) {
-    if state.notices.is_empty() {
+    if state.notices.is_empty() && state.mirror.interrupted.is_empty() {
         return;
     }
     let t = theme::of(ui);
@@ -26,6 +26,7 @@ pub fn show(ui: &mut Ui, corner: Pos2, state: &State, out: &mut Commands) {
         .show(ui.ctx(), |ui| {
             ui.set_width(380.0);
             ui.spacing_mut().item_spacing.y = 8.0;
+            interrupted::show(ui, state, out);
             for notice in &state.notices {
                 let (edge, word) = match notice.kind {
                     NoticeKind::Info => (t.measured, "Note"),

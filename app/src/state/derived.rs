@@ -190,8 +190,9 @@ pub fn refresh(state: &mut State) {
     if plan_changed {
         let generation = derived.plan_generation() + 1;
         derived.steps = state.document.steps(&derived.names);
-        let distilled = matches!(derived.steps.last(), Some(Step::Distil(_)));
-        derived.undistilled = derived.steps.len() - usize::from(distilled);
+        let trains = |step: &&Step| matches!(step, Step::Distil(_));
+        let trainings = derived.steps.iter().rev().take_while(trains).count();
+        derived.undistilled = derived.steps.len() - trainings;
         derived.plan_key = Some((generation, state.document.clone()));
     }
     let cells_changed = derived.prediction_cells != mirror.cells_version;

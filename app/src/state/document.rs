@@ -37,6 +37,8 @@ pub struct Document {
     pub channels: bool,
     /// Distillation as a part of the plan; `None`: without.
     pub distil: Option<DistilSettings>,
+    /// Trainings that it goes on from, each cut at the end of an epoch; none where it trains the plan itself.
+    pub trained: Vec<DistilSettings>,
     pub seed: u64,
 }
 
@@ -134,6 +136,7 @@ impl Document {
             channels: self.channels,
             methods: self.methods.clone(),
             distil: self.distil.clone(),
+            trained: self.trained.clone(),
         }
     }
 }

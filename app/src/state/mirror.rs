@@ -8,7 +8,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::{Event, JobId, ModelInfo, Point, RuntimeFound},
-    recipe::{Recipe, Step},
+    recipe::{Interrupted, Recipe, Step},
     search::LayerFacts,
     sensitivity::{Candidate, Cell, Direction, Tier},
     target::Target,
@@ -139,6 +139,8 @@ pub struct Mirror {
     pub jobs: Vec<Job>,
     /// Distillations.
     pub runs: Runs,
+    /// Distillations that were interrupted, by this session or an earlier one, newest first.
+    pub interrupted: Vec<Interrupted>,
     /// What the layer in the inspector reads.
     pub reading: Option<Reading>,
     pub inspection: Option<Arc<LayerInspection>>,
@@ -174,6 +176,7 @@ impl Default for Mirror {
             numbers: BTreeMap::new(),
             jobs: Vec::new(),
             runs: Runs::default(),
+            interrupted: Vec::new(),
             reading: None,
             inspection: None,
             foresight: None,
@@ -517,6 +520,9 @@ impl Mirror {
                 }
             }
             Event::Cells { cells, .. } => self.add_cells(cells.iter().cloned()),
+            Event::Interrupted { runs, .. } => self.interrupted.clone_from(runs),
+            Event::Epochs { kept, .. } => self.runs.set_kept(kept),
+            Event::Note { message, .. } => self.log(false, message.clone()),
             Event::Curve { job, point } => {
                 // Exports and judgements that have to train again draw nothing.
                 let job = self.jobs.iter().find(|known| known.id == *job);

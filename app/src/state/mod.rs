@@ -42,11 +42,15 @@ use limbeck_engine::{
     eval::top1_name,
     graph::LayerId,
     jobs::{JobId, ModelInfo},
-    recipe::{MethodKind, Recipe, Step},
+    recipe::{Interrupted, MethodKind, Recipe, Step},
     search::{LayerFacts, Prediction},
     sensitivity::{Candidate, Cell, Tier},
 };
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 pub(crate) use target::is_file as is_target_file;
 
 /// Runs that are drawn over each other.
@@ -415,6 +419,19 @@ impl State {
     /// The distillations of this session that have curves, oldest first.
     pub fn runs(&self) -> &[Curves] {
         self.mirror.runs.curves()
+    }
+
+    /// The interrupted run in a folder, if it is still one.
+    pub fn interrupted(&self, folder: &Path) -> Option<&Interrupted> {
+        let mut runs = self.mirror.interrupted.iter();
+        runs.find(|run| run.folder == folder)
+    }
+
+    /// Whether the model and the data that a run is of are open.
+    pub fn is_of_open_model(&self, run: &Interrupted) -> bool {
+        self.model().is_some_and(|model| {
+            model.path == run.recipe.model && model.task_path.as_ref() == Some(&run.recipe.task)
+        })
     }
 
     /// The curves of the chosen distillation, else of the newest.

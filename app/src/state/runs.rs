@@ -8,7 +8,10 @@ use limbeck_engine::{
     recipe::{Recipe, Step},
     train::{DistilSettings, TrainPoint},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Training curves of one distillation.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +37,12 @@ impl Curves {
         self.points.push(point);
     }
 
+    /// The same by number of the epoch, from 1.
+    pub fn epochs(&self) -> impl DoubleEndedIterator<Item = (usize, Estimate)> {
+        let number = |(epoch, judged): &(f64, Estimate)| (epoch.round() as usize, *judged);
+        self.judged.iter().map(number)
+    }
+
     /// What it was judged at on the search split, by epoch.
     pub fn judged(&self) -> &[(f64, Estimate)] {
         &self.judged
@@ -54,14 +63,28 @@ pub struct Runs {
     asked: BTreeMap<JobId, Asked>,
     /// Oldest first.
     curves: Vec<Curves>,
+    /// Ends of epochs that the engine has kept the network of.
+    kept: BTreeSet<(JobId, usize)>,
 }
 
 impl Runs {
     pub fn ask(&mut self, job: JobId, title: String, recipe: Arc<Recipe>) {
+        // One that goes on from another trains the same network: no point from before its training will tell its size.
+        let goes_on = recipe.steps.iter().filter(|s| trains(s)).count() > 1;
+        let alike = |asked: &&Asked| untrained(&asked.recipe) == untrained(&recipe);
+        let sizes = match goes_on {
+            true => self
+                .asked
+                .values()
+                .rev()
+                .filter(alike)
+                .find_map(|asked| asked.sizes),
+            false => None,
+        };
         let asked = Asked {
             title,
             recipe,
-            sizes: None,
+            sizes,
         };
         self.asked.insert(job, asked);
     }
@@ -78,6 +101,32 @@ impl Runs {
     /// Stored bytes and MACs of a run's network before its training, once they are known.
     pub fn sizes(&self, run: JobId) -> Option<(Bytes, Option<u64>)> {
         self.asked.get(&run)?.sizes
+    }
+
+    /// The recipe of a run that goes on from the end of an epoch of another, with the other's settings.
+    pub fn from_epoch(&self, run: JobId, epoch: usize) -> Option<Recipe> {
+        let whole = self.recipe(run)?;
+        let index = whole.steps.iter().rposition(trains)?;
+        let Some(Step::Distil(settings)) = whole.steps.get(index) else {
+            return None;
+        };
+        let mut recipe = whole.cut_at(index, epoch)?;
+        recipe.steps.push(Step::Distil(DistilSettings {
+            stop_after: None,
+            keep_last: false,
+            ..settings.clone()
+        }));
+        // Masks that grow while training are not final at every epoch.
+        recipe.validate().ok().map(|()| recipe)
+    }
+
+    /// Whether a new run begins at the end of this epoch at once; else it trains again up to there.
+    pub fn is_kept(&self, run: JobId, epoch: usize) -> bool {
+        self.kept.contains(&(run, epoch))
+    }
+
+    pub fn set_kept(&mut self, kept: &[(JobId, usize)]) {
+        self.kept = kept.iter().copied().collect();
     }
 
     pub fn take_curve(&mut self, job: &Job, point: TrainPoint) {
@@ -110,14 +159,22 @@ impl Runs {
     }
 }
 
-/// A recipe's steps, carried out to their end.
+fn trains(step: &Step) -> bool {
+    matches!(step, Step::Distil(_))
+}
+
+/// Seed and steps that decide what is trained.
+fn untrained(recipe: &Recipe) -> (u64, Vec<&Step>) {
+    let steps: Vec<&Step> = recipe.steps.iter().filter(|s| !trains(s)).collect();
+    (recipe.seed, steps)
+}
+
+/// A recipe's steps, the last training carried out to its end.
 fn whole(recipe: &Recipe) -> Vec<Step> {
-    let to_the_end = |step: &Step| match step {
-        Step::Distil(settings) => Step::Distil(DistilSettings {
-            stop_after: None,
-            ..settings.clone()
-        }),
-        other => other.clone(),
-    };
-    recipe.steps.iter().map(to_the_end).collect()
+    let mut steps = recipe.steps.clone();
+    let last = steps.iter_mut().rev().find(|step| trains(step));
+    if let Some(Step::Distil(settings)) = last {
+        settings.stop_after = None;
+    }
+    steps
 }

@@ -6,6 +6,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     jobs::JobId,
+    recipe::CheckpointEvery,
     sensitivity::{Candidate, Direction},
 };
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,8 @@ pub enum Dialog {
     Methods,
     /// Where the deployment runtime lies.
     Runtime,
+    /// The interrupted run in this folder is to be given up.
+    DiscardRun(PathBuf),
     About,
     /// Changes are unsaved: save, discard or stay; then go on.
     Unsaved(AfterSave),
@@ -174,6 +177,8 @@ pub struct View {
     pub recent: Vec<PathBuf>,
     /// Library or folder of ONNX Runtime; `None`: it is looked for.
     pub runtime: Option<PathBuf>,
+    /// How often distillations keep a checkpoint.
+    pub checkpoint_every: CheckpointEvery,
     /// Exported plans are held against it.
     pub confirm_exports: bool,
     /// Share of the window's width that the layers take, and of the right half that the plot takes.
@@ -191,6 +196,9 @@ pub struct View {
     /// The distillation whose curves stand out; `None`: the newest.
     #[serde(skip)]
     pub run: Option<JobId>,
+    /// The end of an epoch of a distillation that was picked for a new run.
+    #[serde(skip)]
+    pub epoch: Option<(JobId, usize)>,
     #[serde(skip)]
     pub palette_open: bool,
     #[serde(skip)]
@@ -210,6 +218,7 @@ impl Default for View {
             log_open: false,
             recent: Vec::new(),
             runtime: None,
+            checkpoint_every: CheckpointEvery::default(),
             confirm_exports: true,
             layers_share: 0.585,
             plot_share: 0.62,
@@ -218,6 +227,7 @@ impl Default for View {
             focus: None,
             selected_point: None,
             run: None,
+            epoch: None,
             palette_open: false,
             dialog: None,
         }

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Between two progress events of one job.
 const PROGRESS_EVERY: Duration = Duration::from_millis(66);
 
+/// About how many points are sent of a curve that is known already.
+const CURVE_POINTS: usize = 2_000;
+
 #[derive(Clone)]
 pub(super) struct Emitter {
     events: Sender<Event>,
@@ -36,6 +39,8 @@ pub(super) struct Ticker {
     started: Instant,
     /// Time given to jobs that overtook this one, and paused.
     away: Duration,
+    /// Units of progress that took no time.
+    skipped: u64,
     last: Option<Instant>,
     last_curve: Option<Instant>,
 }
@@ -46,9 +51,14 @@ impl Ticker {
             job,
             started: Instant::now(),
             away: Duration::ZERO,
+            skipped: 0,
             last: None,
             last_curve: None,
         }
+    }
+
+    pub fn skipped(&mut self, units: u64) {
+        self.skipped += units;
     }
 
     pub fn was_away(&mut self, time: Duration) {
@@ -67,14 +77,29 @@ impl Ticker {
         }
         let fraction = done as f64 / total.max(1) as f64;
         let worked = self.started.elapsed().saturating_sub(self.away);
-        let eta = (fraction > 0.01 && worked > Duration::from_millis(300))
-            .then(|| worked.mul_f64((1.0 - fraction).max(0.0) / fraction));
+        let own = done.saturating_sub(self.skipped) as f64 / total.max(1) as f64;
+        let eta = (own > 0.01 && worked > Duration::from_millis(300))
+            .then(|| worked.mul_f64((1.0 - fraction).max(0.0) / own));
         emitter.send(Event::Progress {
             job: self.job,
             fraction: fraction.min(1.0) as f32,
             eta,
             detail: detail.to_owned(),
         });
+    }
+
+    /// Sends the points of a training that is gone on with, of many only as many as a curve shows.
+    pub fn curve_so_far(&self, emitter: &Emitter, points: &[crate::train::TrainPoint]) {
+        let every = points.len().div_ceil(CURVE_POINTS).max(1);
+        let last = points.len().saturating_sub(1);
+        for (at, point) in points.iter().enumerate() {
+            if at % every == 0 || at == last || point.accuracy.is_some() {
+                emitter.send(Event::Curve {
+                    job: self.job,
+                    point: *point,
+                });
+            }
+        }
     }
 
     /// Sends a point of a curve; those with an accuracy always.
@@ -95,4 +120,31 @@ fn due(last: &mut Option<Instant>) -> bool {
     }
     *last = Some(Instant::now());
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_was_done_before_does_not_make_the_rest_look_quick() {
+        let (events, told) = crossbeam_channel::unbounded();
+        let emitter = Emitter::new(events, Arc::new(|| {}));
+        let mut ticker = Ticker::new(JobId(1));
+        ticker.started = Instant::now() - Duration::from_secs(10);
+        ticker.skipped(60);
+        ticker.progress(&emitter, 70, 100, "");
+        let Ok(Event::Progress {
+            fraction,
+            eta: Some(eta),
+            ..
+        }) = told.try_recv()
+        else {
+            panic!("no time was told");
+        };
+        // Ten of a hundred took ten seconds: thirty are left.
+        assert_eq!(fraction, 0.7);
+        assert!((29.5..32.0).contains(&eta.as_secs_f64()), "{eta:?}");
+    }
 }

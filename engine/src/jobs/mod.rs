@@ -3,9 +3,11 @@
 
 mod confirm;
 mod emit;
+mod keep;
 mod map;
 mod open;
 mod queue;
+mod watching;
 mod worker;
 
 pub use open::info;
@@ -25,7 +27,7 @@ use crate::{
     data::{DatasetInfo, SplitName},
     graph::LayerId,
     measure::{Bytes, Sizes},
-    recipe::Recipe,
+    recipe::{CheckpointEvery, Interrupted, Recipe},
     search::LayerFacts,
     sensitivity::{Cell, Direction},
     target::{Execution, Target},
@@ -45,6 +47,22 @@ pub enum ExportFormat {
     Float,
     /// The original with all weights as fp16.
     Fp16,
+}
+
+/// Where a run keeps its checkpoints, and how often it takes one. The folder goes when the run is complete or cancelled by hand; what ends it
+/// otherwise (the window is closed or killed, another model is opened) leaves it for [`Keep::TakeUp`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Keep {
+    /// In a new folder under this one. Where that cannot be written to the run goes on without, and says so.
+    New {
+        under: PathBuf,
+        every: CheckpointEvery,
+    },
+    /// In that of an interrupted run of the same recipe, which is gone on with.
+    TakeUp {
+        folder: PathBuf,
+        every: CheckpointEvery,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -70,11 +88,23 @@ pub enum Command {
         limit: Option<usize>,
     },
     /// Batch lane: carries out the whole recipe (distillation included), curve events on the way. Ends in `Event::Point`.
-    /// Cancelled while it trains it may leave `Event::Stopped`.
+    /// Cancelled while it trains it may leave `Event::Stopped`. `keep`: where it keeps checkpoints while it is at work, if it trains;
+    /// `None`: nowhere.
     Run {
         job: JobId,
         recipe: Arc<Recipe>,
         split: SplitName,
+        keep: Option<Keep>,
+    },
+    /// Looks for interrupted runs whose folders lie in these: `Event::Interrupted`.
+    FindRuns {
+        job: JobId,
+        under: Vec<PathBuf>,
+    },
+    /// Removes the folder of an interrupted run: what Limbeck put there.
+    DiscardRun {
+        job: JobId,
+        folder: PathBuf,
     },
     /// Batch lane: measures the cells of one direction that are not known yet.
     Map {
@@ -215,6 +245,21 @@ pub enum Event {
     Curve {
         job: JobId,
         point: TrainPoint,
+    },
+    /// Newest first, folder by folder; those at work in a living process are left out.
+    Interrupted {
+        job: JobId,
+        runs: Vec<Interrupted>,
+    },
+    /// The ends of epochs, by run, that a new run goes on from at once; after others it trains again up to there.
+    Epochs {
+        job: JobId,
+        kept: Vec<(JobId, usize)>,
+    },
+    /// Something that stops nothing, and that the user is to know.
+    Note {
+        job: JobId,
+        message: String,
     },
     Point(Box<Point>),
     Inspected {

@@ -71,6 +71,8 @@ struct Running {
     kind: Kind,
     cancel: CancelToken,
     paused: bool,
+    /// It was told to stop by its own name, as against by an opening or the end.
+    unwanted: bool,
 }
 
 /// What a newer command does to an older one.
@@ -106,6 +108,8 @@ impl Work {
                 | Command::FindRuntime { job, .. }
                 | Command::WriteText { job, .. }
                 | Command::ReadText { job, .. }
+                | Command::FindRuns { job, .. }
+                | Command::DiscardRun { job, .. }
                 | Command::Pause(job)
                 | Command::Resume(job)
                 | Command::Cancel(job) => *job,
@@ -125,6 +129,8 @@ impl Work {
                 | Command::Foresee { .. }
                 | Command::WriteText { .. }
                 | Command::FindRuntime { .. }
+                | Command::FindRuns { .. }
+                | Command::DiscardRun { .. }
                 | Command::ReadText { .. } => Lane::Interactive,
                 Command::Export { recipe, format, .. }
                     if !recipe.trains() || *format != ExportFormat::Plan =>
@@ -165,6 +171,8 @@ impl Work {
                 Command::Export { .. } => Kind::Export,
                 Command::WriteText { .. }
                 | Command::FindRuntime { .. }
+                | Command::FindRuns { .. }
+                | Command::DiscardRun { .. }
                 | Command::ReadText { .. } => Kind::File,
                 Command::Run { .. }
                 | Command::Confirm { .. }
@@ -246,7 +254,8 @@ impl Queue {
 
     fn cancel(&self, job: JobId, emitter: &Emitter) {
         let mut state = self.lock();
-        for running in state.running.iter().filter(|r| r.job == job) {
+        for running in state.running.iter_mut().filter(|r| r.job == job) {
+            running.unwanted = true;
             running.cancel.cancel();
         }
         let gone = state.drop_queued(|task| task.work.job() == job);
@@ -312,6 +321,12 @@ impl Queue {
             state = self.ready.wait(state).unwrap_or_else(|e| e.into_inner());
         }
         None
+    }
+
+    /// Whether a job that runs was cancelled by itself.
+    pub fn is_unwanted(&self, job: JobId) -> bool {
+        let state = self.lock();
+        state.running.iter().any(|r| r.job == job && r.unwanted)
     }
 
     /// A job has ended.
@@ -398,6 +413,7 @@ impl State {
             kind: task.work.kind(),
             cancel: cancel.clone(),
             paused: false,
+            unwanted: false,
         });
         Some((task, cancel))
     }

@@ -3,7 +3,8 @@
 use super::{
     emit::Ticker,
     queue::{Lane, TestBody, Work},
-    worker::{JobContext, Watching},
+    watching::Watching,
+    worker::JobContext,
     *,
 };
 use crate::{
@@ -185,6 +186,7 @@ fn a_paused_job_stands_still_while_others_are_answered_and_goes_on_when_told() {
         job: JobId(2),
         recipe: Arc::new(Recipe::baseline("m.onnx".into(), "task.ron".into())),
         split: SplitName::Search,
+        keep: None,
     });
     rig.push(3, Lane::Interactive, |w, _| log(w, "quick"));
     assert_eq!(story(&rig.until_end(3)), "start3 quick done3");

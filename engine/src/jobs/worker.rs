@@ -4,6 +4,7 @@ use super::{
     Command, Emitter, Event, ExportFormat, JobId, Point,
     emit::Ticker,
     queue::{Asking, Lane, Queue, Task, Work},
+    watching::{Epochs, Watching},
 };
 use crate::{
     compress::{LayerSetting, Precision, QuantScheme, inspect_input, inspect_layer},
@@ -11,11 +12,10 @@ use crate::{
     exec::CancelToken,
     graph::LayerId,
     recipe::{
-        self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunObserver, RunOutcome, Session,
-        Step, write_atomic,
+        self, Built, Choice, PipelineError, QuantizeStep, Recipe, RunOutcome, Session, Step,
+        write_atomic,
     },
     target::foresee,
-    train::TrainPoint,
 };
 use std::{
     any::Any,
@@ -23,7 +23,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Bytes of exported models kept for a later `Export` or `Run`.
@@ -34,12 +34,13 @@ pub(super) struct Worker {
     emitter: Emitter,
     session: RefCell<Option<Arc<Session>>>,
     kept: RefCell<Vec<Kept>>,
+    pub(super) epochs: RefCell<Epochs>,
 }
 
 /// A model that was built, for a later export or judgement.
-struct Kept {
-    steps_sha256: String,
-    built: Built,
+pub(super) struct Kept {
+    pub steps_sha256: String,
+    pub built: Built,
 }
 
 /// What a job knows of itself.
@@ -57,6 +58,7 @@ impl Worker {
             emitter,
             session: RefCell::default(),
             kept: RefCell::default(),
+            epochs: RefCell::default(),
         }
     }
 
@@ -166,13 +168,26 @@ impl Worker {
                 self.start(context, &named("Measure", &recipe));
                 self.run(context, &recipe.without_training(), split, limit)
             }
-            Command::Run { recipe, split, .. } => {
+            Command::Run {
+                recipe,
+                split,
+                keep,
+                ..
+            } => {
                 self.start(
                     context,
                     &named(if recipe.trains() { "Distil" } else { "Run" }, &recipe),
                 );
-                self.run(context, &recipe, split, None)
+                match keep.filter(|_| recipe.trains()) {
+                    Some(keep) => self.run_kept(context, &recipe, split, keep),
+                    None => self.run(context, &recipe, split, None),
+                }
             }
+            Command::FindRuns { under, .. } => {
+                self.find_runs(context, &under);
+                Ok(())
+            }
+            Command::DiscardRun { folder, .. } => recipe::discard_run(&folder),
             Command::Map {
                 known,
                 limit,
@@ -251,6 +266,21 @@ impl Worker {
         }
     }
 
+    /// Whether the user told the job to stop, as against an opening or the window's end.
+    pub(super) fn is_unwanted(&self, job: JobId) -> bool {
+        self.queue.is_unwanted(job)
+    }
+
+    /// Whether the job is to stop at its next mini-batch until it is resumed.
+    pub(super) fn is_paused(&self, job: JobId) -> bool {
+        self.queue.is_paused(job)
+    }
+
+    /// The session if a model is open.
+    pub(super) fn open_session(&self) -> Option<Arc<Session>> {
+        self.session.borrow().clone()
+    }
+
     pub(super) fn emitter(&self) -> &Emitter {
         &self.emitter
     }
@@ -273,6 +303,7 @@ impl Worker {
     pub(super) fn set_session(&self, context: &JobContext, session: Arc<Session>) {
         *self.session.borrow_mut() = Some(session);
         self.kept.borrow_mut().clear();
+        *self.epochs.borrow_mut() = Epochs::default();
         self.queue.opened(context.sequence);
     }
 
@@ -325,7 +356,7 @@ impl Worker {
         Ok(())
     }
 
-    fn point(&self, context: &JobContext, outcome: RunOutcome, partial: bool) {
+    pub(super) fn point(&self, context: &JobContext, outcome: RunOutcome, partial: bool) {
         if let Ok(steps_sha256) = outcome.recipe.steps_sha256() {
             self.keep(Kept {
                 steps_sha256,
@@ -354,7 +385,7 @@ impl Worker {
         })));
     }
 
-    fn keep(&self, fresh: Kept) {
+    pub(super) fn keep(&self, fresh: Kept) {
         let mut kept = self.kept.borrow_mut();
         kept.retain(|k| k.steps_sha256 != fresh.steps_sha256);
         kept.push(fresh);
@@ -366,7 +397,7 @@ impl Worker {
     }
 
     /// What was built by steps with this hash, if it is still there.
-    fn kept(&self, steps_sha256: &str) -> Option<Built> {
+    pub(super) fn kept(&self, steps_sha256: &str) -> Option<Built> {
         let kept = self.kept.borrow();
         let found = kept.iter().find(|k| k.steps_sha256 == steps_sha256)?;
         Some(found.built.clone())
@@ -450,49 +481,4 @@ fn panic_words(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
-}
-
-/// Passes a run's progress on and lets other work in between.
-pub(super) struct Watching<'a> {
-    pub worker: &'a Worker,
-    pub context: &'a JobContext,
-    pub ticker: Ticker,
-}
-
-impl RunObserver for Watching<'_> {
-    fn progress(&mut self, done: u64, total: u64, detail: &str) {
-        self.ticker
-            .progress(&self.worker.emitter, done, total, detail);
-        self.worker.poll(self.context, Some(&mut self.ticker));
-    }
-
-    fn away(&self) -> Duration {
-        self.ticker.away()
-    }
-
-    fn curve(&mut self, point: &TrainPoint) {
-        self.ticker.curve(&self.worker.emitter, point);
-    }
-
-    fn wants_before_training(&self) -> bool {
-        true
-    }
-
-    fn before_training(&mut self, outcome: RunOutcome) {
-        self.worker.point(self.context, outcome, true);
-    }
-
-    fn cancelled_training(&mut self, recipe: Recipe, built: Built) {
-        let Ok(steps_sha256) = recipe.steps_sha256() else {
-            return;
-        };
-        self.worker.keep(Kept {
-            steps_sha256,
-            built,
-        });
-        self.worker.emitter.send(Event::Stopped {
-            job: self.context.job,
-            recipe: Arc::new(recipe),
-        });
-    }
 }

@@ -88,6 +88,9 @@ pub struct ProjectFile {
     pub channels: bool,
     #[serde(default)]
     pub distil: DistilSettings,
+    /// Trainings that `distil` goes on from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trained: Vec<DistilSettings>,
     /// Whether the plan ends in distillation.
     #[serde(default)]
     pub distil_enabled: bool,
@@ -114,6 +117,7 @@ impl ProjectFile {
             scheme: QuantScheme::default(),
             channels: false,
             distil: DistilSettings::default(),
+            trained: Vec::new(),
             distil_enabled: false,
             points: Vec::new(),
             cells: Vec::new(),
@@ -176,6 +180,11 @@ mod tests {
             },
         );
         project.pins.insert(LayerId("fc".into()));
+        project.trained = vec![DistilSettings {
+            stop_after: Some(1),
+            keep_last: true,
+            ..DistilSettings::default()
+        }];
         project.goals = vec![Goal::DropPoints(2.0), Goal::StoredKilobytes(99.5)];
         project.cells = vec![
             Cell {

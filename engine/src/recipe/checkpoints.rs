@@ -1,19 +1,20 @@
 //! Checkpoints of a run: what it takes to go on where a killed one stood, kept in the run's own folder while it is at work.
 
+mod model;
+
 use super::{
     PipelineError, Recipe, RecipeError, Session, from_ron, read_text, to_ron, write_atomic,
 };
 use crate::{
-    compress::{Account, Gradual, Model, NormStatistics, Original},
+    compress::{Account, Model},
     data::SplitName,
     exec::CancelToken,
-    graph::{ElementType, Graph, LayerId, TensorData},
     train::{self, Blobs, CheckpointText},
 };
 use bytes::Bytes;
+use model::ModelText;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
     fmt,
     fs::{File, TryLockError},
     io,
@@ -24,7 +25,7 @@ use std::{
 
 /// The folder in a run's folder that holds its checkpoints; gone once the run is complete.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
-const START_FILE: &str = "run.ron";
+pub(super) const START_FILE: &str = "run.ron";
 /// Locked by the process that works in the folder; the lock ends with the process, however it ends.
 const ALONE_FILE: &str = "at-work";
 const EXTENSION: &str = "checkpoint";
@@ -114,7 +115,7 @@ impl RunStart {
 
 /// What a checkpoint must belong to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Identity {
+pub(super) struct Identity {
     engine: String,
     machine: String,
     steps_sha256: String,
@@ -126,7 +127,11 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(session: &Session, recipe: &Recipe, cancel: &CancelToken) -> Result<Self, PipelineError> {
+    pub(super) fn of(
+        session: &Session,
+        recipe: &Recipe,
+        cancel: &CancelToken,
+    ) -> Result<Self, PipelineError> {
         Ok(Self {
             engine: crate::VERSION.to_owned(),
             machine: super::machine(),
@@ -137,8 +142,17 @@ impl Identity {
         })
     }
 
+    /// The same on this machine, by this engine.
+    pub(super) fn here(&self) -> Self {
+        Self {
+            engine: crate::VERSION.to_owned(),
+            machine: super::machine(),
+            ..self.clone()
+        }
+    }
+
     /// What differs, in words.
-    fn difference(&self, other: &Self) -> Option<String> {
+    pub(super) fn difference(&self, other: &Self) -> Option<String> {
         let pairs = [
             ("another version of the engine", &self.engine, &other.engine),
             ("another kind of machine", &self.machine, &other.machine),
@@ -165,6 +179,7 @@ impl Identity {
 }
 
 /// Where a run stands between its steps, or within one that trains.
+#[derive(Clone)]
 pub(super) struct Stand {
     /// The step that is carried out next, or is being trained.
     pub index: usize,
@@ -175,87 +190,12 @@ pub(super) struct Stand {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
-    identity: Identity,
-    index: usize,
+pub(super) struct Header {
+    pub(super) identity: Identity,
+    pub(super) index: usize,
     model: ModelText,
     accounts: Vec<Account>,
-    training: Option<CheckpointText>,
-}
-
-/// A [`Model`] whose tensors are blobs.
-#[derive(Serialize, Deserialize)]
-struct ModelText {
-    graph: Graph,
-    /// By value: type, shape, blob.
-    data: Vec<(usize, ElementType, Vec<usize>, usize)>,
-    masks: Vec<(String, usize)>,
-    /// Name, whether the codes are bound to them, blob.
-    originals: Vec<(String, bool, usize)>,
-    #[serde(default)]
-    gradual: Option<Gradual>,
-    #[serde(default)]
-    integer_biases: BTreeSet<LayerId>,
-    #[serde(default)]
-    norms: Option<NormStatistics>,
-}
-
-impl ModelText {
-    fn of(model: &Model, blobs: &mut Blobs) -> Self {
-        let mut graph = model.graph.clone();
-        let mut data = Vec::new();
-        for (index, value) in graph.values.iter_mut().enumerate() {
-            if let Some(tensor) = value.data.take() {
-                let blob = blobs.put(tensor.bytes);
-                data.push((index, tensor.element, tensor.shape, blob));
-            }
-        }
-        let bits = |mask: &Vec<bool>| mask.iter().map(|kept| u8::from(*kept)).collect::<Bytes>();
-        let floats =
-            |values: &Vec<f32>| -> Bytes { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
-        Self {
-            graph,
-            data,
-            masks: model
-                .masks
-                .iter()
-                .map(|(name, mask)| (name.clone(), blobs.put(bits(mask))))
-                .collect(),
-            originals: model
-                .originals
-                .iter()
-                .map(|(name, o)| (name.clone(), o.bound, blobs.put(floats(&o.weights))))
-                .collect(),
-            gradual: model.gradual.clone(),
-            integer_biases: model.integer_biases.clone(),
-            norms: model.norms.clone(),
-        }
-    }
-
-    /// `None` where the pieces do not fit.
-    fn read(self, blobs: &Blobs) -> Option<Model> {
-        let mut model = Model::new(self.graph);
-        model.gradual = self.gradual;
-        model.integer_biases = self.integer_biases;
-        model.norms = self.norms;
-        for (index, element, shape, blob) in self.data {
-            let tensor = TensorData::new(element, shape, blobs.get(blob)?.clone()).ok()?;
-            model.graph.values.get_mut(index)?.data = Some(tensor);
-        }
-        model.graph.validate().ok()?;
-        for (name, blob) in self.masks {
-            let mask = blobs.get(blob)?.iter().map(|kept| *kept != 0).collect();
-            model.masks.insert(name, mask);
-        }
-        for (name, bound, blob) in self.originals {
-            let (numbers, []) = blobs.get(blob)?.as_chunks::<4>() else {
-                return None;
-            };
-            let weights = numbers.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            model.originals.insert(name, Original { weights, bound });
-        }
-        Some(model)
-    }
+    pub(super) training: Option<CheckpointText>,
 }
 
 /// The checkpoints of one run.
@@ -401,6 +341,11 @@ impl Checkpoints {
         std::mem::take(&mut self.notes)
     }
 
+    /// Whether any was taken, or found.
+    pub fn any(&self) -> bool {
+        self.next > 1
+    }
+
     /// Removes them: the run is complete.
     ///
     /// # Errors
@@ -523,7 +468,7 @@ impl fmt::Debug for Checkpoints {
 }
 
 /// Checkpoints in a folder by number, in order.
-fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
+pub(super) fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
@@ -537,13 +482,13 @@ fn files(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-fn read(path: &Path) -> Result<(Header, Blobs), String> {
+pub(super) fn read(path: &Path) -> Result<(Header, Blobs), String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     train::decode(&Bytes::from(bytes))
 }
 
 /// Locks the folder against other processes.
-fn alone_in(folder: &Path) -> Result<File, PipelineError> {
+pub(super) fn alone_in(folder: &Path) -> Result<File, PipelineError> {
     let path = folder.join(ALONE_FILE);
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let file = File::create(&path).map_err(|e| PipelineError::Io(named(e)))?;
@@ -573,7 +518,7 @@ fn clear(folder: &Path) -> io::Result<()> {
 }
 
 /// Removes what this engine put there, and the folder where nothing else is in it: others keep files in folders of this name.
-fn remove(folder: &Path) -> io::Result<()> {
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
     clear(folder)?;
     // What cannot go, because it is open or the folder holds more, stays and does no harm.
     let _ = std::fs::remove_file(folder.join(ALONE_FILE));

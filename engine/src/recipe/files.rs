@@ -7,6 +7,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+/// How files are called that are being written.
+const PART_PREFIX: &str = ".limbeck-";
+const PART_SUFFIX: &str = ".part";
+
 /// SHA-256 of bytes, hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -75,7 +79,7 @@ fn write_atomic_by(
         return Err(explain(io::ErrorKind::IsADirectory.into()));
     }
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".limbeck-").suffix(".part");
+    builder.prefix(PART_PREFIX).suffix(PART_SUFFIX);
     // A file of the user's is readable as any other, not only by its owner as a temporary file would be; the process's umask
     // still takes its bits away.
     #[cfg(unix)]
@@ -86,6 +90,18 @@ fn write_atomic_by(
         .map_err(explain)?;
     file.persist(path).map_err(|e| explain(e.error))?;
     Ok(())
+}
+
+/// Removes what [`write_atomic`] had half written in a folder when its process was killed.
+pub fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX) {
+            // One that stays takes room and does no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn folder(path: &Path) -> PathBuf {

@@ -9,6 +9,7 @@ mod confirm;
 mod errors;
 mod files;
 mod identity;
+mod interrupted;
 mod lock;
 mod low_rank;
 mod method_kind;
@@ -34,7 +35,8 @@ pub use checkpoints::{CHECKPOINT_FOLDER, CheckpointEvery, Checkpoints, RunStart}
 pub use cluster::ClusterStep;
 pub use confirm::{Confirmed, RuntimeQuestion, confirm, confirm_bytes};
 pub use errors::PipelineError;
-pub use files::{relative_to, sha256, sha256_file, write_atomic};
+pub use files::{relative_to, sha256, sha256_file, sweep, write_atomic};
+pub use interrupted::{Interrupted, begin_run, discard_run, interrupted_runs};
 use lock::machine;
 pub use lock::{
     LOCK_FILE, LOCK_VERSION, Lock, LockedChannels, LockedLayer, METRICS_FILE, MODEL_FILE,
@@ -43,7 +45,9 @@ pub use lock::{
 pub use low_rank::LowRankStep;
 pub use method_kind::MethodKind;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
-pub use pipeline::{Built, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept};
+pub use pipeline::{
+    Built, Reached, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept,
+};
 pub use plan::{LayerNames, PlanContext};
 pub use resolve::{Resolved, ResolvedStep, method_layers, resolve};
 pub use session::{Session, facts, shape_words, task_beside};

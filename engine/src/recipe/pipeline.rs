@@ -8,7 +8,7 @@ mod words;
 
 use super::{
     Checkpoints, GoalVerdict, PipelineError, Recipe, RecipeError, Resolved, Session, Step,
-    files::sha256, resolve, to_ron,
+    checkpoints::Stand, files::sha256, resolve, to_ron,
 };
 use crate::{
     compress::Account,
@@ -32,6 +32,8 @@ use std::{
 pub trait RunObserver {
     /// `done` of `total` in units of one sample's inference; `detail` in words.
     fn progress(&mut self, done: u64, total: u64, detail: &str);
+    /// So many of the units count as done, but were not worked on now: a checkpoint or an earlier run had them.
+    fn skipped(&mut self, _units: u64) {}
     /// Something that is to be said at once, and stops nothing.
     fn note(&mut self, _words: &str) {}
     /// Time that was given to other work or paused since the run began: none of the seconds it took.
@@ -40,6 +42,26 @@ pub trait RunObserver {
     }
     /// A point of the training curves.
     fn curve(&mut self, _point: &TrainPoint) {}
+    /// The points of a training that is gone on with.
+    fn curve_so_far(&mut self, points: &[TrainPoint]) {
+        for point in points {
+            self.curve(point);
+        }
+    }
+    /// Whether the run is about to be paused: a checkpoint is taken before.
+    fn is_to_pause(&self) -> bool {
+        false
+    }
+    /// Whether states at the ends of the last training's epochs are wanted.
+    fn wants_epochs(&self) -> bool {
+        false
+    }
+    /// One of them.
+    fn reached(&mut self, _state: Reached) {}
+    /// A state that was told before, by [`Recipe::steps_sha256`] of the steps that lead there: they need not be carried out again.
+    fn known(&self, _steps_sha256: &str) -> Option<Reached> {
+        None
+    }
     /// Whether the state before the last training is to be judged too (see [`RunObserver::before_training`]).
     fn wants_before_training(&self) -> bool {
         false
@@ -48,6 +70,25 @@ pub trait RunObserver {
     fn before_training(&mut self, _outcome: RunOutcome) {}
     /// Training was cancelled after an epoch that had won something: the best of them, with the shorter recipe that gives it.
     fn cancelled_training(&mut self, _recipe: Recipe, _built: Built) {}
+}
+
+/// A network at the end of an epoch, as the steps of a recipe that ends there ([`Recipe::cut_at`]) give it.
+#[derive(Clone)]
+pub struct Reached {
+    pub steps_sha256: String,
+    /// Epochs of its training.
+    pub epoch: usize,
+    stand: Stand,
+}
+
+impl Reached {
+    /// Bytes that it takes, at most: tensors that are shared with others count.
+    pub fn bytes(&self) -> usize {
+        let model = &self.stand.model;
+        let data = model.graph.values.iter().filter_map(|v| v.data.as_ref());
+        let floats = model.originals.values().map(|o| 4 * o.weights.len());
+        data.map(|d| d.bytes.len()).chain(floats).sum()
+    }
 }
 
 /// No one watches.
@@ -195,11 +236,29 @@ impl Recipe {
         recipe
     }
 
-    /// Whether it is what a cancelled training left: part of the epochs that its schedule was made for.
+    /// The recipe that ends in the state at the end of an epoch (from 1) of its training step `index`: what a new training can go on from.
+    /// `None`: no training stands there, or it has not so many epochs.
+    pub fn cut_at(&self, index: usize, epoch: usize) -> Option<Self> {
+        let mut recipe = self.clone();
+        recipe.steps.truncate(index + 1);
+        match recipe.steps.get_mut(index)? {
+            Step::Distil(settings) if (1..=settings.epochs).contains(&epoch) => {
+                settings.stop_after = (epoch < settings.epochs).then_some(epoch);
+                settings.keep_last = true;
+                settings.patience = None;
+                Some(recipe)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is what a cancelled training left: part of the epochs that its last schedule was made for.
     pub fn is_partial(&self) -> bool {
-        self.steps
-            .iter()
-            .any(|s| matches!(s, Step::Distil(d) if d.trained_epochs() < d.epochs))
+        let last = self.steps.iter().rev().find_map(|s| match s {
+            Step::Distil(settings) => Some(settings),
+            _ => None,
+        });
+        last.is_some_and(|d| d.trained_epochs() < d.epochs)
     }
 
     /// Hash of what decides the outcome on a given model, student and data: the steps and the seed; not names and paths.

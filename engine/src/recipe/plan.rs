@@ -31,6 +31,8 @@ pub struct PlanContext {
     pub methods: Vec<Step>,
     /// A last step, where anything was compressed.
     pub distil: Option<DistilSettings>,
+    /// Trainings right before it, each with `keep_last`: what it goes on from.
+    pub trained: Vec<DistilSettings>,
 }
 
 impl Recipe {
@@ -160,6 +162,7 @@ impl LayerNames {
                 steps.insert(0, channels);
             }
             if let Some(distil) = &context.distil {
+                steps.extend(context.trained.iter().cloned().map(Step::Distil));
                 steps.push(Step::Distil(distil.clone()));
             }
         }

@@ -353,6 +353,7 @@ proptest! {
         let kinds = kinds.into_iter().filter(|kind| !kind.chooses_codes() || Some(*kind) == one);
         let methods: Vec<Step> = kinds.map(MethodKind::step).collect();
         let context = PlanContext {
+            trained: Vec::new(),
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
             goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, methods: methods.clone(), distil: None,
         };
@@ -389,6 +390,7 @@ fn a_uniform_stage_becomes_one_glob() {
         })
         .collect();
     let context = PlanContext {
+        trained: Vec::new(),
         name: String::new(),
         model: "m".into(),
         task: "t".into(),

@@ -165,9 +165,10 @@ pub(super) fn validate(recipe: &Recipe) -> Result<(), RecipeError> {
                     )
                     .at(here));
                 }
-                if index > 0 && matches!(recipe.steps.get(index - 1), Some(Step::Distil(_))) {
+                let before = index.checked_sub(1).and_then(|at| recipe.steps.get(at));
+                if matches!(before, Some(Step::Distil(first)) if !first.keep_last) {
                     return Err(RecipeError::new(
-                        "two Distil steps in a row; give one of them more epochs instead",
+                        "two Distil steps in a row; give one of them more epochs instead, or `keep_last: true` to the first where the second is to go on from its last state",
                     )
                     .at(here));
                 }

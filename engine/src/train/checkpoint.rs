@@ -111,6 +111,13 @@ pub struct CheckpointText {
     rollbacks: Vec<Rollback>,
 }
 
+impl CheckpointText {
+    /// Epochs that were trained, the one at hand in part.
+    pub fn epochs(&self) -> f64 {
+        self.points.last().map_or(0.0, |point| point.epoch)
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct PositionText {
     step: u64,

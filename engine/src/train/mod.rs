@@ -132,6 +132,9 @@ pub struct DistilSettings {
     /// Ends after this many of the `epochs` (the schedule stays that of all): how a cancelled distillation is repeated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_after: Option<usize>,
+    /// What is kept is the state at the end, whatever it was judged at, and not the best: what another training goes on from.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep_last: bool,
 }
 
 impl Default for DistilSettings {
@@ -157,6 +160,7 @@ impl Default for DistilSettings {
             patience: None,
             learned_step_sizes: false,
             stop_after: None,
+            keep_last: false,
         }
     }
 }
@@ -209,6 +213,8 @@ impl DistilSettings {
             "samples is 0: use at least 1 an epoch, or leave it out for all".to_owned()
         } else if self.patience == Some(0) {
             "patience is 0: wait at least 1 epoch for a better state, or leave it out".to_owned()
+        } else if self.keep_last && self.patience.is_some() {
+            "keep_last and patience are both set: patience waits for a better state, and keep_last takes the last one; leave one of them out".to_owned()
         } else if let Some(stop) = self.stop_after
             && !(1..=self.epochs).contains(&stop)
         {
@@ -272,12 +278,11 @@ pub struct TrainPoint {
     pub rollbacks: u32,
 }
 
-/// Told of progress after every mini-batch (the place where an interactive job may overtake). Time spent here is not
-/// counted as training.
+/// Told of progress after every mini-batch. Time spent here is not counted as training.
 pub trait TrainObserver {
     fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError>;
-    /// Called between the mini-batches of the evaluations before the first step and at epoch ends: the other place where
-    /// an interactive job may overtake.
+    /// The place where an interactive job may overtake: called after every mini-batch, once its checkpoint is taken where one is wanted, and between
+    /// those of the evaluations before the first step and at epoch ends.
     fn pause(&mut self) -> Result<(), TrainError> {
         Ok(())
     }
@@ -287,6 +292,12 @@ pub trait TrainObserver {
     }
     /// What was wanted.
     fn checkpoint(&mut self, _checkpoint: &Checkpoint) {}
+    /// Whether states at epochs' ends are wanted.
+    fn wants_epochs(&self) -> bool {
+        false
+    }
+    /// What a training with `keep_last` that ends here leaves, without its points.
+    fn epoch(&mut self, _cut: Distilled) {}
 }
 
 /// Features that were matched.
@@ -307,7 +318,7 @@ pub struct MatchedPair {
 /// What a distillation leaves.
 #[derive(Clone, Debug)]
 pub struct Distilled {
-    /// The best checkpoint by top-1 on the search split (equal ones: by cross-entropy); the start counts as one. Where weights are pruned while
+    /// The best checkpoint by top-1 on the search split (equal ones: by cross-entropy), or the last; the start counts as one. Where weights are pruned while
     /// training, those count whose masks are final.
     pub model: Model,
     /// Epochs that had been trained when the best checkpoint was taken; 0: the start.

@@ -210,15 +210,8 @@ impl<'a> Training<'a> {
     fn finish(mut self, observer: &mut dyn TrainObserver) -> Result<Distilled, TrainError> {
         let ran = self.run(observer);
         self.done.epochs = self.at.epoch;
-        if let Some(gradual) = self.gradual.as_ref().filter(|_| self.done.best_epoch > 0) {
-            let all = || gradual.masks.values().flatten();
-            self.done.pruned = Some((
-                all().filter(|kept| !**kept).count() as u64,
-                all().count() as u64,
-            ));
-            // The best is one of those with the final masks.
-            self.done.model.masks.extend(gradual.masks.clone());
-            self.done.model.gradual = None;
+        if self.done.best_epoch > 0 {
+            with_final_masks(&mut self.done, self.gradual.as_ref());
         }
         match ran {
             Ok(()) => Ok(self.done),
@@ -228,6 +221,27 @@ impl<'a> Training<'a> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What a training leaves that ends here and keeps its last state, which was just judged.
+    fn cut_here(&self, judged: Estimate) -> Distilled {
+        let model = Model {
+            graph: self.graph.clone(),
+            ..self.base.clone()
+        };
+        let mut cut = Distilled {
+            model,
+            best_epoch: self.at.epoch,
+            best: Some(judged),
+            points: Vec::new(),
+            epochs: self.at.epoch,
+            start: self.done.start,
+            rollbacks: self.done.rollbacks.clone(),
+            matched: self.done.matched.clone(),
+            ..self.done
+        };
+        with_final_masks(&mut cut, self.gradual.as_ref());
+        cut
     }
 
     fn run(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
@@ -277,8 +291,12 @@ impl<'a> Training<'a> {
             let epoch = self.at.epoch as f64 + self.at.batch as f64 / batches as f64;
             let mut accuracy = None;
             if ended {
-                accuracy = Some(self.judge(self.at.epoch + 1, observer)?);
+                let judged = self.judge(self.at.epoch + 1, observer)?;
+                accuracy = Some(judged);
                 self.at.epoch += 1;
+                if observer.wants_epochs() && self.counts() {
+                    observer.epoch(self.cut_here(judged));
+                }
                 self.at.batch = 0;
                 self.at.samples.clear();
                 self.good = self.position()?;
@@ -298,6 +316,7 @@ impl<'a> Training<'a> {
             if observer.wants_checkpoint() {
                 observer.checkpoint(&self.checkpoint()?);
             }
+            observer.pause()?;
         }
         Ok(())
     }
@@ -400,9 +419,10 @@ impl<'a> Training<'a> {
         let metrics = evaluation?.metrics(None);
         let (top1, loss) = (metrics.top1, metrics.cross_entropy.value);
         let better = self.counts()
-            && self.done.best.is_none_or(|best| {
-                top1.value > best.value || (top1.value == best.value && loss < self.best_loss)
-            });
+            && (self.settings.keep_last
+                || self.done.best.is_none_or(|best| {
+                    top1.value > best.value || (top1.value == best.value && loss < self.best_loss)
+                }));
         if better {
             self.best_loss = loss;
             self.done.best = Some(top1);
@@ -422,6 +442,20 @@ impl<'a> Training<'a> {
         }
         Ok(None)
     }
+}
+
+/// What was pruned while it was trained: the state that is kept is one of those with the final masks.
+fn with_final_masks(done: &mut Distilled, gradual: Option<&Gradual>) {
+    let Some(gradual) = gradual else {
+        return;
+    };
+    let all = || gradual.masks.values().flatten();
+    done.pruned = Some((
+        all().filter(|kept| !**kept).count() as u64,
+        all().count() as u64,
+    ));
+    done.model.masks.extend(gradual.masks.clone());
+    done.model.gradual = None;
 }
 
 /// All that is trained: the student's parameters and, beside it, the projections of matched features.

@@ -1,6 +1,7 @@
 //! Dialogs: open, save, export, distil, goals, scheme, methods, unsaved changes, about. What is typed lives here until it is sent as a
 //! command. Every path has a text field; Browse… is a help on top.
 
+mod distil;
 mod forms;
 mod goals;
 mod methods;
@@ -14,13 +15,13 @@ use crate::{
     theme,
     widgets::{self, Button, SegmentStyle},
 };
-use egui::{Context, DragValue, Grid, Id, Modal, Ui, vec2};
-use forms::{buttons, choice, missing, note, number, path_row, row, title};
+use egui::{Context, Id, Modal, Ui, vec2};
+use forms::{buttons, missing, note, path_row, title};
 use goals::GoalForm;
 use limbeck_engine::{
     compress::{Activations, QuantScheme},
     jobs::ExportFormat,
-    train::{DistilSettings, Optimizer, Schedule},
+    train::DistilSettings,
 };
 use methods::MethodsForm;
 use scheme::SchemeForm;
@@ -112,6 +113,7 @@ impl Dialogs {
                     Dialog::Scheme => self.scheme.show(ui, state, out),
                     Dialog::Methods => self.methods.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
+                    Dialog::DiscardRun(folder) => distil::discard_run(ui, state, folder, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -143,6 +145,7 @@ impl Dialogs {
                 self.distil = state.document.distil.clone().unwrap_or_default();
                 // A new training is meant to reach its end.
                 self.distil.stop_after = None;
+                self.distil.keep_last = false;
             }
             Dialog::Scheme => self.scheme = SchemeForm::of(state),
             Dialog::Methods => self.methods = MethodsForm::of(state),
@@ -307,97 +310,6 @@ impl Dialogs {
         let enter = self.file(ui, out);
         if buttons(ui, "Export", missing(&self.path), enter, out) {
             out.push(Command::ExportRecipe(PathBuf::from(self.path.trim())));
-        }
-    }
-
-    fn distil(&mut self, ui: &mut Ui, state: &State, out: &mut Vec<Command>) {
-        title(ui, "Distil");
-        note(
-            ui,
-            "Trains the compressed network against the original; pruned weights stay zero, precisions stay in place. Runs in the background.",
-        );
-        let s = &mut self.distil;
-        let training = state.split_len(limbeck_engine::data::SplitName::Training);
-        Grid::new("distil")
-            .num_columns(2)
-            .spacing(vec2(16.0, 6.0))
-            .show(ui, |ui| {
-                number(ui, "Epochs", &mut s.epochs, 1..=1_000);
-                number(ui, "Batch", &mut s.batch, 1..=4_096);
-                let mut samples = s.samples.unwrap_or(training);
-                number(
-                    ui,
-                    "Training samples an epoch",
-                    &mut samples,
-                    1..=training.max(1),
-                );
-                s.samples = (samples < training).then_some(samples);
-                row(ui, "Rate", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.rate)
-                            .speed(1e-5)
-                            .range(1e-6..=1.0)
-                            .max_decimals(6),
-                    )
-                });
-                row(ui, "Weight decay", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.weight_decay)
-                            .speed(1e-5)
-                            .range(0.0..=1.0)
-                            .max_decimals(6),
-                    )
-                });
-                row(ui, "Temperature", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.temperature)
-                            .speed(0.1)
-                            .range(0.5..=50.0),
-                    )
-                });
-                row(ui, "Soft loss weight", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.soft_weight)
-                            .speed(0.01)
-                            .range(0.0..=1.0),
-                    )
-                });
-                row(ui, "Hard loss weight", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.hard_weight)
-                            .speed(0.01)
-                            .range(0.0..=1.0),
-                    )
-                });
-                choice(
-                    ui,
-                    "Optimiser",
-                    &[(Optimizer::AdamW, "AdamW"), (Optimizer::Sgd, "SGD")],
-                    &mut s.optimizer,
-                );
-                choice(
-                    ui,
-                    "Schedule",
-                    &[
-                        (Schedule::Cosine, "Cosine"),
-                        (Schedule::Constant, "Constant"),
-                    ],
-                    &mut s.schedule,
-                );
-            });
-        let settings = self.distil.clone();
-        let none = settings.soft_weight + settings.hard_weight <= 0.0;
-        let reason = if none && !settings.matches_features() {
-            Some("One of the two losses needs a weight above 0".to_owned())
-        } else if settings.hard_weight > 0.0
-            && !state.has_labels(limbeck_engine::data::SplitName::Training)
-        {
-            Some("The training samples have no labels: set the hard loss weight to 0".to_owned())
-        } else {
-            Command::StartDistil(settings.clone()).enabled(state).err()
-        };
-        if buttons(ui, "Start", reason, false, out) {
-            out.push(Command::StartDistil(settings));
         }
     }
 }

@@ -9,8 +9,23 @@ use limbeck_engine::{
     compress::{LayerSetting, Precision},
     graph::LayerId,
     recipe::{self, MethodKind, PruneChannelsStep, Recipe, Step},
+    train::DistilSettings,
 };
 use std::{collections::BTreeSet, path::Path};
+
+/// The trainings that steps end in, first to last; else the last there is.
+fn trainings(steps: &[Step]) -> Vec<DistilSettings> {
+    let settings = |step: &Step| match step {
+        Step::Distil(settings) => Some(settings.clone()),
+        _ => None,
+    };
+    let mut found: Vec<_> = steps.iter().rev().map_while(settings).collect();
+    if found.is_empty() {
+        found.extend(steps.iter().rev().find_map(settings));
+    }
+    found.reverse();
+    found
+}
 
 impl Session {
     /// One edit, one undo step; measures the plan if it changed it.
@@ -141,10 +156,8 @@ impl Session {
             Step::Quantize(step) => Some(step.scheme.clone()),
             _ => None,
         });
-        let distil = recipe.steps.iter().rev().find_map(|step| match step {
-            Step::Distil(settings) => Some(settings.clone()),
-            _ => None,
-        });
+        let mut trained = trainings(&recipe.steps);
+        let distil = trained.pop();
         let channels = recipe
             .steps
             .iter()
@@ -163,6 +176,7 @@ impl Session {
             document.methods = methods;
             document.channels = channels;
             document.distil = distil;
+            document.trained = trained;
             document.seed = seed;
             if goals_too {
                 document.goals = goals;

@@ -76,19 +76,34 @@ impl Session {
                 if self.state.job(job).map(|job| job.kind) == Some(JobKind::Measure) {
                     self.original_wanted = false;
                 }
-                self.ended(job);
+                let then = self.ended(job);
                 self.state.notify(NoticeKind::Error, message);
+                match then {
+                    Some(Then::Opened(_) | Then::ReadProject) => self.taking_up = None,
+                    // Its checkpoints may be there still.
+                    Some(Then::Distilled(_)) => self.find_runs(),
+                    _ => {}
+                }
             }
             Event::Cancelled { job } if self.target_failed(job, "It was not read: cancelled") => {}
             Event::Cancelled { job } => {
                 let distilled = self.state.job(job).map(|job| job.kind) == Some(JobKind::Distil);
-                if let (true, Some(Then::Distilled(_))) = (distilled, self.ended(job)) {
-                    self.state.notify(
+                match (distilled, self.ended(job)) {
+                    (true, Some(Then::Distilled(_))) => self.state.notify(
                         NoticeKind::Info,
                         "Training cancelled before an epoch was better than its start: only the point from before it is kept.",
-                    );
+                    ),
+                    (_, Some(Then::Opened(_))) => self.taking_up = None,
+                    _ => {}
                 }
             }
+            // One that is taken up may have been found before its job was begun.
+            Event::Interrupted { .. } => {
+                let taken = self.taken_up.as_ref().map(|(_, folder)| folder);
+                let runs = &mut self.state.mirror.interrupted;
+                runs.retain(|run| Some(&run.folder) != taken);
+            }
+            Event::Note { message, .. } => self.state.notify(NoticeKind::Warning, message),
             Event::Point(point) => self.tell_of(&point),
             Event::Stopped { job, recipe } => self.judge_stopped(job, recipe),
             Event::Finished { job } => {
@@ -96,6 +111,8 @@ impl Session {
                 match then {
                     Some(Then::Opened(_) | Then::Data) => {
                         self.state.refresh();
+                        self.find_runs();
+                        self.model_is_open();
                         if Command::MeasurePlan(SplitName::Search)
                             .enabled(&self.state)
                             .is_ok()
@@ -124,6 +141,9 @@ impl Session {
     pub(super) fn ended(&mut self, job: JobId) -> Option<Then> {
         if self.measuring.as_ref().is_some_and(|(id, ..)| *id == job) {
             self.measuring = None;
+        }
+        if self.taken_up.as_ref().is_some_and(|(id, _)| *id == job) {
+            self.taken_up = None;
         }
         self.then.remove(&job)
     }

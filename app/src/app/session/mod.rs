@@ -4,6 +4,7 @@
 mod confirm;
 mod edits;
 mod events;
+mod interrupted;
 mod opening;
 mod targets;
 mod work;
@@ -13,7 +14,7 @@ use crate::{
     commands::Command,
     state::{
         AfterSave, Dialog, Document, JobKind, JobState, NoticeKind, PointId, Sort, SortKey, State,
-        UNTOUCHED,
+        Tab, UNTOUCHED,
     },
 };
 use crossbeam_channel::{Receiver, Sender};
@@ -23,7 +24,7 @@ use limbeck_engine::{
     graph::LayerId,
     jobs::{Command as Job, Engine, Event, ExportFormat, JobId, Waker},
     project::ProjectFile,
-    recipe::{Recipe, Step},
+    recipe::{Interrupted, Recipe, Step},
 };
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -120,6 +121,12 @@ pub struct Session {
     /// What to go on with when the project is saved.
     after_save: Option<AfterSave>,
     unhashed: Unhashed,
+    /// Where distillations keep their checkpoints while there is no project to keep them beside; `None`: nowhere.
+    pub runs: Option<PathBuf>,
+    /// The interrupted run that goes on once its model is open.
+    taking_up: Option<Interrupted>,
+    /// The one that was taken up, and its job.
+    taken_up: Option<(JobId, PathBuf)>,
 }
 
 /// What waits for the hash of a large model, which is read after it was opened.
@@ -162,6 +169,9 @@ impl Session {
             requests: Vec::new(),
             after_save: None,
             unhashed: Unhashed::default(),
+            runs: None,
+            taking_up: None,
+            taken_up: None,
         }
     }
 
@@ -214,6 +224,9 @@ impl Session {
     }
 
     fn execute(&mut self, command: Command) {
+        if command.leaves_for_another() {
+            self.taking_up = None;
+        }
         match command {
             Command::Show(dialog) => {
                 self.state.view.palette_open = false;
@@ -323,7 +336,13 @@ impl Session {
             Command::SetMethodOn { kind, layers, on } => self.use_on(kind, &layers, on),
             Command::SetPruning(channels) => self.edit(|document| document.channels = channels),
             Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
-            Command::SetDistil(distil) => self.edit(|document| document.distil = distil),
+            Command::SetDistil(distil) => self.edit(|document| {
+                if distil.is_none() {
+                    document.trained.clear();
+                }
+                document.distil = distil;
+            }),
+            Command::TrainFromPlan => self.edit(|document| document.trained.clear()),
             Command::SetSeed(seed) => self.edit(|document| document.seed = seed),
             Command::RestorePoint(id) => {
                 let recipe = self.state.mirror.point(id).map(|p| p.point.recipe.clone());
@@ -347,6 +366,14 @@ impl Session {
                     self.state.view.dialog = Some(Dialog::Distil);
                 }
             }
+            Command::NewRunFrom { run, epoch } => {
+                let recipe = self.state.mirror.runs.from_epoch(run, epoch);
+                if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {
+                    self.state.view.dialog = Some(Dialog::Distil);
+                }
+            }
+            Command::TakeUp(folder) => self.take_up(&folder),
+            Command::DiscardRun(folder) => self.discard_run(folder),
             Command::Confirm(point) => self.confirm(point),
             Command::ConfirmPlan => {
                 let point = self.state.selected_point();
@@ -398,7 +425,15 @@ impl Session {
             Command::ClearSelection => view.selection.clear(),
             Command::MoveFocus { rows, extend } => self.move_focus(rows, extend),
             Command::SelectPoint(point) => view.selected_point = point,
-            Command::SelectRun(run) => view.run = Some(run),
+            Command::SelectRun(run) => {
+                view.run = Some(run);
+                view.epoch = None;
+            }
+            Command::SelectEpoch { run, epoch } => {
+                view.run = Some(run);
+                view.epoch = Some((run, epoch));
+                view.tab = Tab::Training;
+            }
             Command::SetSort(key) => {
                 let old = view.sort;
                 // Numbers are looked at from the top, words from A.
@@ -422,7 +457,10 @@ impl Session {
             }
             Command::SetFilter(filter) => view.filter = filter,
             Command::SetColourBy(by) => view.colour_by = by,
-            Command::SetTab(tab) => view.tab = tab,
+            Command::SetTab(tab) => {
+                view.tab = tab;
+                view.epoch = None;
+            }
             Command::SetPlotAxis(axis) => view.axis = axis,
             Command::SetInspected(what) => {
                 view.inspected = what;
@@ -443,6 +481,11 @@ impl Session {
             Command::SetShares { layers, plot } => {
                 view.layers_share = layers.clamp(0.2, 0.8);
                 view.plot_share = plot.clamp(0.2, 0.8);
+            }
+            Command::SetCheckpoints(every) => view.checkpoint_every = every,
+            Command::LeaveRun(folder) => {
+                let runs = &mut self.state.mirror.interrupted;
+                runs.retain(|run| run.folder != folder);
             }
             Command::DismissNotice(id) => self.state.notices.retain(|notice| notice.id != id),
             _ => {}

@@ -51,20 +51,17 @@ impl Session {
 
     pub(super) fn open(&mut self, model: PathBuf, task: Option<PathBuf>, overlay: Overlay) {
         self.state.view.dialog = None;
-        let jobs: Vec<JobId> = self
-            .state
-            .mirror
-            .jobs
-            .iter()
-            .filter(|job| job.is_active())
-            .map(|job| job.id)
-            .collect();
-        for job in jobs {
+        let jobs = self.state.mirror.jobs.iter().filter(|job| job.is_active());
+        let jobs: Vec<(JobId, JobKind)> = jobs.map(|job| (job.id, job.kind)).collect();
+        for (job, kind) in jobs {
             // What they would have led to was meant for the model that goes.
             if !matches!(self.then.get(&job), Some(Then::Saved { .. })) {
                 self.then.remove(&job);
             }
-            self.send(Job::Cancel(job));
+            // The opening ends a distillation too, but leaves its checkpoints for the model's return.
+            if kind != JobKind::Distil {
+                self.send(Job::Cancel(job));
+            }
         }
         self.measuring = None;
         self.original_wanted = false;

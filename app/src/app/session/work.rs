@@ -7,7 +7,7 @@ use crate::{
 };
 use limbeck_engine::{
     data::SplitName,
-    jobs::{Command as Job, JobId},
+    jobs::{Command as Job, JobId, Keep},
     recipe::{Recipe, Step},
     sensitivity::Direction,
 };
@@ -151,17 +151,29 @@ impl Session {
         } else {
             SplitName::Search
         };
-        let Some(recipe) = self.state.recipe(true) else {
-            return;
-        };
+        let keep = self.keep();
+        if let Some(recipe) = self.state.recipe(true) {
+            self.train(recipe, split, keep);
+        }
+    }
+
+    /// Sends a distillation to the engine and shows it.
+    pub(super) fn train(&mut self, recipe: Recipe, split: SplitName, keep: Option<Keep>) -> JobId {
         let title = self.state.mirror.next_distil();
         let job = self.job(JobKind::Distil, &title, Then::Distilled(split));
         let recipe = Arc::new(recipe);
         self.state.mirror.asked(job, recipe.clone());
         self.state.view.tab = Tab::Training;
         self.state.view.run = None;
+        self.state.view.epoch = None;
         self.original_wanted = true;
-        self.send(Job::Run { job, recipe, split });
+        self.send(Job::Run {
+            job,
+            recipe,
+            split,
+            keep,
+        });
+        job
     }
 
     /// A cancelled training left its best epoch: it becomes a point of its own.
@@ -185,7 +197,12 @@ impl Session {
         );
         let title = format!("Judge the best epoch on {}", split_label(split));
         let job = self.job(JobKind::Judge, &title, Then::Distilled(split));
-        self.send(Job::Run { job, recipe, split });
+        self.send(Job::Run {
+            job,
+            recipe,
+            split,
+            keep: None,
+        });
     }
 
     pub(super) fn map(&mut self, direction: Direction) {

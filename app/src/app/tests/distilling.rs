@@ -199,6 +199,7 @@ fn a_distillation_cancelled_before_it_won_anything_says_so() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 150_000);
     let point = rig.state().plan_point(SplitName::Holdout);
@@ -228,6 +229,7 @@ fn a_point_from_before_the_training_is_no_verdict_on_a_distilled_plan() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.932, 150_000);
     assert!(text(&rig).starts_with("Pass"), "{}", text(&rig));
@@ -303,6 +305,7 @@ fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
         job,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 150_000);
     // Another plan and another run of it: its curves stand out, until the earlier one's are chosen.
@@ -322,6 +325,7 @@ fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
         job: second,
         recipe,
         split: SplitName::Holdout,
+        keep: None,
     };
     answer(&mut rig, &run, 0.931, 200_000);
     rig.run(again);
@@ -346,4 +350,108 @@ fn a_new_run_begins_with_an_earlier_ones_plan_and_settings() {
         point: point(1),
     });
     assert_eq!(shown(&rig), Some(third));
+}
+
+#[test]
+fn a_new_run_goes_on_from_the_end_of_an_epoch_and_its_recipe_has_both_trainings() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    finish(&mut rig);
+    let settings = DistilSettings {
+        epochs: 3,
+        patience: Some(2),
+        ..DistilSettings::default()
+    };
+    rig.run(Command::StartDistil(settings.clone()));
+    let (job, recipe) = started(&mut rig);
+    let end = |epoch: u64| TrainPoint {
+        step: epoch * 10,
+        steps: 30,
+        epoch: epoch as f64,
+        loss: 0.3,
+        rate: 1e-3,
+        samples_per_second: 900.0,
+        accuracy: Some(limbeck_engine::eval::Estimate {
+            value: 0.9,
+            n: 100,
+            ci: [0.85, 0.95],
+        }),
+        rollbacks: 0,
+    };
+    for epoch in [1, 2] {
+        rig.tell(Event::Curve {
+            job,
+            point: end(epoch),
+        });
+    }
+    let from = |epoch| Command::NewRunFrom { run: job, epoch };
+    assert_eq!(
+        from(1).enabled(rig.state()),
+        Err("A distillation is running".into())
+    );
+    // The engine keeps the second only.
+    rig.tell(Event::Epochs {
+        job,
+        kept: vec![(job, 2)],
+    });
+    let kept = |epoch| rig.state().mirror.runs.is_kept(job, epoch);
+    assert_eq!([kept(1), kept(2)], [false, true]);
+    let run = Job::Run {
+        job,
+        recipe: recipe.clone(),
+        split: SplitName::Holdout,
+        keep: None,
+    };
+    answer(&mut rig, &run, 0.931, 150_000);
+    assert_eq!(
+        from(3).enabled(rig.state()),
+        Err("Epoch 3 has not ended yet".into())
+    );
+    rig.run(from(1));
+    assert_eq!(rig.state().view.dialog, Some(Dialog::Distil));
+    let document = &rig.state().document;
+    let first = DistilSettings {
+        stop_after: Some(1),
+        keep_last: true,
+        patience: None,
+        ..settings.clone()
+    };
+    assert_eq!(document.trained, std::slice::from_ref(&first));
+    assert_eq!(document.distil, Some(settings.clone()));
+    // Changed, and started: the recipe replays both.
+    let second = DistilSettings {
+        epochs: 2,
+        rate: 1e-4,
+        ..settings
+    };
+    rig.run(Command::StartDistil(second.clone()));
+    let (next, further) = started(&mut rig);
+    let [before @ .., Step::Distil(a), Step::Distil(b)] = further.steps.as_slice() else {
+        panic!("{:?}", further.steps);
+    };
+    assert_eq!((a, b), (&first, &second));
+    assert_eq!(before, &recipe.steps[..recipe.steps.len() - 1]);
+    further.validate().expect("a recipe like any other");
+    // Its epochs have a place on the plot at once, and its point a name of its own.
+    assert!(rig.state().mirror.runs.sizes(next).is_some());
+    let run = Job::Run {
+        job: next,
+        recipe: further,
+        split: SplitName::Holdout,
+        keep: None,
+    };
+    answer(&mut rig, &run, 0.94, 150_000);
+    let point = rig
+        .state()
+        .plan_point(SplitName::Holdout)
+        .expect("it is the plan's");
+    assert_eq!(point.name, "Distil 2");
+    assert!(!point.point.recipe.is_partial());
+    // Back to training the plan itself; without a distillation nothing is left of the first either.
+    rig.run(Command::TrainFromPlan);
+    assert!(rig.state().document.trained.is_empty());
+    rig.run(Command::Undo);
+    assert_eq!(rig.state().document.trained, [first]);
+    rig.run(Command::SetDistil(None));
+    assert!(rig.state().document.trained.is_empty());
 }

@@ -4,6 +4,7 @@ mod channels;
 mod confirming;
 mod distilling;
 mod foresight;
+mod interrupted;
 mod methods;
 mod saving;
 mod targets;
@@ -82,7 +83,12 @@ impl Rig {
     fn sent(&mut self) -> Vec<Job> {
         self.jobs
             .try_iter()
-            .filter(|job| !matches!(job, Job::Inspect { .. } | Job::Foresee { .. }))
+            .filter(|job| {
+                !matches!(
+                    job,
+                    Job::Inspect { .. } | Job::Foresee { .. } | Job::FindRuns { .. }
+                )
+            })
             .collect()
     }
 
@@ -106,7 +112,9 @@ fn answer(rig: &mut Rig, sent: &Job, top1: f64, stored: u64) {
     let (Job::Measure {
         job, recipe, split, ..
     }
-    | Job::Run { job, recipe, split }) = sent
+    | Job::Run {
+        job, recipe, split, ..
+    }) = sent
     else {
         panic!("not a measurement: {sent:?}");
     };

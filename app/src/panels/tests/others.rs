@@ -13,7 +13,8 @@ use limbeck_engine::{
     },
     data::SplitName,
     jobs::{Event, JobId},
-    recipe::MethodKind,
+    recipe::{MethodKind, Step},
+    train::DistilSettings,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -231,13 +232,12 @@ fn two_runs() -> State {
         let point = *point;
         state.mirror.take(&Event::Curve { job, point });
     }
-    let recipe = state
-        .points()
-        .last()
-        .expect("measured")
-        .point
-        .recipe
-        .clone();
+    let measured = state.points().last().expect("measured");
+    let mut recipe = measured.point.recipe.clone();
+    recipe.steps.push(Step::Distil(DistilSettings {
+        epochs: 6,
+        ..DistilSettings::default()
+    }));
     state.mirror.asked(job, Arc::new(recipe));
     let mut point = (*state.points().last().expect("measured").point).clone();
     point.job = job;
@@ -520,4 +520,77 @@ fn in_a_narrow_window_every_job_keeps_its_cancel_button() {
         let rect = harness.get_by_label(name).rect();
         assert!(rect.right() < log.left() - 60.0, "{name}: {rect:?}");
     }
+}
+
+#[test]
+fn an_interrupted_distillation_is_offered_over_the_notices() {
+    use limbeck_engine::recipe::Interrupted;
+    use std::time::{Duration, SystemTime};
+    let mut state = fixture::opened();
+    let mut recipe = state.recipe(true).expect("the fixture has a model");
+    recipe.task = "/w/task.ron".into();
+    let mut run = Interrupted::new("/runs/run-1-0".into(), recipe, SplitName::Holdout);
+    run.epoch = Some((3.25, 10));
+    run.since = SystemTime::now() - Duration::from_secs(12 * 60 + 5);
+    state.mirror.interrupted = vec![run.clone()];
+    let mut harness = open(state);
+    let said = "A distillation of fashion-resnet.onnx was interrupted at epoch 3.2 of 10, 12 minutes ago. Taking it up opens its model first.";
+    assert!(harness.query_by_label(said).is_some());
+    assert_eq!(
+        click(&mut harness, "Take up"),
+        [Command::TakeUp(run.folder.clone())]
+    );
+    assert_eq!(
+        click(&mut harness, "Discard…"),
+        [Command::Show(Dialog::DiscardRun(run.folder.clone()))]
+    );
+    assert_eq!(
+        click(&mut harness, "Later"),
+        [Command::LeaveRun(run.folder.clone())]
+    );
+    // What cannot be gone on with says why, and can still be discarded.
+    run.obstacle = Some("it was taken with another model".into());
+    harness.state_mut().state.mirror.interrupted = vec![run];
+    harness.run_ok();
+    assert_eq!(click(&mut harness, "Take up"), []);
+    let why = harness.query_by_label_contains("It cannot be gone on with: it was taken");
+    assert!(why.is_some());
+}
+
+#[test]
+fn the_end_of_an_epoch_is_picked_on_the_plot_or_from_a_list() {
+    let run = JobId(77);
+    let mut state = two_runs();
+    state.view.split = SplitName::Search;
+    state.refresh();
+    let mut harness = open(state);
+    assert_eq!(
+        click(&mut harness, "Distil 15, epoch 2.0"),
+        [Command::SelectEpoch { run, epoch: 2 }]
+    );
+    // While one trains it is listed, and cannot be begun.
+    harness.state_mut().state.view.tab = Tab::Training;
+    harness.run_ok();
+    click(&mut harness, "From an epoch…");
+    let from = Command::NewRunFrom { run, epoch: 2 };
+    assert_eq!(click(&mut harness, &from.label()), []);
+    let mirror = &mut harness.state_mut().state.mirror;
+    for job in [JobId(1), run] {
+        mirror.take(&Event::Finished { job });
+    }
+    mirror.take(&Event::Epochs {
+        job: run,
+        kept: vec![(run, 2)],
+    });
+    harness.run_ok();
+    click(&mut harness, "From an epoch…");
+    assert_eq!(
+        click(&mut harness, &from.label()),
+        std::slice::from_ref(&from)
+    );
+    // Picked on the plot it needs no list.
+    harness.state_mut().state.view.epoch = Some((run, 2));
+    harness.run_ok();
+    assert!(harness.query_by_label("From an epoch…").is_none());
+    assert_eq!(click(&mut harness, &from.label()), [from]);
 }

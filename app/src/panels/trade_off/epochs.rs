@@ -2,6 +2,8 @@
 
 use super::labels::Labels;
 use crate::{
+    commands::Command,
+    panels::Commands,
     state::{Curves, State},
     theme,
     widgets::number,
@@ -46,6 +48,7 @@ pub(super) fn draw(
     state: &State,
     at: &dyn Fn(f64, f64) -> Pos2,
     labels: &mut Labels,
+    out: &mut Commands,
 ) {
     let t = theme::of(ui);
     for Placed { run, x, judged } in placed(state) {
@@ -58,14 +61,22 @@ pub(super) fn draw(
             labels.block(Rect::from_center_size(place, Vec2::splat(6.0)));
             let touch = Rect::from_center_size(place, Vec2::splat(8.0)).intersect(frame);
             let id = Id::unique(("epoch", run.job, epoch.to_bits()));
-            let response = ui.interact(touch, id, Sense::hover());
+            let response = ui.interact(touch, id, Sense::click());
             let text = format!("{}, epoch {epoch:.1}", run.title);
             response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &text));
-            if response.hovered() {
+            let number = epoch.round() as usize;
+            let picked = state.view.epoch == Some((run.job, number));
+            if response.clicked() {
+                out.push(Command::SelectEpoch {
+                    run: run.job,
+                    epoch: number,
+                });
+            }
+            if response.hovered() || picked {
                 painter.circle_stroke(place, 4.5, Stroke::new(1.0, t.text));
             }
             response.on_hover_text(format!(
-                "{text}\n{} {} % on search, n {}, while it trained\nat the size from before the training",
+                "{text}\n{} {} % on search, n {}, while it trained\nat the size from before the training\nClick: pick it for a new run",
                 state.judged_by(SplitName::Search),
                 number::points_with_interval(accuracy.value, accuracy.ci),
                 number::grouped(accuracy.n)

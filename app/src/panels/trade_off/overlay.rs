@@ -46,7 +46,7 @@ pub(super) fn overlay(ui: &mut Ui, transform: &PlotTransform, state: &State, out
     }
     painter.add(Shape::line(front, Stroke::new(1.0, t.muted)));
 
-    epochs::draw(ui, &painter, frame, state, &at, &mut labels);
+    epochs::draw(ui, &painter, frame, state, &at, &mut labels, out);
     let plan = shown_plan(state).map(|(p, _)| p.id);
     let hollow_plan = state.plan_point(state.view.split).is_none();
     let count = state.shown_count();

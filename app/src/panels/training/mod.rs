@@ -9,7 +9,7 @@ use crate::{
     theme,
     widgets::{self, Button, number},
 };
-use egui::{Rect, RichText, Ui, pos2, vec2};
+use egui::{Popup, Rect, RichText, ScrollArea, Ui, pos2, vec2};
 use limbeck_engine::data::SplitName;
 use plots::{Runs, epochs};
 
@@ -27,6 +27,59 @@ pub fn head(ui: &mut Ui, state: &State, out: &mut Commands) {
         let name = command.label();
         let button = Button::new("New run from this…").name(&name).low();
         command_button(ui, button, command, state, out);
+        from_epoch(ui, state, run, out);
+    }
+}
+
+/// The ends of a run's epochs, to begin a new run at: the picked one, else a list.
+fn from_epoch(ui: &mut Ui, state: &State, run: &Curves, out: &mut Commands) {
+    let picked = state.view.epoch.filter(|(job, _)| *job == run.job);
+    if let Some((job, epoch)) = picked {
+        let command = Command::NewRunFrom { run: job, epoch };
+        let text = format!("From epoch {epoch}…");
+        let name = command.label();
+        let why = command.enabled(state).err();
+        let hint = format!("{name}\n{}", beginning(state, run, epoch));
+        let button = Button::new(&text).name(&name).low().hint(&hint);
+        if button.disabled(why.as_deref()).show(ui) {
+            out.push(command);
+        }
+        return;
+    }
+    let none = run.judged().is_empty().then_some("No epoch has ended yet");
+    let anchor = Button::new("From an epoch…")
+        .low()
+        .disabled(none)
+        .hint("A new run that goes on from the network at the end of an epoch")
+        .response(ui);
+    Popup::menu(&anchor).show(|ui| {
+        ui.set_width(190.0);
+        ui.spacing_mut().item_spacing.y = 2.0;
+        ScrollArea::vertical().max_height(260.0).show(ui, |ui| {
+            for (epoch, judged) in run.epochs().rev() {
+                let command = Command::NewRunFrom {
+                    run: run.job,
+                    epoch,
+                };
+                let why = command.enabled(state).err();
+                let text = format!("Epoch {epoch}: {:.2} %", judged.value * 100.0);
+                let (name, hint) = (command.label(), beginning(state, run, epoch));
+                let button = Button::new(&text).quiet().name(&name).hint(&hint);
+                if button.disabled(why.as_deref()).show(ui) {
+                    out.push(command);
+                }
+            }
+        });
+    });
+}
+
+/// How a new run from the end of an epoch begins.
+fn beginning(state: &State, run: &Curves, epoch: usize) -> String {
+    match state.mirror.runs.is_kept(run.job, epoch) {
+        true => "Begins at once".to_owned(),
+        false => format!(
+            "Its network is not kept any more: epochs 1 to {epoch} are trained again first, to the same bits"
+        ),
     }
 }
 

@@ -133,7 +133,8 @@ pub fn prepare(
         Some(checkpoints) => checkpoints,
         None => Checkpoints::claim(out)?,
     };
-    sweep(out);
+    recipe::sweep(out);
+    recipe::sweep(&out.join(recipe::CHECKPOINT_FOLDER));
     // A lock stands only beside the files it speaks of: an earlier run's goes before the first of them is replaced.
     match std::fs::remove_file(out.join(LOCK_FILE)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -147,20 +148,6 @@ pub fn prepare(
         checkpoints.begin(&work.start)?;
     }
     Ok((text, checkpoints))
-}
-
-/// Removes what a killed process had half written.
-fn sweep(folder: &Path) {
-    for folder in [folder.to_owned(), folder.join(recipe::CHECKPOINT_FOLDER)] {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(".limbeck-") && name.ends_with(".part") {
-                // One that stays takes room and does no harm.
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-    }
 }
 
 /// What a run that is complete has to say: its own report once more.

@@ -15,8 +15,8 @@ use crate::{
     data::SplitName,
     graph::LayerId,
     recipe::{
-        PipelineError, ResolvedStep, checkpoints::Stand, files::sha256, low_rank::heirs, resolve,
-        to_ron,
+        PipelineError, ResolvedStep, Step, checkpoints::Stand, files::sha256, low_rank::heirs,
+        resolve, to_ron,
     },
     search::LayerFacts,
     train::{self, DistilSettings},
@@ -32,6 +32,10 @@ impl<'a> Work<'a> {
             Some(kept) => kept.stand(self.session, self.recipe, self.cancel)?,
             None => None,
         };
+        let stand = match stand {
+            None => self.known_stand()?,
+            found => found,
+        };
         let mut stand = stand.unwrap_or_else(|| Stand {
             index: 0,
             model: self.session.model(),
@@ -40,7 +44,9 @@ impl<'a> Work<'a> {
         });
         let first = stand.index;
         let behind = steps.get(..first).unwrap_or_default();
-        self.done += behind.iter().map(|s| self.cost(s)).sum::<u64>();
+        let skipped = behind.iter().map(|s| self.cost(s)).sum::<u64>();
+        self.done += skipped;
+        self.observer.skipped(skipped);
         let is_training = |s: &ResolvedStep| matches!(s, ResolvedStep::Distil(_));
         let fewer = behind.iter().any(takes_layers_out);
         let ahead = steps.get_mut(first..).unwrap_or_default();
@@ -64,6 +70,20 @@ impl<'a> Work<'a> {
         }
         let resolved = self.resolved.clone();
         self.finish(resolved, self.recipe, &stand.model, stand.accounts)
+    }
+
+    /// The furthest state that the observer has kept of an earlier run that began with the same steps.
+    fn known_stand(&self) -> Result<Option<Stand>, PipelineError> {
+        for (index, step) in self.recipe.steps.iter().enumerate().rev() {
+            if matches!(step, Step::Distil(settings) if settings.keep_last) {
+                let mut recipe = self.recipe.clone();
+                recipe.steps.truncate(index + 1);
+                if let Some(known) = self.observer.known(&recipe.steps_sha256()?) {
+                    return Ok(Some(known.stand));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Carries a step out; `before` are those before it.
@@ -320,17 +340,25 @@ impl<'a> Work<'a> {
     ) -> Result<(), PipelineError> {
         let session = self.session;
         let data = session.runnable_to("distil on")?;
+        let later = self.recipe.steps.iter().skip(stand.index + 1);
+        let last = !later.into_iter().any(|s| matches!(s, Step::Distil(_)));
         let mut watch = Watch::new(self, "distilling: judging the start".to_owned());
         watch.cost = cost;
         watch.epochs = settings.trained_epochs();
+        watch.is_last = last;
         watch.saver = Saver::new(stand.index, &stand.model, &stand.accounts);
         let (cancel, seed) = (watch.cancel, watch.recipe.seed);
         let (model, teacher) = (stand.model.clone(), &session.graph);
         let distilled = match stand.training.take() {
             None => train::distil(model, teacher, data, settings, seed, &mut watch, cancel),
             Some(from) => {
-                for point in from.points() {
-                    watch.observer.curve(point);
+                if let Some(point) = from.points().last() {
+                    watch
+                        .observer
+                        .skipped(cost * point.step / point.steps.max(1));
+                }
+                if last {
+                    watch.observer.curve_so_far(from.points());
                 }
                 let watch = &mut watch;
                 train::resume(model, teacher, data, settings, seed, &from, watch, cancel)
@@ -342,8 +370,8 @@ impl<'a> Work<'a> {
         });
         stand.model = distilled.model;
         if distilled.cancelled {
-            // Stopping after the best epoch gives the same state: what was won can be repeated.
-            if distilled.best_epoch > 0 {
+            // Stopping after the best epoch gives the same state: what was won can be repeated. A training that another was to go on from has won nothing.
+            if distilled.best_epoch > 0 && !settings.keep_last {
                 let recipe = self.recipe.stopped_after(stand.index, distilled.best_epoch);
                 let resolved = resolve(&recipe, self.layers)?;
                 let accounts = stand.accounts.clone();

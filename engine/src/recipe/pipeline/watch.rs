@@ -1,12 +1,13 @@
 //! What one stage tells, passed on as progress of the whole.
 
-use super::{RunObserver, Work, stop};
+use super::{Reached, RunObserver, Work, stop, words::training_words};
 use crate::{
     compress::{Account, Model},
+    data::SplitName,
     eval::Observer,
     exec::{CancelToken, ExecError},
-    recipe::{Checkpoints, Recipe, Session, verdict::grouped},
-    train::{Checkpoint, TrainError, TrainObserver, TrainPoint},
+    recipe::{Checkpoints, Recipe, Session, Step, checkpoints::Stand, verdict::grouped},
+    train::{Checkpoint, Distilled, TrainError, TrainObserver, TrainPoint},
 };
 
 /// Passes on what one stage tells as progress of the whole.
@@ -20,6 +21,8 @@ pub(super) struct Watch<'w> {
     pub(super) detail: String,
     pub(super) cost: u64,
     pub(super) epochs: usize,
+    /// It is the recipe's last training: the one whose curve is told, and whose epochs.
+    pub(super) is_last: bool,
     /// The part of `cost` that is done.
     pub(super) trained: u64,
     checkpoints: Option<&'w mut Checkpoints>,
@@ -55,6 +58,7 @@ impl<'w> Watch<'w> {
             detail,
             cost: 0,
             epochs: 0,
+            is_last: true,
             trained: 0,
             checkpoints: work.checkpoints.as_deref_mut(),
             saver: None,
@@ -73,16 +77,23 @@ impl Observer for Watch<'_> {
 
 impl TrainObserver for Watch<'_> {
     fn step(&mut self, point: &TrainPoint) -> Result<(), TrainError> {
+        let which = if self.is_last {
+            ""
+        } else {
+            "an earlier training, "
+        };
         let detail = format!(
-            "epoch {} of {} · {:.0} img/s",
+            "{which}epoch {} of {} · {:.0} img/s",
             (point.epoch.floor() as usize + 1).min(self.epochs.max(1)),
             self.epochs,
             point.samples_per_second
         );
         self.trained = self.cost * point.step / point.steps.max(1);
         self.detail = detail;
-        self.observer.curve(point);
-        self.pause()
+        if self.is_last {
+            self.observer.curve(point);
+        }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), TrainError> {
@@ -95,7 +106,46 @@ impl TrainObserver for Watch<'_> {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.checkpoints.as_mut().is_some_and(|kept| kept.due(1))
+        let stops = self.observer.is_to_pause();
+        let due = |kept: &mut &mut Checkpoints| kept.due(1) || stops && kept.wanted();
+        self.checkpoints.as_mut().is_some_and(due)
+    }
+
+    fn wants_epochs(&self) -> bool {
+        self.is_last && self.observer.wants_epochs()
+    }
+
+    fn epoch(&mut self, cut: Distilled) {
+        let Some(saver) = &self.saver else {
+            return;
+        };
+        // Without a hash nobody would find it.
+        let (index, epoch) = (saver.index, cut.epochs);
+        let Some(recipe) = self.recipe.cut_at(index, epoch) else {
+            return;
+        };
+        let (Ok(steps_sha256), Some(Step::Distil(settings))) =
+            (recipe.steps_sha256(), recipe.steps.last())
+        else {
+            return;
+        };
+        let labelled = self.session.data.as_ref();
+        let labelled = labelled.is_some_and(|data| data.has_labels(SplitName::Search));
+        let mut accounts = saver.accounts.clone();
+        accounts.push(Account {
+            pass: training_words(settings, &cut, labelled),
+            entries: Vec::new(),
+        });
+        self.observer.reached(Reached {
+            steps_sha256,
+            epoch,
+            stand: Stand {
+                index: index + 1,
+                model: cut.model,
+                accounts,
+                training: None,
+            },
+        });
     }
 
     fn checkpoint(&mut self, training: &Checkpoint) {

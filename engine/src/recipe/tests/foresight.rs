@@ -73,6 +73,7 @@ fn what_is_foreseen_of_a_plan_is_what_its_export_does() {
             (id.clone(), setting)
         });
         let context = PlanContext {
+            trained: Vec::new(),
             name: String::new(),
             model: "m".into(),
             task: "t".into(),

@@ -345,3 +345,60 @@ fn going_on_keeps_the_average_and_repeats_augmentation() {
     let done = check_every_checkpoint(&masked(true), &settings);
     assert!(done.best_epoch > 0);
 }
+
+/// What epochs leave that are wanted.
+#[derive(Default)]
+struct Epochs(Vec<Distilled>);
+
+impl TrainObserver for Epochs {
+    fn step(&mut self, _: &TrainPoint) -> Result<(), TrainError> {
+        Ok(())
+    }
+    fn wants_epochs(&self) -> bool {
+        true
+    }
+    fn epoch(&mut self, cut: Distilled) {
+        self.0.push(cut);
+    }
+}
+
+/// Also where a later epoch is worse than an earlier one, and with an average of the weights.
+#[test]
+fn every_epoch_is_what_a_training_leaves_that_ends_there_and_keeps_its_last_state() {
+    let (_folder, data) = task(SPLITS);
+    let teacher = net(1, Variant::default());
+    let token = CancelToken::default();
+    for average in [None, Some(0.9)] {
+        let settings = DistilSettings {
+            samples: Some(96),
+            epochs: 4,
+            rate: 0.05,
+            average,
+            ..settings()
+        };
+        let train = |settings: &DistilSettings, watch: &mut dyn TrainObserver| {
+            let student = masked(true);
+            distil(student, &teacher, &data, settings, 7, watch, &token).unwrap()
+        };
+        let mut epochs = Epochs::default();
+        train(&settings, &mut epochs);
+        assert_eq!(epochs.0.len(), 4);
+        let mut differing = 0;
+        for (at, cut) in epochs.0.iter().enumerate() {
+            let until = |keep_last| DistilSettings {
+                stop_after: Some(at + 1),
+                keep_last,
+                ..settings.clone()
+            };
+            let mut last = train(&until(true), &mut Epochs::default());
+            last.points.clear();
+            assert_eq!(bits(cut), bits(&last), "epoch {}", at + 1);
+            assert_eq!(last.best_epoch, at + 1);
+            let best = train(&until(false), &mut Epochs::default());
+            differing += usize::from(weights(&best.model.graph) != weights(&last.model.graph));
+        }
+        if average.is_none() {
+            assert!(differing > 0, "the last was the best each time: no test");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Distillations that keep checkpoints, and those that were interrupted: looked for, taken up, discarded.
+
+use super::{Session, Then};
+use crate::{
+    app::files::{self, FileKind},
+    state::{AfterSave, JobKind, NoticeKind},
+};
+use limbeck_engine::{
+    jobs::{Command as Job, Keep},
+    recipe::Interrupted,
+};
+use std::path::{Path, PathBuf};
+
+/// The folder beside a project that holds its runs while they are at work.
+fn beside(project: &Path) -> PathBuf {
+    project.with_extension("runs")
+}
+
+impl Session {
+    /// Where a new run keeps its checkpoints; `None`: it keeps none.
+    pub(super) fn keep(&self) -> Option<Keep> {
+        let every = self.state.view.checkpoint_every;
+        if every.seconds.is_none() && every.steps.is_none() {
+            return None;
+        }
+        let project = self.state.project_path.as_deref().map(beside);
+        let under = project.or_else(|| self.runs.clone())?;
+        Some(Keep::New { under, every })
+    }
+
+    /// Looks for interrupted runs: those of no project, and those beside the projects that are remembered.
+    pub fn find_runs(&mut self) {
+        let remembered = self.state.view.recent.iter().map(PathBuf::as_path);
+        let projects = self.state.project_path.as_deref().into_iter();
+        let projects = projects.chain(remembered.filter(|p| files::kind(p) == FileKind::Project));
+        let mut under: Vec<PathBuf> = projects.map(beside).chain(self.runs.clone()).collect();
+        under.sort();
+        under.dedup();
+        if under.is_empty() {
+            return;
+        }
+        let job = self.job(JobKind::File, "Look for interrupted runs", Then::Nothing);
+        self.send(Job::FindRuns { job, under });
+    }
+
+    /// Goes on with an interrupted run: at once, or when its project or its model is open.
+    pub(super) fn take_up(&mut self, folder: &Path) {
+        let Some(run) = self.state.interrupted(folder).cloned() else {
+            return;
+        };
+        if self.state.is_of_open_model(&run) {
+            return self.go_on_with(&run);
+        }
+        let own = |project: &&PathBuf| {
+            files::kind(project) == FileKind::Project
+                && Some(beside(project).as_path()) == run.folder.parent()
+        };
+        let after = match self.state.view.recent.iter().find(own) {
+            Some(project) => AfterSave::Open(project.clone()),
+            None => AfterSave::OpenModel {
+                model: run.recipe.model.clone(),
+                task: Some(run.recipe.task.clone()),
+            },
+        };
+        self.taking_up = Some(run);
+        self.guarded(after);
+    }
+
+    /// A model is open: perhaps the one that a run waited for.
+    pub(super) fn model_is_open(&mut self) {
+        let Some(run) = self.taking_up.take() else {
+            return;
+        };
+        if self.state.is_of_open_model(&run) {
+            self.go_on_with(&run);
+        } else {
+            self.state.notify(
+                NoticeKind::Warning,
+                format!(
+                    "The interrupted distillation is of {}, which is not what was opened: it was not taken up",
+                    run.recipe.model.display()
+                ),
+            );
+        }
+    }
+
+    fn go_on_with(&mut self, run: &Interrupted) {
+        if !self.take_plan(&run.recipe, false) {
+            return;
+        }
+        let runs = &mut self.state.mirror.interrupted;
+        runs.retain(|other| other.folder != run.folder);
+        self.state.refresh();
+        let keep = Keep::TakeUp {
+            folder: run.folder.clone(),
+            every: self.state.view.checkpoint_every,
+        };
+        let job = self.train(run.recipe.clone(), run.split, Some(keep));
+        self.taken_up = Some((job, run.folder.clone()));
+    }
+
+    pub(super) fn discard_run(&mut self, folder: PathBuf) {
+        self.state.view.dialog = None;
+        let runs = &mut self.state.mirror.interrupted;
+        runs.retain(|run| run.folder != folder);
+        let job = self.job(JobKind::File, "Discard an interrupted run", Then::Nothing);
+        self.send(Job::DiscardRun { job, folder });
+    }
+}
