@@ -150,7 +150,9 @@ fn methods(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
             ui.label(RichText::new(word).color(t.muted));
         });
     }
-    ui.add_space(4.0);
+    if !state.document.methods.is_empty() {
+        ui.add_space(4.0);
+    }
 }
 
 fn candidates(ui: &mut Ui, layer: &LayerFacts, state: &State) {
