@@ -48,7 +48,7 @@ impl MethodsForm {
         let partly = self
             .methods
             .iter()
-            .any(|step| step.toggles().is_some_and(|t| *t.1 != []));
+            .any(|step| step.toggles().is_some_and(|t| !t.1.is_empty()));
         if partly {
             note(
                 ui,
@@ -73,7 +73,7 @@ impl MethodsForm {
     }
 
     /// A choice of methods of which a plan has one at most, and the settings of the one chosen.
-    fn group(&mut self, ui: &mut Ui, (name, none, kinds): (&str, &str, &[(MethodKind, &str)])) {
+    fn group(&mut self, ui: &mut Ui, (name, none, kinds): Group) {
         let mut options = vec![(None, none)];
         options.extend(kinds.iter().map(|(kind, label)| (Some(*kind), *label)));
         let here = |step: &Step| {
@@ -110,7 +110,13 @@ impl MethodsForm {
 }
 
 /// What is chosen between: a name, what it is without, and the methods.
-const GROUPS: [(&str, &str, &[(MethodKind, &str)]); 5] = [
+type Group = (
+    &'static str,
+    &'static str,
+    &'static [(MethodKind, &'static str)],
+);
+
+const GROUPS: [Group; 5] = [
     (
         "Weights of neighbours",
         "As they are",
