@@ -6,7 +6,7 @@ use crate::{
     eval::Metrics,
     graph::LayerId,
     measure::Sizes,
-    recipe::{Goal, Recipe, RecipeError, from_ron, read_text, to_ron},
+    recipe::{Goal, Recipe, RecipeError, Step, from_ron, read_text, to_ron},
     sensitivity::Cell,
     target::LayerSaturation,
     train::DistilSettings,
@@ -88,6 +88,9 @@ pub struct ProjectFile {
     pub channels: bool,
     #[serde(default)]
     pub distil: DistilSettings,
+    /// The plan's methods around Quantize, as a recipe's steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Step>,
     /// Trainings that `distil` goes on from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trained: Vec<DistilSettings>,
@@ -117,6 +120,7 @@ impl ProjectFile {
             scheme: QuantScheme::default(),
             channels: false,
             distil: DistilSettings::default(),
+            methods: Vec::new(),
             trained: Vec::new(),
             distil_enabled: false,
             points: Vec::new(),
@@ -161,6 +165,7 @@ mod tests {
         data::SplitName,
         eval::{Estimate, PairedDrop},
         measure::{Bytes, runtime::Optimizations},
+        recipe::MethodKind,
         sensitivity::{Candidate, Direction, Tier},
     };
 
@@ -180,6 +185,7 @@ mod tests {
             },
         );
         project.pins.insert(LayerId("fc".into()));
+        project.methods = MethodKind::ALL.map(MethodKind::step).to_vec();
         project.trained = vec![DistilSettings {
             stop_after: Some(1),
             keep_last: true,

@@ -119,17 +119,26 @@ impl Session {
         let Some(mut used) = self.state.used_on(kind) else {
             return;
         };
-        for layer in targets {
+        for layer in &targets {
             match on {
-                true => used.insert(layer),
-                false => used.remove(&layer),
+                true => used.insert(layer.clone()),
+                false => used.remove(layer),
             };
         }
-        let toggles = self.state.derived.toggles(&used);
+        let mut toggles = vec![(kind, self.state.derived.toggles(&used))];
+        // A layer's codes are chosen once: another method that chooses them leaves it.
+        let others = MethodKind::ALL.into_iter();
+        let others = others.filter(|other| *other != kind && other.chooses_codes());
+        for other in others.filter(|_| on && kind.chooses_codes()) {
+            if let Some(mut used) = self.state.used_on(other) {
+                used.retain(|layer| !targets.contains(layer));
+                toggles.push((other, self.state.derived.toggles(&used)));
+            }
+        }
         self.edit(|document| {
             for step in &mut document.methods {
-                if kind.is(step) {
-                    step.set_toggles(toggles.clone());
+                if let Some((_, rules)) = toggles.iter().find(|(kind, _)| kind.is(step)) {
+                    step.set_toggles(rules.clone());
                 }
             }
         });
@@ -157,13 +166,20 @@ impl Session {
             _ => None,
         });
         let mut trained = trainings(&recipe.steps);
-        let distil = trained.pop();
+        let mut distil = trained.pop();
         let channels = recipe
             .steps
             .iter()
             .any(|s| matches!(s, Step::PruneChannels(_)));
         let methods = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some());
         let methods: Vec<Step> = methods.cloned().collect();
+        let mut kinds = methods.iter().filter_map(MethodKind::of);
+        // Trained in float first: the window's plans train last, which would move the weights off the codes. The warning below says
+        // that the recipe has other steps.
+        if kinds.any(MethodKind::chooses_codes) {
+            distil = None;
+            trained.clear();
+        }
         let (goals, seed) = (recipe.goals.clone(), recipe.seed);
         self.edit(|document| {
             document.plan.clear();

@@ -198,3 +198,65 @@ fn the_dialog_is_one_edit() {
         [MethodKind::Gptq, MethodKind::CorrectBias]
     );
 }
+
+/// What a recipe's steps make of the plan.
+fn taken(steps: &str) -> Rig {
+    let mut rig = Rig::opened();
+    let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+    let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
+    let point = fixture::point(900, recipe, SplitName::Search, 0.9, 700_000);
+    rig.tell(Event::Point(Box::new(point)));
+    let id = rig.state().points().last().expect("a point").id;
+    rig.run(Command::RestorePoint(id));
+    rig
+}
+
+#[test]
+fn a_recipe_that_trains_before_codes_are_chosen_gives_a_plan_that_is_sound() {
+    let rig = taken(
+        "FoldBatchNorm, Prune(default: set(0.5)), Distil(epochs: 2), Quantize(default: set(int4)), AdaRound()",
+    );
+    let recipe = rig.state().recipe(true).expect("a recipe");
+    recipe.validate().expect("sound");
+    assert!(!recipe.trains());
+    let told = &rig.state().notices;
+    assert!(
+        told.iter().any(|n| n.text.contains("other steps")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_layer_has_one_choice_of_codes() {
+    let mut rig = taken(
+        "FoldBatchNorm, Quantize(default: set(int4)), AdaRound(layers: [(\"fc\", off)]), Gptq(default: off, layers: [(\"fc\", on)])",
+    );
+    let layer = rig.layers().last().cloned().expect("layers");
+    assert_eq!(&*layer.0, "fc");
+    rig.run(Command::SetMethodOn {
+        kind: MethodKind::AdaRound,
+        layers: vec![layer.clone()],
+        on: true,
+    });
+    let on: Vec<_> = rig.state().methods_on(&layer).collect();
+    assert_eq!(
+        on,
+        [(MethodKind::AdaRound, true), (MethodKind::Gptq, false)]
+    );
+    let recipe = rig.state().recipe(true).expect("a recipe");
+    limbeck_engine::recipe::resolve(&recipe, rig.state().layers()).expect("resolves");
+}
+
+#[test]
+fn a_project_keeps_the_methods() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::Int4Inside));
+    rig.run(Command::UseMethod(MethodKind::AdaRound));
+    rig.run(Command::UseMethod(MethodKind::CorrectBias));
+    let file = crate::app::project::to_file(rig.state(), Path::new("p.limbeck.ron"));
+    let file = file.expect("a project");
+    let mut again = Rig::opened();
+    crate::app::project::lay_plan(&mut again.session.state, &file);
+    assert_eq!(again.state().document.methods, rig.state().document.methods);
+    assert_eq!(again.state().document.methods.len(), 2);
+}
