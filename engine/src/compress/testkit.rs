@@ -216,6 +216,16 @@ pub fn with_context<T>(f: impl FnOnce(&PassContext<'_>) -> T) -> T {
     })
 }
 
+/// What `work` gives on so many threads.
+pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .stack_size(16 << 20)
+        .build()
+        .expect("threads");
+    pool.install(work)
+}
+
 /// A task of made-up 6×6 images with three classes: 40 for calibration, 60 to search. The folder holds its files.
 pub fn task(seed: u64) -> (tempfile::TempDir, crate::data::Dataset) {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -45,27 +45,37 @@ impl Interrupted {
         }
     }
 
+    /// Whether its model and task are these files, links followed; then they are called as here.
+    pub fn call_as(&mut self, model: &Path, task: &Path) -> bool {
+        let same = |a: &Path, b: &Path| {
+            a == b
+                || a.canonicalize()
+                    .is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+        };
+        let is = same(model, &self.recipe.model) && same(task, &self.recipe.task);
+        if is {
+            self.recipe.model = model.to_owned();
+            self.recipe.task = task.to_owned();
+        }
+        is
+    }
+
     /// Looks for obstacles: what its checkpoint was taken with is to be what is here. `session`: the model that is open.
     pub fn compare(&mut self, session: Option<&Session>) {
+        let open = session.filter(|session| {
+            let task = session.task_path.as_deref();
+            task.is_some_and(|task| self.call_as(&session.model_path, task))
+        });
         let Some(taken) = &self.identity else {
             return;
         };
         let mut here = taken.here();
-        let same = |a: &Path, b: &Path| a == b || a.canonicalize().ok() == b.canonicalize().ok();
-        if let Some(session) = session
-            && let Some(task) = &session.task_path
-            && same(&session.model_path, &self.recipe.model)
-            && same(task, &self.recipe.task)
+        // A large model that is still being read is compared when it is gone on with.
+        if let Some(session) = open
+            && session.known_sha256().is_some()
+            && let Ok(own) = Identity::of(session, &self.recipe, &CancelToken::default())
         {
-            // As the session calls them.
-            self.recipe.model.clone_from(&session.model_path);
-            self.recipe.task.clone_from(task);
-            // A large model that is still being read is compared when it is gone on with.
-            if session.known_sha256().is_some()
-                && let Ok(own) = Identity::of(session, &self.recipe, &CancelToken::default())
-            {
-                here = own;
-            }
+            here = own;
         }
         let differs = taken.difference(&here);
         self.obstacle = self.obstacle.take().or(differs);

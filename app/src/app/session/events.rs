@@ -88,7 +88,15 @@ impl Session {
             Event::Cancelled { job } if self.target_failed(job, "It was not read: cancelled") => {}
             Event::Cancelled { job } => {
                 let distilled = self.state.job(job).map(|job| job.kind) == Some(JobKind::Distil);
+                let taken_up = self.taken_up.as_ref().is_some_and(|(id, _)| *id == job);
                 match (distilled, self.ended(job)) {
+                    (true, Some(Then::Distilled(_))) if taken_up => {
+                        self.state.notify(
+                            NoticeKind::Info,
+                            "Cancelled before an epoch was better than the start. A distillation that had not been taken up yet is offered again.",
+                        );
+                        self.find_runs();
+                    }
                     (true, Some(Then::Distilled(_))) => self.state.notify(
                         NoticeKind::Info,
                         "Training cancelled before an epoch was better than its start: only the point from before it is kept.",

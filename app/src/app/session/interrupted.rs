@@ -45,10 +45,10 @@ impl Session {
 
     /// Goes on with an interrupted run: at once, or when its project or its model is open.
     pub(super) fn take_up(&mut self, folder: &Path) {
-        let Some(run) = self.state.interrupted(folder).cloned() else {
+        let Some(mut run) = self.state.interrupted(folder).cloned() else {
             return;
         };
-        if self.state.is_of_open_model(&run) {
+        if self.is_of_open_model(&mut run) {
             return self.go_on_with(&run);
         }
         let own = |project: &&PathBuf| {
@@ -68,10 +68,10 @@ impl Session {
 
     /// A model is open: perhaps the one that a run waited for.
     pub(super) fn model_is_open(&mut self) {
-        let Some(run) = self.taking_up.take() else {
+        let Some(mut run) = self.taking_up.take() else {
             return;
         };
-        if self.state.is_of_open_model(&run) {
+        if self.is_of_open_model(&mut run) {
             self.go_on_with(&run);
         } else {
             self.state.notify(
@@ -82,6 +82,14 @@ impl Session {
                 ),
             );
         }
+    }
+
+    /// Whether the model and the data that a run is of are open, under whatever names: they are then called as those that are open.
+    fn is_of_open_model(&self, run: &mut Interrupted) -> bool {
+        self.state.model().is_some_and(|model| {
+            let task = model.task_path.as_deref();
+            task.is_some_and(|task| run.call_as(&model.path, task))
+        })
     }
 
     fn go_on_with(&mut self, run: &Interrupted) {

@@ -90,8 +90,8 @@ fn checkpoints_lie_beside_the_project_else_with_the_windows_settings() {
         })
     };
     assert_eq!(kept(&mut rig), under("/data/runs"));
-    rig.session.state.project_path = Some("/work/small.limbeck.ron".into());
-    assert_eq!(kept(&mut rig), under("/work/small.limbeck.runs"));
+    rig.session.state.project_path = Some("/projects/small.limbeck.ron".into());
+    assert_eq!(kept(&mut rig), under("/projects/small.limbeck.runs"));
     rig.run(Command::SetCheckpoints(NEVER));
     assert_eq!(kept(&mut rig), None);
 }
@@ -116,6 +116,16 @@ fn an_interrupted_run_of_the_open_model_goes_on_with_its_plan() {
         job,
         message: "other data".into(),
     });
+    found(&mut rig, vec![run.clone()]);
+    assert!(take_up.enabled(rig.state()).is_ok());
+    // Cancelled while it waits its turn, the same.
+    rig.session.runs = Some("/data/runs".into());
+    rig.run(take_up.clone());
+    let (job, ..) = taken_up(&mut rig).expect("it goes on");
+    rig.tell(Event::Cancelled { job });
+    let sent: Vec<Job> = rig.jobs.try_iter().collect();
+    let looked = sent.iter().any(|sent| matches!(sent, Job::FindRuns { .. }));
+    assert!(looked, "{sent:?}");
     found(&mut rig, vec![run.clone()]);
     assert!(take_up.enabled(rig.state()).is_ok());
     rig.run(Command::LeaveRun(run.folder.clone()));
@@ -229,4 +239,30 @@ fn opening_another_model_leaves_a_distillations_checkpoints_to_its_return() {
         .iter()
         .any(|sent| matches!(sent, Job::Cancel(job) if *job == run));
     assert!(!cancelled);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_under_another_name_of_the_folder_is_the_open_models() {
+    let place = tempfile::tempdir().expect("a folder");
+    let (real, link) = (place.path().join("real"), place.path().join("link"));
+    std::fs::create_dir(&real).expect("made");
+    std::os::unix::fs::symlink(&real, &link).expect("linked");
+    for name in ["m.onnx", "task.ron"] {
+        std::fs::write(real.join(name), "").expect("written");
+    }
+    let mut rig = Rig::opened();
+    let mut run = interrupted(&rig, "/data/runs/run-1-0");
+    run.recipe.model = real.join("m.onnx");
+    run.recipe.task = real.join("task.ron");
+    let mut info = model();
+    info.path = link.join("m.onnx");
+    info.task_path = Some(link.join("task.ron"));
+    rig.session.state.mirror.model = Some(std::sync::Arc::new(info));
+    found(&mut rig, vec![run.clone()]);
+    rig.run(Command::TakeUp(run.folder.clone()));
+    let (_, recipe, _) = taken_up(&mut rig).expect("it goes on at once");
+    assert_eq!(recipe.model, link.join("m.onnx"), "as the session calls it");
+    std::fs::remove_file(real.join("m.onnx")).expect("removed");
+    assert!(!run.call_as(&link.join("m.onnx"), &link.join("task.ron")));
 }

@@ -119,15 +119,10 @@ fn codes_are_not_chosen_in_a_plan_that_trains() {
 
 #[test]
 fn a_recipe_s_methods_are_the_plan_s_with_their_settings_and_rules() {
-    let mut rig = Rig::opened();
-    let steps = "[FoldBatchNorm, SmoothQuant(settings: (strength: 0.7)), Quantize(default: set(int4)), SequentialMse(), \
-                 AdaRound(default: off, layers: [(\"layer1*\", on)], settings: (iterations: 77)), CorrectBias(samples: 9)]";
-    let text = format!("(version: 1, model: \"m\", task: \"t\", steps: {steps})");
-    let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
-    let point = fixture::point(900, recipe.clone(), SplitName::Search, 0.9, 700_000);
-    rig.tell(Event::Point(Box::new(point)));
-    let id = rig.state().points().last().expect("a point").id;
-    rig.run(Command::RestorePoint(id));
+    let (mut rig, recipe) = taken(
+        "FoldBatchNorm, SmoothQuant(settings: (strength: 0.7)), Quantize(default: set(int4)), SequentialMse(), \
+         AdaRound(default: off, layers: [(\"layer1*\", on)], settings: (iterations: 77)), CorrectBias(samples: 9)",
+    );
     assert_eq!(rig.state().notices.len(), 0, "{:?}", rig.state().notices);
     assert_eq!(rig.state().recipe(true).expect("one").steps, recipe.steps);
     assert!(!rig.state().is_busy(JobKind::Measure), "it is known");
@@ -200,20 +195,20 @@ fn the_dialog_is_one_edit() {
 }
 
 /// What a recipe's steps make of the plan.
-fn taken(steps: &str) -> Rig {
+fn taken(steps: &str) -> (Rig, Recipe) {
     let mut rig = Rig::opened();
     let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
     let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
-    let point = fixture::point(900, recipe, SplitName::Search, 0.9, 700_000);
+    let point = fixture::point(900, recipe.clone(), SplitName::Search, 0.9, 700_000);
     rig.tell(Event::Point(Box::new(point)));
     let id = rig.state().points().last().expect("a point").id;
     rig.run(Command::RestorePoint(id));
-    rig
+    (rig, recipe)
 }
 
 #[test]
 fn a_recipe_that_trains_before_codes_are_chosen_gives_a_plan_that_is_sound() {
-    let rig = taken(
+    let (rig, _) = taken(
         "FoldBatchNorm, Prune(default: set(0.5)), Distil(epochs: 2), Quantize(default: set(int4)), AdaRound()",
     );
     let recipe = rig.state().recipe(true).expect("a recipe");
@@ -228,7 +223,7 @@ fn a_recipe_that_trains_before_codes_are_chosen_gives_a_plan_that_is_sound() {
 
 #[test]
 fn a_layer_has_one_choice_of_codes() {
-    let mut rig = taken(
+    let (mut rig, _) = taken(
         "FoldBatchNorm, Quantize(default: set(int4)), AdaRound(layers: [(\"fc\", off)]), Gptq(default: off, layers: [(\"fc\", on)])",
     );
     let layer = rig.layers().last().cloned().expect("layers");

@@ -255,12 +255,9 @@ fn the_choice_does_not_hang_on_threads() {
     let mut pass = on(&ALL);
     pass.settings.iterations = 60;
     let with = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .stack_size(16 << 20)
-            .build()
-            .unwrap();
-        pool.install(|| pack(&rounded(&data, quantised.clone(), &pass).0).unwrap())
+        on_threads(threads, || {
+            pack(&rounded(&data, quantised.clone(), &pass).0).unwrap()
+        })
     };
     let one = with(1);
     assert_eq!(one, with(3));

@@ -137,12 +137,7 @@ fn scales_are_searched_for_every_layout() {
 fn neither_hangs_on_threads() {
     let (_folder, data, _, quantised) = start(33, Precision::Int4, Symmetry::Symmetric);
     let with = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .stack_size(16 << 20)
-            .build()
-            .unwrap();
-        pool.install(|| {
+        on_threads(threads, || {
             let (scaled, _) = rounded(&data, quantised.clone(), &search(&ALL));
             pack(&rounded(&data, scaled, &gptq(&ALL)).0).unwrap()
         })
