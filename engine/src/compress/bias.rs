@@ -1,11 +1,13 @@
 //! Empirical bias correction (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, §4.2, with
 //! data): quantisation shifts the mean of a layer's outputs; layer by layer, with the layers before already quantised and
-//! corrected, the shift of each channel is measured against the float network and taken out of the bias.
+//! corrected, the shift of each channel is measured against the float network and taken out of the bias. Where a ReLU or a Clip follows, the
+//! means behind it count, unlike in the paper: what it cuts off reaches no layer, is off most where roundings were chosen by what is
+//! left, and would move the bias for nothing.
 
 use super::{
     Account, ByLayer, CompressError, Model, Outcome, PassContext,
     equalise::set_bias,
-    layerwise::{Walks, layer_by_layer},
+    layerwise::{Walks, activation, layer_by_layer},
     pack::quantized_layers,
     prune::check_known,
     segments::Walk,
@@ -64,9 +66,14 @@ impl ByLayer for CorrectBias {
             progress,
             |model, (_, layer), (), walks| {
                 let Walks { quantised, float } = walks;
-                let wanted = means(float, layer, context.cancel)?;
-                let seen = means(quantised, layer, context.cancel)?;
-                let shift: Vec<f64> = wanted.iter().zip(&seen).map(|(a, b)| a - b).collect();
+                let limits = activation(&model.graph, &wiring, layer.output);
+                let channels = channels(&model.graph, layer);
+                let measure = |walk: &mut Walk, shift: &[f64]| {
+                    means(walk, layer, limits, shift, context.cancel)
+                };
+                let none = vec![0.0; channels];
+                let wanted = measure(float, &none)?.of;
+                let shift = shift(&wanted, limits, |shift| measure(quantised, shift))?;
                 if shift.iter().any(|s| !s.is_finite()) {
                     return Err(CompressError::Layer {
                         message:
@@ -89,8 +96,12 @@ impl ByLayer for CorrectBias {
                 let largest = shift.iter().fold(0.0_f64, |a, s| a.max(s.abs()));
                 let power = wanted.iter().map(|m| m * m).sum::<f64>();
                 let size = (power / wanted.len().max(1) as f64).sqrt();
+                let behind = match limits {
+                    (f32::NEG_INFINITY, f32::INFINITY) => "",
+                    _ => " behind the activation function",
+                };
                 Ok(Outcome::Done(format!(
-                    "means of {} channels moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
+                    "means of {} channels{behind} moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
                     shift.len(),
                     quantised.samples()
                 )))
@@ -133,10 +144,72 @@ fn channels(graph: &Graph, layer: &Layer) -> usize {
     }
 }
 
-/// Mean of each channel of a layer's output over all samples and positions, summed in order.
-fn means(walk: &mut Walk, layer: &Layer, cancel: &CancelToken) -> Result<Vec<f64>, CompressError> {
-    let channels = channels(&walk.graph, layer);
-    let mut sums = vec![0.0_f64; channels];
+/// What a layer's channels give behind the activation function.
+pub(super) struct Means {
+    pub of: Vec<f64>,
+    /// Shares of the positions that it does not cut off.
+    pub inside: Vec<f64>,
+}
+
+/// Where less than this share of the positions is not cut off, a bias is not led by them.
+const LEAST_INSIDE: f64 = 0.01;
+/// Newton's steps towards the wanted means behind a function that cuts off.
+const STEPS: usize = 4;
+/// Of the largest shift, what may be left.
+const LEFT: f64 = 1e-3;
+
+/// The shift of each channel with which the means come to what is wanted; where `limits` cut off, as near as a few steps lead.
+pub(super) fn shift(
+    wanted: &[f64],
+    limits: (f32, f32),
+    mut means: impl FnMut(&[f64]) -> Result<Means, CompressError>,
+) -> Result<Vec<f64>, CompressError> {
+    let cuts_off = limits.0.is_finite() || limits.1.is_finite();
+    let mut shift = vec![0.0; wanted.len()];
+    // Of each channel: what leaves least, and how much that is.
+    let mut best = vec![(0.0, f64::INFINITY); wanted.len()];
+    let mut largest = 0.0;
+    for step in 0..=STEPS {
+        let seen = means(&shift)?;
+        let mut left: f64 = 0.0;
+        for (c, shift) in shift.iter_mut().enumerate() {
+            let missing = wanted[c] - seen.of[c];
+            if !missing.is_finite() {
+                return Ok(vec![f64::NAN; wanted.len()]);
+            }
+            if !cuts_off {
+                best[c].0 = missing;
+                continue;
+            }
+            if missing.abs() < best[c].1 {
+                best[c] = (*shift, missing.abs());
+            }
+            left = left.max(best[c].1);
+            if seen.inside[c] >= LEAST_INSIDE {
+                *shift += missing / seen.inside[c];
+            }
+        }
+        if step == 0 {
+            largest = left;
+        }
+        if !cuts_off || left <= largest * LEFT {
+            break;
+        }
+    }
+    Ok(best.into_iter().map(|(shift, _)| shift).collect())
+}
+
+/// Means over all samples and positions of a layer's output with a shift by channel, behind a function that holds it in `limits`; summed
+/// in order.
+fn means(
+    walk: &mut Walk,
+    layer: &Layer,
+    (lo, hi): (f32, f32),
+    shift: &[f64],
+    cancel: &CancelToken,
+) -> Result<Means, CompressError> {
+    let channels = shift.len();
+    let mut sums = vec![(0.0_f64, 0_usize); channels];
     let mut count = 0_usize;
     walk.visit(layer.output, cancel, |batch| {
         let dims = batch.dims();
@@ -155,12 +228,22 @@ fn means(walk: &mut Walk, layer: &Layer, cancel: &CancelToken) -> Result<Vec<f64
             });
         }
         for (at, run) in data.chunks_exact(inner.max(1)).enumerate() {
-            sums[at % channels] += run.iter().map(|v| f64::from(*v)).sum::<f64>();
+            let (sum, inside) = &mut sums[at % channels];
+            let shift = shift[at % channels] as f32;
+            for v in run {
+                let v = v + shift;
+                *sum += f64::from(v.clamp(lo, hi));
+                *inside += usize::from(v > lo && v < hi);
+            }
         }
         count += data.len() / channels;
         Ok(())
     })?;
-    Ok(sums.iter().map(|s| s / count.max(1) as f64).collect())
+    let count = count.max(1) as f64;
+    Ok(Means {
+        of: sums.iter().map(|(sum, _)| sum / count).collect(),
+        inside: sums.iter().map(|(_, n)| *n as f64 / count).collect(),
+    })
 }
 
 fn correct(graph: &mut Graph, wiring: &Wiring, names: &mut Names, layer: &Layer, shift: &[f64]) {

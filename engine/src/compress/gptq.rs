@@ -5,11 +5,11 @@
 
 use super::{
     CompressError, OnLayers,
-    layerwise::{Choice, Method, Problem, Seen, dot},
+    layerwise::{Choice, Method, Problem, Seen},
 };
 use crate::exec::{
     CancelToken, ExecError,
-    kernels::{Matrix, matmul},
+    kernels::{Matrix, dot, matmul},
 };
 use rayon::prelude::*;
 

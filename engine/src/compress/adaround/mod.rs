@@ -34,9 +34,9 @@ impl Default for AdaRoundSettings {
     fn default() -> Self {
         Self {
             samples: 64,
-            positions: 2048,
+            positions: 4096,
             iterations: 1000,
-            batch: 256,
+            batch: 128,
             rate: 0.01,
             decision: 1.0,
         }

@@ -5,9 +5,9 @@ use super::AdaRoundSettings;
 use crate::{
     compress::{
         CompressError,
-        layerwise::{Penalty, Problem, Seen, Soft, backward, dot, product},
+        layerwise::{Penalty, Positions, Problem, Seen, Soft},
     },
-    exec::{CancelToken, ExecError},
+    exec::{CancelToken, ExecError, kernels::dot},
 };
 use rayon::prelude::*;
 
@@ -25,7 +25,7 @@ pub(super) fn solve(
     cancel: &CancelToken,
 ) -> Result<Vec<i32>, CompressError> {
     // The pieces hang on the layer alone, not on the number of threads.
-    let together = (problem.outputs / 4).clamp(4, 32);
+    let together = (problem.outputs / 4).clamp(4, 128);
     let mut pieces = Vec::new();
     for group in 0..problem.groups {
         for first in (0..problem.outputs).step_by(together) {
@@ -33,9 +33,22 @@ pub(super) fn solve(
             pieces.push(Piece { group, outputs });
         }
     }
+    let shape = (problem.depth, seen.rows);
+    let groups: Vec<Positions<'_>> = (0..problem.groups)
+        .map(|group| seen.of_group(group, problem.depth))
+        .map(|x| Positions::new(x, shape, problem.outputs))
+        .collect();
     let solved: Vec<Vec<i32>> = pieces
         .par_iter()
-        .map(|piece| part(problem, settings, seen, piece, cancel))
+        .map(|piece| {
+            part(
+                problem,
+                settings,
+                (seen, &groups[piece.group]),
+                piece,
+                cancel,
+            )
+        })
         .collect::<Result<_, _>>()?;
     Ok(solved.concat())
 }
@@ -43,7 +56,7 @@ pub(super) fn solve(
 fn part(
     problem: &Problem,
     settings: &AdaRoundSettings,
-    seen: &Seen<'_>,
+    (seen, read): (&Seen<'_>, &Positions<'_>),
     piece: &Piece,
     cancel: &CancelToken,
 ) -> Result<Vec<i32>, CompressError> {
@@ -90,14 +103,13 @@ fn part(
             }
             let at = step % windows * batch;
             soft.weights(&scales, &mut weights);
-            let x = &x[at..];
-            product(&weights, (count, depth), x, (batch, rows), &mut outputs);
+            read.product(&weights, at, batch, &mut outputs);
             for (o, out) in outputs.chunks_exact_mut(batch).enumerate() {
                 let wanted = &wanted[o * rows + at..][..batch];
                 let factor = 2.0 / batch as f32 * units[o];
                 residual(out, wanted, bias[o], problem.limits, factor);
             }
-            backward(&outputs, (count, batch), x, (depth, rows), &mut gradient);
+            read.backward(&outputs, at, batch, &mut gradient);
             for (g, s) in gradient.iter_mut().zip(&scales) {
                 *g *= s;
             }

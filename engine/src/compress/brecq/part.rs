@@ -1,10 +1,10 @@
 //! A block by itself: the part of the network that computes it, and what it reads and should give for each sample.
 
-use super::units::{Unit, moving};
+use super::units::Unit;
 use crate::{
     compress::{
         CompressError,
-        segments::Walk,
+        segments::{Walk, moving, reads_shape},
         wiring::{WeightForm, Wiring, weight_form},
     },
     exec::{CancelToken, ExecError, Mode, NoTaps, Program},
@@ -26,7 +26,7 @@ impl Part {
     /// The block of a network; `chosen` are the layers whose weights are going to be set.
     pub fn of(graph: &Graph, unit: &Unit, chosen: &[&Layer]) -> Self {
         let wiring = Wiring::of(graph);
-        let moving = moving(graph);
+        let moving = moving(graph, reads_shape);
         let mut part = graph.clone();
         for layer in chosen {
             if let (_, WeightForm::Quantized { dequantize }) = weight_form(graph, &wiring, layer)

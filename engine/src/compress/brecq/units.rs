@@ -1,7 +1,10 @@
 //! Which layers' roundings are chosen together: a network is cut at the values that all later ones hang on alone; what lies between two such
 //! cuts and is more than one operator is a block (a residual one, most often). Separable convolutions without a sum are blocks as well.
 
-use crate::graph::{BinaryOp, ElementType, Graph, Layer, Node, NodeId, Op, UnaryOp, ValueId};
+use crate::{
+    compress::segments::{cuts, moving, reads_shape},
+    graph::{BinaryOp, ElementType, Graph, Layer, NodeId, Op, UnaryOp, ValueId},
+};
 use std::collections::BTreeSet;
 
 /// More layers than this are not chosen together: dense blocks, networks that are cut nowhere.
@@ -25,19 +28,6 @@ struct Link {
     output: ValueId,
     nodes: Vec<usize>,
     layers: Vec<usize>,
-}
-
-/// Nodes whose results hang on the graph's input: on its numbers, not on its shape alone.
-pub(in crate::compress) fn moving(graph: &Graph) -> Vec<bool> {
-    let mut values: BTreeSet<ValueId> = graph.inputs.iter().copied().collect();
-    let moves = |node: &Node| {
-        let moves = !reads_shape(node) && node.inputs.iter().flatten().any(|v| values.contains(v));
-        if moves {
-            values.extend(node.outputs.iter().flatten());
-        }
-        moves
-    };
-    graph.nodes.iter().map(moves).collect()
 }
 
 /// The blocks of a network with one input, in its order; none has a layer in common with another. `layers` are all of the graph's.
@@ -98,51 +88,23 @@ fn is_closed(graph: &Graph, producers: &[Option<NodeId>], unit: &Unit) -> bool {
     true
 }
 
-fn reads_shape(node: &Node) -> bool {
-    matches!(node.op, Op::Shape { .. })
-}
-
 fn links(graph: &Graph, layers: &[Layer]) -> Vec<Link> {
     let &[mut input] = graph.inputs.as_slice() else {
         return Vec::new();
     };
-    let moving = moving(graph);
-    let mut last_use = vec![0; graph.values.len()];
-    for (index, node) in graph.nodes.iter().enumerate() {
-        if reads_shape(node) {
-            continue;
-        }
-        for value in node.inputs.iter().flatten() {
-            last_use[value.0 as usize] = index;
-        }
-    }
-    for value in graph.outputs.iter().chain(&graph.captured_values()) {
-        last_use[value.0 as usize] = usize::MAX;
-    }
-    let mut live = BTreeSet::from([input]);
-    let (mut nodes, mut found) = (Vec::new(), Vec::new());
-    for (index, node) in graph.nodes.iter().enumerate() {
-        if !moving[index] {
-            continue;
-        }
-        nodes.push(index);
-        live.extend(node.outputs.iter().flatten().copied());
-        live.retain(|v| last_use[v.0 as usize] > index);
-        if let Some(&only) = live.first()
-            && live.len() == 1
-            && node.outputs.contains(&Some(only))
-        {
-            let nodes = std::mem::take(&mut nodes);
-            let within = |number: &usize| nodes.contains(&(layers[*number].node.0 as usize));
-            let layers = (0..layers.len()).filter(within).collect();
-            found.push(Link {
-                input,
-                output: only,
-                nodes,
-                layers,
-            });
-            input = only;
-        }
+    let moving = moving(graph, reads_shape);
+    let (mut first, mut found) = (0, Vec::new());
+    for (last, output) in cuts(graph, input, &moving, reads_shape) {
+        let nodes: Vec<usize> = (first..=last).filter(|n| moving[*n]).collect();
+        let within = |number: &usize| nodes.contains(&(layers[*number].node.0 as usize));
+        let layers = (0..layers.len()).filter(within).collect();
+        found.push(Link {
+            input,
+            output,
+            nodes,
+            layers,
+        });
+        (first, input) = (last + 1, output);
     }
     found
 }

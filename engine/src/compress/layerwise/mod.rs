@@ -17,8 +17,8 @@ use crate::{
     graph::{Graph, Layer, LayerId, Op, TensorData, ValueId},
 };
 use problem::Places;
-pub(super) use problem::{Problem, bias};
-pub(super) use product::{backward, dot, product};
+pub(super) use problem::{Problem, activation, bias};
+pub(super) use product::{Positions, product};
 pub(super) use soft::{Penalty, Soft};
 use std::collections::BTreeSet;
 

@@ -563,7 +563,11 @@ pub(in crate::compress) fn bias(
 }
 
 /// Bounds that the function behind a layer keeps its output in: (0, ∞) for ReLU, those of a Clip; none where anything else follows.
-fn activation(graph: &Graph, wiring: &Wiring, output: ValueId) -> (f32, f32) {
+pub(in crate::compress) fn activation(
+    graph: &Graph,
+    wiring: &Wiring,
+    output: ValueId,
+) -> (f32, f32) {
     const NONE: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
     let &[next] = wiring.consumers(output) else {
         return NONE;

@@ -1,6 +1,7 @@
 //! Products of a few outputs' weights with rows of positions, on the calling thread.
 
-use crate::exec::kernels::{Matrix, matmul};
+use crate::exec::kernels::{Matrix, add_scaled, dot, matmul};
+use rayon::prelude::*;
 
 /// Fewer outputs than this are multiplied one by one: a packed product would spend its time packing.
 const FEW: usize = 4;
@@ -20,43 +21,65 @@ pub fn product(
     out.fill(0.0);
     for (out, weights) in out.chunks_exact_mut(n).zip(weights.chunks_exact(depth)) {
         for (k, w) in weights.iter().enumerate() {
-            for (out, x) in out.iter_mut().zip(&x[k * stride..][..n]) {
-                *out += w * x;
+            add_scaled(out, &x[k * stride..][..n], *w);
+        }
+    }
+}
+
+/// Rows of positions, and where many outputs read them also columns: a product with rows of many positions is packed element by element
+/// otherwise, each time.
+pub struct Positions<'a> {
+    x: &'a [f32],
+    depth: usize,
+    rows: usize,
+    turned: Vec<f32>,
+}
+
+impl<'a> Positions<'a> {
+    /// `x` has `depth` rows of `rows` positions, which `outputs` outputs read.
+    pub fn new(x: &'a [f32], (depth, rows): (usize, usize), outputs: usize) -> Self {
+        const TILE: usize = 32;
+        let mut turned = Vec::new();
+        if outputs >= FEW && depth > 0 {
+            turned = vec![0.0; depth * rows];
+            let tiles = turned.par_chunks_mut(TILE * depth).enumerate();
+            tiles.for_each(|(tile, out)| {
+                for first in (0..depth).step_by(TILE) {
+                    for (at, out) in out.chunks_exact_mut(depth).enumerate() {
+                        let span = first..depth.min(first + TILE);
+                        for (k, out) in span.clone().zip(&mut out[span]) {
+                            *out = x[k * rows + tile * TILE + at];
+                        }
+                    }
+                }
+            });
+        }
+        Self {
+            x,
+            depth,
+            rows,
+            turned,
+        }
+    }
+
+    /// `out = weights · x` over `n` positions from `at` on.
+    pub fn product(&self, weights: &[f32], at: usize, n: usize, out: &mut [f32]) {
+        let shape = (weights.len() / self.depth.max(1), self.depth);
+        product(weights, shape, &self.x[at..], (n, self.rows), out);
+    }
+
+    /// `gradient = errors · xᵀ` over `n` positions from `at` on.
+    pub fn backward(&self, errors: &[f32], at: usize, n: usize, gradient: &mut [f32]) {
+        let (depth, count) = (self.depth, errors.len() / n.max(1));
+        if count >= FEW && !self.turned.is_empty() {
+            let x = Matrix::new(&self.turned[at * depth..], n, depth, depth);
+            return matmul(Matrix::new(errors, count, n, n), x, gradient);
+        }
+        let outputs = gradient.chunks_exact_mut(depth).zip(errors.chunks_exact(n));
+        for (gradient, errors) in outputs {
+            for (k, g) in gradient.iter_mut().enumerate() {
+                *g = dot(errors, &self.x[k * self.rows + at..][..n]);
             }
         }
     }
-}
-
-/// `gradient = errors · xᵀ`.
-pub fn backward(
-    errors: &[f32],
-    (count, n): (usize, usize),
-    x: &[f32],
-    (depth, stride): (usize, usize),
-    gradient: &mut [f32],
-) {
-    if count >= FEW {
-        let x = Matrix::new(x, depth, n, stride).transposed();
-        return matmul(Matrix::new(errors, count, n, n), x, gradient);
-    }
-    for (gradient, errors) in gradient.chunks_exact_mut(depth).zip(errors.chunks_exact(n)) {
-        for (k, g) in gradient.iter_mut().enumerate() {
-            *g = dot(errors, &x[k * stride..][..n]);
-        }
-    }
-}
-
-/// Summed in lanes, so that it vectorises.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0_f32; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }

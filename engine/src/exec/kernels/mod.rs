@@ -14,6 +14,7 @@ mod permute;
 pub mod planes;
 mod pool;
 mod product;
+pub mod rounding;
 pub(super) mod rows;
 mod simd;
 mod window;
@@ -29,6 +30,7 @@ pub use permute::permute;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use product::product;
 pub use rows::{layer_norm, softmax};
+pub use simd::{add_scaled, dot};
 
 /// A 2-D convolution's geometry: (vertical, horizontal) pairs; `pad` is (top, left, bottom, right).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

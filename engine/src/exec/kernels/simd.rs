@@ -14,7 +14,7 @@ macro_rules! dispatched {
 
         $(#[$doc])*
         #[allow(unsafe_code)] // calls a function compiled for AVX2 after asking the processor for it
-        pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             if std::arch::is_x86_feature_detected!("avx2") {
                 // SAFETY: the callee's only requirement is AVX2, which the processor has just been asked for.
@@ -24,6 +24,8 @@ macro_rules! dispatched {
         }
     };
 }
+
+pub(super) use dispatched;
 
 dispatched!(
     /// `Σ a·(b − centre)`, in lanes.
@@ -118,6 +120,28 @@ fn affine_body(dst: &mut [f32], src: &[f32], factor: f32, constant: f32) {
     for (d, s) in dst.iter_mut().zip(src) {
         *d = s * factor + constant;
     }
+}
+
+dispatched!(
+    /// `dst += src·factor`.
+    add_scaled => add_scaled_body, add_scaled_wide, (dst: &mut [f32], src: &[f32], factor: f32)
+);
+
+#[inline(always)]
+fn add_scaled_body(dst: &mut [f32], src: &[f32], factor: f32) {
+    for (d, s) in dst.iter_mut().zip(src) {
+        *d += s * factor;
+    }
+}
+
+dispatched!(
+    /// `Σ a·b`, in lanes.
+    dot => dot_body, dot_wide, (a: &[f32], b: &[f32]) -> f32
+);
+
+#[inline(always)]
+fn dot_body(a: &[f32], b: &[f32]) -> f32 {
+    centred_dot_body(a, b, 0.0)
 }
 
 dispatched!(
