@@ -295,3 +295,39 @@ fn what_cannot_be_gone_on_with_is_said_and_what_can_is() {
         "{said}"
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn a_signal_takes_a_checkpoint_first_where_there_is_something_to_keep() {
+    let dir = tempfile::tempdir().expect("folder");
+    let recipe = prepare(dir.path());
+    let text = r#"(version: 1, model: "fashion-resnet.onnx", task: "task.ron", seed: 3, steps: [
+        Prune(default: set(0.5)),
+        Distil(epochs: 30, batch: 16, rate: 0.002, samples: 112),
+    ])"#;
+    fs::write(&recipe, text).expect("writes");
+    let whole = dir.path().join("whole");
+    assert_eq!(finish(run(&recipe, &whole, "never")).0, Some(0));
+    // No checkpoint is due for an hour. A signal before the first mini-batch ends the run at once.
+    let out = dir.path().join("out");
+    let mut wait = Duration::from_millis(300);
+    let said = loop {
+        let child = run(&recipe, &out, "60m");
+        std::thread::sleep(wait);
+        let sent = Command::new("kill").arg(child.id().to_string()).status();
+        assert!(sent.expect("kill is there").success());
+        match finish(child) {
+            (Some(143), said) => break said,
+            (None, _) => wait += Duration::from_millis(200),
+            (code, said) => panic!("{code:?} after {wait:?}: {said}"),
+        }
+        assert!(checkpoints(&out).is_empty());
+        fs::remove_dir_all(&out).expect("removes");
+    };
+    assert!(said.contains("--resume"), "{said}");
+    assert_eq!(checkpoints(&out).len(), 1);
+    let (code, said) = finish(resume(&out));
+    assert_eq!(code, Some(0), "{said}");
+    let model = |out: &Path| fs::read(out.join("model.onnx")).expect("reads");
+    assert!(model(&out) == model(&whole), "other bits");
+}

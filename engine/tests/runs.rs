@@ -369,6 +369,54 @@ fn a_paused_run_is_safe_and_other_data_are_refused_with_what_differs() {
 }
 
 #[test]
+fn closing_keeps_what_was_trained_to_the_last_mini_batch() {
+    let dir = tempfile::tempdir().expect("folder");
+    prepare(dir.path());
+    let hourly = CheckpointEvery {
+        seconds: Some(3_600.0),
+        steps: None,
+    };
+    let window = Window::open(dir.path());
+    let under = window.under();
+    window.begin(2);
+    let events = window.until_end(2);
+    let (whole_point, whole_curve) = (last_point(&events).clone(), curve(&events));
+    drop(window);
+
+    let window = Window::open(dir.path());
+    let keep = Keep::New {
+        under: under.clone(),
+        every: hourly,
+    };
+    window.run(2, keep);
+    window.until_step(6);
+    window.send(Command::Shutdown);
+    let events = window.until(|e| matches!(e, Event::Ended));
+    let cancelled = |e: &Event| matches!(e, Event::Cancelled { job } if job.0 == 2);
+    assert!(events.iter().any(cancelled), "{events:?}");
+    let last = curve(&events).last().map_or(6, |point| point.step);
+    drop(window);
+
+    let found = interrupted_runs(&under);
+    let (epoch, _) = found[0].epoch.expect("it had trained");
+    let steps = whole_curve[0].steps;
+    let kept = (epoch * steps as f64 / 4.0).round() as u64;
+    assert!(kept >= last && kept < steps, "{kept} kept, {last} trained");
+    let window = Window::open(dir.path());
+    let keep = Keep::TakeUp {
+        folder: found[0].folder.clone(),
+        every: hourly,
+    };
+    window.run(3, keep);
+    let events = window.until_end(3);
+    assert_eq!(last_point(&events).model_sha256, whole_point.model_sha256);
+    assert_eq!(last_point(&events).metrics, whole_point.metrics);
+    // Every step once.
+    let steps: Vec<u64> = curve(&events).iter().map(|point| point.step).collect();
+    assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_to_costs_the_checkpoints_and_not_the_run() {
     let dir = tempfile::tempdir().expect("folder");
     prepare(dir.path());

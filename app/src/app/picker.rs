@@ -91,6 +91,7 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
         | Dialog::Methods
         | Dialog::About
         | Dialog::DiscardRun(_)
+        | Dialog::Closing
         | Dialog::Unsaved(_) => None,
     }
 }

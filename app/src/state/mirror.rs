@@ -476,7 +476,8 @@ impl Mirror {
     /// Takes in what an event says of jobs, cells, curves and points. (What follows from an event is the session's to decide.)
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Opened { .. }
+            Event::Ended
+            | Event::Opened { .. }
             | Event::Hashed { .. }
             | Event::Unsound { .. }
             | Event::Text { .. }

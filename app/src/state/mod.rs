@@ -36,6 +36,7 @@ pub use view::{
 
 pub(crate) use channels::harmonise;
 use derived::Derived;
+pub(crate) use limbeck_engine::target::is_file as is_target_file;
 use limbeck_engine::{
     compress::LayerSetting,
     data::SplitName,
@@ -51,7 +52,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-pub(crate) use target::is_file as is_target_file;
 
 /// Runs that are drawn over each other.
 const OVERLAID: usize = 6;

@@ -78,7 +78,7 @@ fn refusals(
 impl State {
     /// A target's description: built in, or of one's own as it was read; `None` while that is under way.
     pub fn target(&self, name: &str) -> Option<Result<Arc<Target>, String>> {
-        if is_file(name) {
+        if target::is_file(name) {
             return self.mirror.targets.get(name).cloned();
         }
         Some(target::find(name).map_err(|e| e.to_string()))
@@ -195,9 +195,4 @@ impl State {
         }
         marks
     }
-}
-
-/// A name that ends in `.ron` is the path of a description of one's own (see [`target::find`]).
-pub fn is_file(name: &str) -> bool {
-    name.ends_with(".ron")
 }

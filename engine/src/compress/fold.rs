@@ -1,14 +1,14 @@
 //! Batch-norm folding: y = γ·(x − μ)/√(σ² + ε) + β after a linear layer is a linear layer again (Jacob et al. 2018, §3.2).
 
 use super::{
-    Account, AccountEntry, CompressError, FoldBatchNorm, Model, NormStatistics, Outcome, Pass,
-    PassContext, norms,
+    Account, AccountEntry, CompressError, FoldBatchNorm, FoldBatchNormOnly, Model, NormStatistics,
+    Outcome, Pass, PassContext, norms,
     wiring::{
         Names, WeightForm, Wiring, add_constant, check_float_weight, float_weight, rebuild,
         weight_form,
     },
 };
-use crate::graph::{ElementType, Graph, Layer, Op, TensorData, ValueId, checked_len};
+use crate::graph::{ElementType, Graph, Layer, LayerId, Op, TensorData, ValueId, checked_len};
 use std::collections::{BTreeMap, HashSet};
 
 impl Pass for FoldBatchNorm {
@@ -22,7 +22,10 @@ impl Pass for FoldBatchNorm {
         _context: &PassContext<'_>,
     ) -> Result<(Model, Account), CompressError> {
         let layers = model.graph.layers();
-        let entries = fold(&mut model, &layers, Values::Computed)?;
+        let (entries, known) = fold(&mut model, &layers, Values::Computed)?;
+        if !known.is_empty() {
+            model.norms = Some(NormStatistics::new(known, &model.graph));
+        }
         let account = Account {
             pass: self.name().to_owned(),
             entries,
@@ -30,6 +33,29 @@ impl Pass for FoldBatchNorm {
         Ok((model, account))
     }
 }
+
+impl Pass for FoldBatchNormOnly {
+    fn name(&self) -> &'static str {
+        FoldBatchNorm.name()
+    }
+
+    fn apply(
+        &self,
+        mut model: Model,
+        _context: &PassContext<'_>,
+    ) -> Result<(Model, Account), CompressError> {
+        let layers = model.graph.layers();
+        let (entries, _) = fold(&mut model, &layers, Values::Computed)?;
+        let account = Account {
+            pass: self.name().to_owned(),
+            entries,
+        };
+        Ok((model, account))
+    }
+}
+
+/// What folded norms knew of their layers' outputs, by channel.
+type Known = BTreeMap<LayerId, Vec<(f64, f64)>>;
 
 /// What becomes of the weights.
 #[derive(Clone, Copy, PartialEq)]
@@ -63,7 +89,7 @@ fn fold(
     model: &mut Model,
     layers: &[Layer],
     values: Values,
-) -> Result<Vec<AccountEntry>, CompressError> {
+) -> Result<(Vec<AccountEntry>, Known), CompressError> {
     let mut wiring = Wiring::of(&model.graph);
     let mut names = Names::of(&model.graph);
     let mut removed = HashSet::new();
@@ -93,10 +119,7 @@ fn fold(
         });
     }
     rebuild(&mut model.graph, BTreeMap::new(), &removed);
-    if values == Values::Computed && !known.is_empty() {
-        model.norms = Some(NormStatistics::new(known, &model.graph));
-    }
-    Ok(entries)
+    Ok((entries, known))
 }
 
 /// A float tensor of zeros. Large ones take no memory until they are looked at.

@@ -330,6 +330,19 @@ pub struct AccountEntry {
     pub outcome: Outcome,
 }
 
+/// How a part of what was done to a layer begins that says why nothing was absorbed.
+pub(crate) const NOT_ABSORBED: &str = "no bias absorbed: ";
+
+impl AccountEntry {
+    /// What was not done, with the reason: all of it, or a part beside what was done.
+    pub fn left_undone(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::NotDone(why) => Some(why),
+            Outcome::Done(words) => words.find(NOT_ABSORBED).map(|at| &words[at..]),
+        }
+    }
+}
+
 /// The per-layer account of one pass.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Account {
@@ -423,8 +436,10 @@ pub struct OnLayers<S> {
     pub layers: BTreeSet<LayerId>,
 }
 
-/// Folds inference batch norms into the convolution or Gemm before them.
+/// Folds inference batch norms into the convolution or Gemm before them, and keeps what they knew of their layers' outputs.
 pub struct FoldBatchNorm;
+/// The same, where nobody will ask what the norms knew: no weight is hashed.
+pub(crate) struct FoldBatchNormOnly;
 /// Sets the smallest weights of each layer, or of each group of them, to zero and masks them: at once, or leaves that to the next training.
 #[derive(Clone, Debug, Default)]
 pub struct MagnitudePrune {

@@ -324,13 +324,16 @@ pub enum Event {
     Log {
         message: String,
     },
+    /// After [`Command::Shutdown`]: nothing runs any more, and no event follows.
+    Ended,
 }
 
 /// Called after an event was put in the channel; must not block. Not called while an earlier event still waits to be taken:
 /// whoever is woken takes all there are.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// A handle to the engine's threads; dropping it cancels what runs, lets queued files be written, and waits for the end.
+/// A handle to the engine's threads; dropping it sends [`Command::Shutdown`] and waits for the end. Whoever must not wait sends it before, and drops
+/// the handle at [`Event::Ended`].
 pub struct Engine {
     pub commands: crossbeam_channel::Sender<Command>,
     pub events: crossbeam_channel::Receiver<Event>,

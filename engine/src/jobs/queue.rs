@@ -7,7 +7,11 @@ use crossbeam_channel::Receiver;
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
+
+/// How long the engine's end waits for the last checkpoint of a training: for a mini-batch and a file, and most judgements in between.
+const ENDING: Duration = Duration::from_secs(20);
 
 /// What is to be done, with its place in the order of commands.
 pub(super) struct Task {
@@ -73,6 +77,10 @@ struct Running {
     paused: bool,
     /// It was told to stop by its own name, as against by an opening or the end.
     unwanted: bool,
+    /// It would lose what it did since its last checkpoint: at the end it gets as long as one takes.
+    keeps: bool,
+    /// The end has come, and it is to take that checkpoint.
+    ending: bool,
 }
 
 /// What a newer command does to an older one.
@@ -229,6 +237,7 @@ impl Queue {
             }
         }
         self.close(emitter);
+        self.see_off(ENDING);
     }
 
     pub fn push(&self, work: Work, emitter: &Emitter) {
@@ -265,17 +274,53 @@ impl Queue {
         announce(gone, emitter);
     }
 
-    /// Cancels everything but files that wait to be written.
+    /// Cancels everything but files that wait to be written, and what takes a checkpoint first.
     fn close(&self, emitter: &Emitter) {
         let mut state = self.lock();
         state.closed = true;
-        for running in state.running.iter().filter(|r| r.kind != Kind::File) {
-            running.cancel.cancel();
+        for running in state.running.iter_mut().filter(|r| r.kind != Kind::File) {
+            running.ending = running.keeps;
+            if !running.ending {
+                running.cancel.cancel();
+            }
         }
         let gone = state.drop_queued(|task| task.work.kind() != Kind::File);
         drop(state);
         self.ready.notify_all();
         announce(gone, emitter);
+    }
+
+    /// Waits for those that take a checkpoint, and cancels them when it is not there in time.
+    fn see_off(&self, most: Duration) {
+        let deadline = Instant::now() + most;
+        let mut state = self.lock();
+        while state.running.iter().any(|r| r.ending) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                for running in state.running.iter().filter(|r| r.ending) {
+                    running.cancel.cancel();
+                }
+                break;
+            }
+            let waited = self.ready.wait_timeout(state, left);
+            state = waited.unwrap_or_else(|e| e.into_inner()).0;
+        }
+    }
+
+    /// Whether a job that runs has work behind it that only a checkpoint would keep. One that has none any more when the end has come is cancelled.
+    pub fn set_keeping(&self, job: JobId, keeps: bool) {
+        let mut state = self.lock();
+        for running in state.running.iter_mut().filter(|r| r.job == job) {
+            running.keeps = keeps;
+            if running.ending && !keeps {
+                running.cancel.cancel();
+            }
+        }
+    }
+
+    /// Whether a job is to take a checkpoint and end.
+    pub fn is_to_end(&self, job: JobId) -> bool {
+        self.lock().is_to_end(job)
     }
 
     /// Waits for work; `None`: closed and nothing left.
@@ -314,7 +359,7 @@ impl Queue {
     /// Waits, without working, for something that may be done while `job` is paused. `None`: it is to go on, or was cancelled.
     pub fn during_pause(&self, job: JobId, cancel: &CancelToken) -> Option<(Task, CancelToken)> {
         let mut state = self.lock();
-        while state.is_paused(job) && !cancel.is_cancelled() {
+        while state.is_paused(job) && !state.is_to_end(job) && !cancel.is_cancelled() {
             if let Some(taken) = state.take(Asking::Paused) {
                 return Some(taken);
             }
@@ -333,6 +378,9 @@ impl Queue {
     pub fn ended(&self, job: JobId) {
         let mut state = self.lock();
         state.running.retain(|r| r.job != job);
+        drop(state);
+        // The end may wait for it.
+        self.ready.notify_all();
     }
 
     /// The opening with this sequence has its model, or has failed.
@@ -360,6 +408,10 @@ fn announce(gone: Vec<JobId>, emitter: &Emitter) {
 impl State {
     fn is_paused(&self, job: JobId) -> bool {
         self.running.iter().any(|r| r.job == job && r.paused)
+    }
+
+    fn is_to_end(&self, job: JobId) -> bool {
+        self.running.iter().any(|r| r.job == job && r.ending)
     }
 
     fn drop_queued(&mut self, which: impl Fn(&Task) -> bool) -> Vec<JobId> {
@@ -414,6 +466,8 @@ impl State {
             cancel: cancel.clone(),
             paused: false,
             unwanted: false,
+            keeps: false,
+            ending: false,
         });
         Some((task, cancel))
     }

@@ -14,20 +14,23 @@ use std::{sync::Arc, time::Duration};
 /// Bytes of networks at the ends of epochs that are kept for new runs to begin with.
 const EPOCH_BYTES: usize = 256 << 20;
 
-/// Networks at the ends of epochs, by the run that reached them, oldest first.
+/// Networks at the ends of epochs, by the runs that reached them, oldest first.
 #[derive(Default)]
-pub(super) struct Epochs(Vec<(JobId, Reached)>);
+pub(super) struct Epochs(Vec<(Vec<JobId>, Reached)>);
 
 impl Epochs {
     /// The latest of all runs stay, as many as there is room for.
     fn keep(&mut self, job: JobId, fresh: Reached) {
-        let same = |(_, old): &(JobId, Reached)| old.steps_sha256 == fresh.steps_sha256;
-        // The run that was first to get there goes by it.
-        let job = match self.0.iter().position(same) {
+        let same = |(_, old): &(Vec<JobId>, Reached)| old.steps_sha256 == fresh.steps_sha256;
+        // Two runs that begin alike reach the same network: it is kept once, and is both's.
+        let mut jobs = match self.0.iter().position(same) {
             Some(at) => self.0.remove(at).0,
-            None => job,
+            None => Vec::new(),
         };
-        self.0.push((job, fresh));
+        if !jobs.contains(&job) {
+            jobs.push(job);
+        }
+        self.0.push((jobs, fresh));
         let mut size: usize = self.0.iter().map(|(_, state)| state.bytes()).sum();
         while self.0.len() > 1 && size > EPOCH_BYTES {
             size -= self.0.remove(0).1.bytes();
@@ -40,8 +43,11 @@ impl Epochs {
     }
 
     fn list(&self) -> Vec<(JobId, usize)> {
-        let named = |(job, state): &(JobId, Reached)| (*job, state.epoch);
-        self.0.iter().map(named).collect()
+        let named = |(jobs, state): &(Vec<JobId>, Reached)| {
+            let epoch = state.epoch;
+            jobs.clone().into_iter().map(move |job| (job, epoch))
+        };
+        self.0.iter().flat_map(named).collect()
     }
 }
 
@@ -77,6 +83,14 @@ impl RunObserver for Watching<'_> {
 
     fn is_to_pause(&self) -> bool {
         self.worker.is_paused(self.context.job)
+    }
+
+    fn keeps(&mut self, keeps: bool) {
+        self.worker.set_keeping(self.context.job, keeps);
+    }
+
+    fn is_to_end(&self) -> bool {
+        self.worker.is_to_end(self.context.job)
     }
 
     fn note(&mut self, words: &str) {
@@ -120,5 +134,29 @@ impl RunObserver for Watching<'_> {
             job: self.context.job,
             recipe: Arc::new(recipe),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::testkit;
+
+    fn reached(steps: &str, epoch: usize) -> Reached {
+        Reached::new(steps.to_owned(), epoch, testkit::classifier(1))
+    }
+
+    #[test]
+    fn an_epoch_that_two_runs_share_is_kept_once_and_is_both_runs() {
+        let mut epochs = Epochs::default();
+        epochs.keep(JobId(1), reached("a", 1));
+        epochs.keep(JobId(1), reached("b", 2));
+        epochs.keep(JobId(2), reached("a", 1));
+        epochs.keep(JobId(2), reached("a", 1));
+        assert_eq!(epochs.0.len(), 2);
+        let mut list = epochs.list();
+        list.sort();
+        assert_eq!(list, [(JobId(1), 1), (JobId(1), 2), (JobId(2), 1)]);
+        assert_eq!(epochs.find("a").map(|state| state.epoch), Some(1));
     }
 }

@@ -67,6 +67,7 @@ impl Worker {
         while let Some((task, cancel)) = self.queue.wait() {
             self.perform(task, cancel);
         }
+        self.emitter.send(Event::Ended);
     }
 
     /// Called by jobs after every mini-batch: does what may overtake them.
@@ -100,7 +101,7 @@ impl Worker {
         while let Some((task, cancel)) = self.queue.during_pause(job, &context.cancel) {
             self.perform(task, cancel);
         }
-        if !context.cancel.is_cancelled() {
+        if !context.cancel.is_cancelled() && !self.queue.is_to_end(job) {
             self.emitter.send(Event::Resumed { job });
         }
     }
@@ -274,6 +275,16 @@ impl Worker {
     /// Whether the job is to stop at its next mini-batch until it is resumed.
     pub(super) fn is_paused(&self, job: JobId) -> bool {
         self.queue.is_paused(job)
+    }
+
+    /// Whether the job would lose what it did since its last checkpoint.
+    pub(super) fn set_keeping(&self, job: JobId, keeps: bool) {
+        self.queue.set_keeping(job, keeps);
+    }
+
+    /// Whether the job is to take a checkpoint and end.
+    pub(super) fn is_to_end(&self, job: JobId) -> bool {
+        self.queue.is_to_end(job)
     }
 
     /// The session if a model is open.

@@ -487,6 +487,13 @@ pub(super) fn read(path: &Path) -> Result<(Header, Blobs), String> {
     train::decode(&Bytes::from(bytes))
 }
 
+/// The header alone: a look that costs no reading of tensors, and tells no change in them. [`Checkpoints::open`] does.
+pub(super) fn read_header(path: &Path) -> Result<Header, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    train::decode_header(file, length)
+}
+
 /// Locks the folder against other processes.
 pub(super) fn alone_in(folder: &Path) -> Result<File, PipelineError> {
     let path = folder.join(ALONE_FILE);

@@ -3,7 +3,7 @@
 use super::{
     CHECKPOINT_FOLDER, Checkpoints, PipelineError, RECIPE_FILE, Recipe, RecipeFile, RunStart,
     Session, Step,
-    checkpoints::{Header, Identity, START_FILE, alone_in, files, read, remove},
+    checkpoints::{Header, Identity, START_FILE, alone_in, files, read_header, remove},
     files::{relative_to, sweep, write_atomic},
     from_ron, read_text,
 };
@@ -102,6 +102,7 @@ pub fn begin_run(
     if let Some(task) = &session.task_path {
         recipe.task = relative_to(task, &out);
     }
+    recipe.rename_target_files(|target| relative_to(target, &out));
     let text = recipe.to_ron()?;
     write_atomic(&out.join(RECIPE_FILE), text.as_bytes()).map_err(PipelineError::Io)?;
     start.recipe = out.join(RECIPE_FILE);
@@ -144,18 +145,21 @@ fn look_at(folder: &Path) -> Option<Interrupted> {
     let file = RecipeFile::read(&folder.join(RECIPE_FILE)).ok()?;
     let begun: RunStart = from_ron(&read_text(&start).ok()?, &start).ok()?;
     let mut recipe = file.recipe.clone();
-    for path in [&mut recipe.model, &mut recipe.task] {
-        let there = file.from_here(path);
-        *path = there
+    let absolute = |there: &Path| {
+        there
             .canonicalize()
-            .or_else(|_| std::path::absolute(&there))
-            .unwrap_or(there);
+            .or_else(|_| std::path::absolute(there))
+            .unwrap_or_else(|_| there.to_owned())
+    };
+    for path in [&mut recipe.model, &mut recipe.task] {
+        *path = absolute(&file.from_here(path));
     }
+    recipe.rename_target_files(absolute);
     let mut since = modified(&start);
     let (mut newest, mut obstacle): (Option<Header>, _) = (None, None);
     for (_, path) in files(&checkpoints).into_iter().rev() {
-        match read(&path) {
-            Ok((header, _)) => {
+        match read_header(&path) {
+            Ok(header) => {
                 since = modified(&path);
                 newest = Some(header);
                 obstacle = None;

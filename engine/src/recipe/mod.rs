@@ -185,7 +185,7 @@ impl Recipe {
         }
     }
 
-    /// Reads and validates a recipe. `path` is for messages. Errors say line, column and the nearest known name.
+    /// Reads and validates a recipe. `path` is for messages, and for finding a target's description that is a file. Errors say line, column and the nearest known name.
     pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
         // Before the keys: a newer file is refused for its version, not for a key this engine does not know.
         if let Some(claimed) = text::claimed_version(text)
@@ -193,7 +193,8 @@ impl Recipe {
         {
             return Err(validate::version(claimed).locate(path, text));
         }
-        let recipe: Self = from_ron(text, path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let recipe: Self = targets::seen_from(folder, || from_ron(text, path))?;
         recipe.validate().map_err(|e| e.locate(path, text))?;
         Ok(recipe)
     }

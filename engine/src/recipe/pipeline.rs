@@ -52,6 +52,12 @@ pub trait RunObserver {
     fn is_to_pause(&self) -> bool {
         false
     }
+    /// From now on only a checkpoint would keep what was trained; or there is nothing more to keep.
+    fn keeps(&mut self, _keeps: bool) {}
+    /// Whether the run is to take a checkpoint at its next mini-batch, and end.
+    fn is_to_end(&self) -> bool {
+        false
+    }
     /// Whether states at the ends of the last training's epochs are wanted.
     fn wants_epochs(&self) -> bool {
         false
@@ -82,6 +88,21 @@ pub struct Reached {
 }
 
 impl Reached {
+    #[cfg(test)]
+    pub(crate) fn new(steps_sha256: String, epoch: usize, model: crate::compress::Model) -> Self {
+        let stand = Stand {
+            index: 0,
+            model,
+            accounts: Vec::new(),
+            training: None,
+        };
+        Self {
+            steps_sha256,
+            epoch,
+            stand,
+        }
+    }
+
     /// Bytes that it takes, at most: tensors that are shared with others count.
     pub fn bytes(&self) -> usize {
         let model = &self.stand.model;
@@ -267,6 +288,9 @@ impl Recipe {
         if let Some(file) = recipe.student_file_mut() {
             *file = PathBuf::from("student.onnx");
         }
+        // Its rules are not hashed, as what they do to the steps stands in the scheme.
+        recipe
+            .rename_target_files(|path| path.file_name().map_or_else(PathBuf::new, PathBuf::from));
         Ok(sha256(to_ron(&(recipe.seed, &recipe.steps))?.as_bytes()))
     }
 }

@@ -11,11 +11,37 @@ use crate::{
     target::{self, Saturation, SchemeText, Target, TargetError},
 };
 use serde::{Deserialize, Deserializer, de::Error};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+thread_local! {
+    /// The folder that paths in what is being read are seen from.
+    static FOLDER: RefCell<PathBuf> = RefCell::default();
+}
+
+/// Reads something whose schemes name target descriptions as seen from `folder`.
+pub(super) fn seen_from<T>(folder: &Path, read: impl FnOnce() -> T) -> T {
+    struct Back(PathBuf);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            FOLDER.replace(std::mem::take(&mut self.0));
+        }
+    }
+    let _back = Back(FOLDER.replace(folder.to_owned()));
+    read()
+}
 
 /// Reads a scheme; keys that are left out are the named target's, or the engine's.
 pub(super) fn scheme<'de, D: Deserializer<'de>>(from: D) -> Result<QuantScheme, D::Error> {
-    let text = SchemeText::deserialize(from)?;
+    let mut text = SchemeText::deserialize(from)?;
+    if let Some(name) = text.target.as_mut().filter(|name| target::is_file(name)) {
+        let there = FOLDER.with_borrow(|folder| folder.join(&*name));
+        *name = there.display().to_string();
+    }
     let base = match &text.target {
         // A scheme that says everything, as those of points and projects do, stands without its target's description: `outputs` that
         // it does not name it does not have.
@@ -27,6 +53,18 @@ pub(super) fn scheme<'de, D: Deserializer<'de>>(from: D) -> Result<QuantScheme, 
 }
 
 impl Recipe {
+    /// Calls the descriptions of targets that are files as `rename` says: seen from another folder, where it is to lie there.
+    pub fn rename_target_files(&mut self, rename: impl Fn(&Path) -> PathBuf) {
+        for step in &mut self.steps {
+            if let Step::Quantize(quantize) = step
+                && let Some(name) = &mut quantize.scheme.target
+                && target::is_file(name)
+            {
+                *name = rename(Path::new(&*name)).display().to_string();
+            }
+        }
+    }
+
     /// The target that its quantisation is for.
     ///
     /// # Errors
@@ -98,7 +136,6 @@ pub(super) fn allowed(
 mod tests {
     use super::*;
     use crate::compress::{Activations, Granularity, testkit};
-    use std::path::Path;
 
     fn recipe(scheme: &str) -> Result<Recipe, RecipeError> {
         let text = format!(
@@ -159,6 +196,42 @@ mod tests {
         assert!(
             error.contains("first") && error.contains("int8 or int7"),
             "{error}"
+        );
+    }
+    #[test]
+    fn a_description_of_ones_own_is_found_from_the_recipes_folder() {
+        let place = tempfile::tempdir().expect("a folder");
+        let recipes = place.path().join("recipes");
+        std::fs::create_dir(&recipes).expect("made");
+        let own = include_str!("../../../assets/targets/weight-only-int4.ron");
+        std::fs::write(place.path().join("own.ron"), own).expect("written");
+        let read = |name: &str, folder: &Path| {
+            let text = format!(
+                "(version: 1, model: \"m\", task: \"t\", steps: [Quantize(default: set(int4), scheme: (target: \"{name}\"))])"
+            );
+            Recipe::parse(&text, &folder.join("r.ron"))
+        };
+        let recipe = read("../own.ron", &recipes).expect("found");
+        assert_eq!(scheme_of(&recipe).activations, Activations::Float);
+        let target = recipe.target().expect("found").expect("one is named");
+        assert_eq!(target.name, "weight-only-int4");
+        // The same recipe in another place, with its target there: what it does is the same.
+        let here = read("own.ron", place.path()).expect("found");
+        let hash = |recipe: &Recipe| recipe.steps_sha256().expect("hashed");
+        assert_eq!(hash(&recipe), hash(&here));
+        let mut written = here.clone();
+        written.rename_target_files(|path| crate::recipe::relative_to(path, &recipes));
+        assert_eq!(scheme_of(&written).target.as_deref(), Some("../own.ron"));
+        let text = written.to_ron().expect("writes");
+        let again = Recipe::parse(&text, &recipes.join("r.ron")).expect("found again");
+        assert_eq!(again, recipe);
+        // Read complete or not, from nowhere in particular it stays what it is called.
+        let said = read("own.ron", &recipes)
+            .expect_err("not there")
+            .to_string();
+        assert!(
+            said.contains("recipes") && said.contains("own.ron"),
+            "{said}"
         );
     }
 }

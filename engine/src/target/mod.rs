@@ -214,13 +214,18 @@ pub fn built_in() -> &'static [Arc<Target>] {
     })
 }
 
+/// Whether a target's name is the path of a description of one's own.
+pub fn is_file(name: &str) -> bool {
+    name.ends_with(".ron")
+}
+
 /// The built-in target of this name; a name that ends in `.ron` is the path of a description of one's own, as seen from the folder that
-/// the program runs in.
+/// the program runs in: reading a recipe makes it that of a path seen from the recipe's folder.
 ///
 /// # Errors
 /// No such target (names those there are), a description that cannot be read.
 pub fn find(name: &str) -> Result<Arc<Target>, TargetError> {
-    if name.ends_with(".ron") {
+    if is_file(name) {
         let path = Path::new(name);
         let text = std::fs::read_to_string(path)
             .map_err(|e| TargetError(format!("the target {name} cannot be read: {e}")))?;

@@ -21,7 +21,7 @@ pub use checkpoint::{Checkpoint, CheckpointText};
 pub use matching::matched_features;
 pub use recover::Rollback;
 pub use run::{distil, resume};
-pub use stored::{Blobs, decode, encode};
+pub use stored::{Blobs, decode, decode_header, encode};
 
 use crate::{compress::Model, eval::Estimate};
 

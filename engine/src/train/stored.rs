@@ -50,49 +50,90 @@ pub fn encode<T: Serialize>(header: &T, blobs: &Blobs) -> Result<Vec<u8>, String
 /// # Errors
 /// In words: not such a file, another version, cut short or changed.
 pub fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<(T, Blobs), String> {
-    let cut = || "it is cut short".to_owned();
-    let take = |from: usize, length: usize| -> Result<Bytes, String> {
-        let end = from.checked_add(length).filter(|end| *end <= bytes.len());
-        end.map(|end| bytes.slice(from..end)).ok_or_else(cut)
+    let file = bytes.len() as u64;
+    let length = text_length(bytes.get(..START).unwrap_or(bytes), file)?;
+    let end = bytes.len() - DIGEST;
+    if Sha256::digest(&bytes[..end])[..] != bytes[end..] {
+        return Err("its checksum is wrong: it is cut short or was changed".to_owned());
+    }
+    let mut at = START + length;
+    let (header, lengths) = text(&bytes[START..at], file)?;
+    let mut blobs = Blobs::default();
+    for length in lengths {
+        blobs.put(bytes.slice(at..at + length));
+        at += length;
+    }
+    Ok((header, blobs))
+}
+
+/// The header alone, of a file of `length` bytes: nothing behind the text is read, so the checksum, which is over all of it, is not looked at. Who
+/// goes on from the file [`decode`]s it.
+///
+/// # Errors
+/// As of [`decode`], but for bytes that were changed where a file of that length has them.
+pub fn decode_header<T: DeserializeOwned>(
+    mut file: impl std::io::Read,
+    length: u64,
+) -> Result<T, String> {
+    let mut start = Vec::with_capacity(START);
+    let mut take = |bytes: u64, into: &mut Vec<u8>| {
+        let mut part = std::io::Read::take(&mut file, bytes);
+        std::io::Read::read_to_end(&mut part, into).map_err(|e| e.to_string())
     };
-    if take(0, MAGIC.len())? != MAGIC[..] {
+    take(START as u64, &mut start)?;
+    let characters = text_length(&start, length)?;
+    let mut read = Vec::new();
+    if take(characters as u64, &mut read)? < characters {
+        return Err(CUT.to_owned());
+    }
+    text(&read, length).map(|(header, _)| header)
+}
+
+/// Bytes before the text.
+const START: usize = MAGIC.len() + 4 + 8;
+const CUT: &str = "it is cut short";
+
+/// How long the text is, by the bytes before it; it fits into a file of so many bytes, and so does the checksum.
+fn text_length(start: &[u8], file: u64) -> Result<usize, String> {
+    let cut = || CUT.to_owned();
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+    let (magic, rest) = start.split_at_checked(MAGIC.len()).ok_or_else(cut)?;
+    if magic != MAGIC {
         return Err("it is no checkpoint of Limbeck's".to_owned());
     }
-    let mut at = MAGIC.len();
-    let version = take(at, 4)?;
-    if version != VERSION.to_le_bytes()[..] {
-        let found = version.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
+    let (version, length) = rest.split_at_checked(4).ok_or_else(cut)?;
+    let found = number(version);
+    if found != u64::from(VERSION) {
         return Err(format!(
             "it has version {found} of the format; this engine ({}) reads version {VERSION}",
             crate::VERSION
         ));
     }
-    at += 4;
-    let end = bytes.len().checked_sub(DIGEST).ok_or_else(cut)?;
-    if Sha256::digest(&bytes[..end])[..] != bytes[end..] {
-        return Err("its checksum is wrong: it is cut short or was changed".to_owned());
+    if length.len() < 8 {
+        return Err(cut());
     }
-    let length = take(at, 8)?;
-    at += 8;
-    let length = length
-        .iter()
-        .rev()
-        .fold(0u64, |n, b| n << 8 | u64::from(*b));
-    let length = usize::try_from(length).map_err(|_| cut())?;
-    let text = take(at, length)?;
-    at += length;
-    let text = std::str::from_utf8(&text).map_err(|_| "its text is not UTF-8".to_owned())?;
+    let length = number(length);
+    let room = file.checked_sub((START + DIGEST) as u64);
+    let fits = room.is_some_and(|room| length <= room);
+    usize::try_from(length)
+        .ok()
+        .filter(|_| fits)
+        .ok_or_else(cut)
+}
+
+/// Header and lengths of the blobs, which add up to what a file of so many bytes has behind the text.
+fn text<T: DeserializeOwned>(text: &[u8], file: u64) -> Result<(T, Vec<usize>), String> {
+    let read = std::str::from_utf8(text).map_err(|_| "its text is not UTF-8".to_owned())?;
     let (lengths, header): (Vec<usize>, T) =
-        ron::from_str(text).map_err(|e| format!("its text cannot be read: {e}"))?;
-    let mut blobs = Blobs::default();
-    for length in lengths {
-        blobs.put(take(at, length)?);
-        at += length;
-    }
-    if at != end {
+        ron::from_str(read).map_err(|e| format!("its text cannot be read: {e}"))?;
+    let sum = lengths
+        .iter()
+        .try_fold(0u64, |sum, length| sum.checked_add(*length as u64));
+    let behind = file.checked_sub((START + text.len() + DIGEST) as u64);
+    if sum.is_none() || sum != behind {
         return Err("its pieces do not add up to its length".to_owned());
     }
-    Ok((header, blobs))
+    Ok((header, lengths))
 }
 
 #[cfg(test)]
@@ -108,6 +149,17 @@ mod tests {
         let file = encode(&header, &blobs).unwrap();
         let (read, pieces): ((f64, f64, String), Blobs) = decode(&file.clone().into()).unwrap();
         assert_eq!((read, pieces), (header, blobs));
+        let whole = file.len() as u64;
+        let head = START + text_length(&file, whole).unwrap();
+        // Nothing behind the text is asked for.
+        let alone: (f64, f64, String) = decode_header(&file[..head], whole).unwrap();
+        assert_eq!(alone.2, "words");
+        for cut in 0..head {
+            assert!(decode_header::<(f64, f64, String)>(&file[..cut], whole).is_err());
+        }
+        for length in (0..whole).chain([whole + 1, u64::MAX]) {
+            assert!(decode_header::<(f64, f64, String)>(&file[..], length).is_err());
+        }
         for at in 0..file.len() {
             let mut changed = file.clone();
             changed[at] ^= 4;

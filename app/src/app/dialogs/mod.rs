@@ -114,6 +114,7 @@ impl Dialogs {
                     Dialog::Methods => self.methods.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::DiscardRun(folder) => distil::discard_run(ui, state, folder, out),
+                    Dialog::Closing => closing(ui, out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -367,6 +368,17 @@ fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>
             out.push(Command::CloseDialog);
         }
     });
+}
+
+fn closing(ui: &mut Ui, out: &mut Vec<Command>) {
+    title(ui, "Closing");
+    note(
+        ui,
+        "The distillation at work takes a checkpoint at the end of its mini-batch, so that it can be taken up where it stands. Limbeck closes then, after 20 seconds at the latest.",
+    );
+    if Button::new("Close now").show(ui) {
+        out.push(Command::Quit);
+    }
 }
 
 fn about(ui: &mut Ui, out: &mut Vec<Command>) {

@@ -1,8 +1,8 @@
 //! What follows from the engine's events.
 
-use super::{Overlay, Session, Then, Unhashed};
+use super::{Overlay, Request, Session, Then, Unhashed};
 use crate::{
-    app::project,
+    app::{files, project},
     commands::{Command, split_label},
     state::{Document, JobKind, NoticeKind, Sort},
     widgets::number,
@@ -106,11 +106,8 @@ impl Session {
                 }
             }
             // One that is taken up may have been found before its job was begun.
-            Event::Interrupted { .. } => {
-                let taken = self.taken_up.as_ref().map(|(_, folder)| folder);
-                let runs = &mut self.state.mirror.interrupted;
-                runs.retain(|run| Some(&run.folder) != taken);
-            }
+            Event::Interrupted { job, .. } => self.runs_found(job),
+            Event::Ended if self.ending => self.requests.push(Request::Quit),
             Event::Note { message, .. } => self.state.notify(NoticeKind::Warning, message),
             Event::Point(point) => self.tell_of(&point),
             Event::Stopped { job, recipe } => self.judge_stopped(job, recipe),
@@ -286,7 +283,8 @@ impl Session {
                 Err(error) => self.fail(error.to_string()),
             },
             Some(Then::ReadRecipe) => match Recipe::parse(text, &path) {
-                Ok(recipe) => {
+                Ok(mut recipe) => {
+                    recipe.rename_target_files(|target| files::absolute(target.to_owned()));
                     let here = |p: &Path| path.parent().map_or_else(|| p.into(), |dir| dir.join(p));
                     let (model, task) = (here(&recipe.model), here(&recipe.task));
                     self.open(model, Some(task), Overlay::Recipe(path, Box::new(recipe)));

@@ -6,7 +6,7 @@ use crate::{
     state::{AfterSave, JobKind, NoticeKind},
 };
 use limbeck_engine::{
-    jobs::{Command as Job, Keep},
+    jobs::{Command as Job, JobId, Keep},
     recipe::Interrupted,
 };
 use std::path::{Path, PathBuf};
@@ -109,9 +109,26 @@ impl Session {
 
     pub(super) fn discard_run(&mut self, folder: PathBuf) {
         self.state.view.dialog = None;
-        let runs = &mut self.state.mirror.interrupted;
-        runs.retain(|run| run.folder != folder);
+        self.deal_with(folder.clone());
         let job = self.job(JobKind::File, "Discard an interrupted run", Then::Nothing);
         self.send(Job::DiscardRun { job, folder });
+    }
+    /// Offers a run no more, until runs are looked for again.
+    pub(super) fn deal_with(&mut self, folder: PathBuf) {
+        let runs = &mut self.state.mirror.interrupted;
+        runs.retain(|run| run.folder != folder);
+        self.dealt_with.retain(|(other, _)| *other != folder);
+        self.dealt_with.push((folder, JobId(self.next_job)));
+    }
+
+    /// What a search found: but for those that were dealt with since it was asked for.
+    pub(super) fn runs_found(&mut self, job: JobId) {
+        let taken = self.taken_up.as_ref().map(|(_, folder)| folder);
+        let dealt = |folder: &Path| {
+            let mut with = self.dealt_with.iter();
+            with.any(|(other, next)| other == folder && job < *next)
+        };
+        let runs = &mut self.state.mirror.interrupted;
+        runs.retain(|run| Some(&run.folder) != taken && !dealt(&run.folder));
     }
 }

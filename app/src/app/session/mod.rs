@@ -127,6 +127,11 @@ pub struct Session {
     taking_up: Option<Interrupted>,
     /// The one that was taken up, and its job.
     taken_up: Option<(JobId, PathBuf)>,
+    /// Interrupted runs that were discarded or put off, with the number of the first job after that: what was looked for before knows nothing
+    /// of it.
+    dealt_with: Vec<(PathBuf, JobId)>,
+    /// The engine was told to end: it is sent nothing more.
+    ending: bool,
 }
 
 /// What waits for the hash of a large model, which is read after it was opened.
@@ -172,6 +177,8 @@ impl Session {
             runs: None,
             taking_up: None,
             taken_up: None,
+            dealt_with: Vec::new(),
+            ending: false,
         }
     }
 
@@ -246,6 +253,8 @@ impl Session {
             Command::BrowseData => self.requests.push(Request::Browse(Dialog::OpenTask)),
             Command::Open(path) => self.guarded(AfterSave::Open(path)),
             Command::OpenSample => self.guarded(AfterSave::OpenSample),
+            // Asked for again while a checkpoint is being taken.
+            Command::Quit if self.ending => self.requests.push(Request::Quit),
             Command::Quit => self.guarded(AfterSave::Quit),
             Command::DiscardAndGoOn => {
                 if let Some(Dialog::Unsaved(after)) = self.state.view.dialog.take() {
@@ -483,10 +492,7 @@ impl Session {
                 view.plot_share = plot.clamp(0.2, 0.8);
             }
             Command::SetCheckpoints(every) => view.checkpoint_every = every,
-            Command::LeaveRun(folder) => {
-                let runs = &mut self.state.mirror.interrupted;
-                runs.retain(|run| run.folder != folder);
-            }
+            Command::LeaveRun(folder) => self.deal_with(folder),
             Command::DismissNotice(id) => self.state.notices.retain(|notice| notice.id != id),
             _ => {}
         }

@@ -194,6 +194,7 @@ impl Session {
         let folder = path.parent().unwrap_or(Path::new(""));
         recipe.model = files::relative(&recipe.model, folder);
         recipe.task = files::relative(&recipe.task, folder);
+        recipe.rename_target_files(|target| files::relative(target, folder));
         match recipe.to_ron() {
             Ok(text) => {
                 let job = self.job(JobKind::File, "Export recipe", Then::Nothing);

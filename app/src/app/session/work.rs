@@ -22,7 +22,26 @@ impl Session {
         job
     }
 
+    /// Ends the engine where a distillation at work is to keep its state first; whether that is to be waited for: until [`Request::Quit`].
+    ///
+    /// [`Request::Quit`]: super::Request::Quit
+    pub fn end(&mut self) -> bool {
+        let every = self.state.view.checkpoint_every;
+        let keeps = every.seconds.is_some() || every.steps.is_some();
+        let mut jobs = self.state.mirror.jobs.iter();
+        let trains = jobs.any(|job| job.kind == JobKind::Distil && job.is_active());
+        if self.ending || !keeps || !trains {
+            return false;
+        }
+        self.send(Job::Shutdown);
+        self.ending = true;
+        true
+    }
+
     pub(super) fn send(&mut self, command: Job) {
+        if self.ending {
+            return;
+        }
         if self.commands.send(command).is_err() {
             self.fail(
                 "The engine has stopped; save the project and start Limbeck again".to_owned(),

@@ -2,6 +2,7 @@
 
 use super::{Rig, model};
 use crate::{
+    app::Request,
     commands::{Command, Preset},
     state::{AfterSave, Dialog, JobKind},
 };
@@ -194,6 +195,64 @@ fn discarding_is_asked_about_and_removes_the_folder() {
     );
     let state = rig.state();
     assert!(state.view.dialog.is_none() && state.mirror.interrupted.is_empty());
+}
+
+#[test]
+fn a_search_that_was_under_way_brings_back_nothing_that_was_dealt_with() {
+    let mut rig = Rig::opened();
+    rig.session.runs = Some("/data/runs".into());
+    let search = |rig: &mut Rig| {
+        rig.session.find_runs();
+        let sent = rig.jobs.try_iter().find_map(|sent| match sent {
+            Job::FindRuns { job, .. } => Some(job),
+            _ => None,
+        });
+        sent.expect("looked for")
+    };
+    let left = interrupted(&rig, "/data/runs/run-1-0");
+    let gone = interrupted(&rig, "/data/runs/run-2-0");
+    let both = vec![gone.clone(), left.clone()];
+    found(&mut rig, both.clone());
+    let early = search(&mut rig);
+    rig.run(Command::LeaveRun(left.folder.clone()));
+    rig.run(Command::Show(Dialog::DiscardRun(gone.folder.clone())));
+    rig.run(Command::DiscardRun(gone.folder.clone()));
+    rig.tell(Event::Interrupted {
+        job: early,
+        runs: both,
+    });
+    assert!(rig.state().mirror.interrupted.is_empty());
+    // "Later" is until they are looked for again.
+    let late = search(&mut rig);
+    rig.tell(Event::Interrupted {
+        job: late,
+        runs: vec![left.clone()],
+    });
+    assert_eq!(rig.state().mirror.interrupted, [left]);
+}
+
+#[test]
+fn closing_waits_for_the_state_of_a_distillation_and_for_nothing_else() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.sent();
+    assert!(!rig.session.end(), "nothing is at work");
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    rig.sent();
+    rig.run(Command::SetCheckpoints(NEVER));
+    assert!(!rig.session.end(), "it keeps nothing");
+    rig.run(Command::SetCheckpoints(CheckpointEvery::default()));
+    assert!(rig.session.end());
+    assert!(matches!(rig.sent().as_slice(), [Job::Shutdown]));
+    // The engine takes nothing more, and nobody is told so.
+    rig.session.find_runs();
+    assert!(rig.jobs.try_iter().next().is_none());
+    rig.tell(Event::Ended);
+    assert_eq!(rig.session.take_requests(), [Request::Quit]);
+    assert!(!rig.session.end());
+    // Whoever asks again does not wait.
+    rig.run(Command::Quit);
+    assert_eq!(rig.session.take_requests(), [Request::Quit]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Choosing a deployment target: its defaults, what it refuses, where its arithmetic saturates, and the remedy.
 
-use super::{Rig, answer, window::*};
+use super::{Rig, answer, model, window::*};
 use crate::{
     app::Window,
     commands::{Command, Preset},
@@ -370,4 +370,63 @@ fn a_plan_without_a_target_has_nothing_to_say_of_one() {
             .all(|layer| rig.state().at_target(layer).is_none())
     );
     assert_eq!(rig.state().target_allows(), Ok(()));
+}
+
+#[test]
+fn a_target_of_ones_own_lies_relative_to_the_exported_recipe() {
+    let place = tempfile::tempdir().expect("a folder");
+    let own = place.path().join("targets/own.ron");
+    std::fs::create_dir(place.path().join("targets")).expect("made");
+    let text = include_str!("../../../../assets/targets/weight-only-int4.ron");
+    std::fs::write(&own, text).expect("written");
+    let name = own.display().to_string();
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    let mut scheme = target::find(&name).expect("reads").defaults();
+    scheme.target = Some(name.clone());
+    rig.run(Command::SetScheme(scheme));
+    let read = rig.sent().into_iter().find_map(|sent| match sent {
+        Job::ReadText { job, path } => Some((job, path)),
+        _ => None,
+    });
+    let (job, path) = read.expect("its description is read");
+    rig.tell(Event::Text {
+        job,
+        path,
+        text: text.to_owned(),
+    });
+    rig.sent();
+    let path = place.path().join("recipes/r.ron");
+    rig.run(Command::ExportRecipe(path.clone()));
+    let sent = rig.sent().into_iter().find_map(|sent| match sent {
+        Job::WriteText { text, .. } => Some(text),
+        _ => None,
+    });
+    let text = sent.expect("written");
+    assert!(text.contains("target: \"../targets/own.ron\""), "{text}");
+    std::fs::create_dir(place.path().join("recipes")).expect("made");
+    std::fs::write(&path, &text).expect("written");
+    let read = Recipe::parse(&text, &path).expect("reads");
+    let target = read.target().expect("found").expect("named");
+    assert_eq!(target.name, "weight-only-int4");
+    // Opened in the window, it is called as before.
+    rig.run(Command::OpenRecipe(path.clone()));
+    let job = rig.sent().into_iter().find_map(|sent| match sent {
+        Job::ReadText { job, .. } => Some(job),
+        _ => None,
+    });
+    rig.tell(Event::Text {
+        job: job.expect("read"),
+        path,
+        text,
+    });
+    let opened = rig.sent().into_iter().find_map(|sent| match sent {
+        Job::Open { job, .. } => Some(job),
+        _ => None,
+    });
+    rig.tell(Event::Opened {
+        job: opened.expect("its model is opened"),
+        info: Box::new(model()),
+    });
+    assert_eq!(rig.state().document.scheme.target, Some(name));
 }

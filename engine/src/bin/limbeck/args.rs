@@ -25,8 +25,8 @@ Exit codes:
   3  a goal of the recipe was missed (with --strict also: could not be shown to be met)
 
 Results go to standard output, progress and errors to standard error. With --json, standard output is one JSON
-object; its fields are described in docs/cli.md and do not change their names. Ctrl-C stops at once; files appear
-only when they are complete.
+object; its fields are described in docs/cli.md and do not change their names. Ctrl-C stops at once,
+a training after it has taken a checkpoint (twice: at once); files appear only when they are complete.
 
 Examples:
   limbeck inspect sample-models/fashion-resnet/fashion-resnet.onnx

@@ -382,15 +382,18 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
     for note in checkpoints.notes() {
         watch.say(&note);
     }
+    let cancel = watch.cancel.clone();
+    let (split, limit) = (begun.split, begun.limit);
     let outcome = recipe::run_kept(
         &session,
         &recipe,
         &mut checkpoints,
-        begun.split,
-        begun.limit,
+        split,
+        limit,
         &mut watch,
-        &CancelToken::default(),
-    )?;
+        &cancel,
+    );
+    let outcome = outcome.map_err(|error| start::ended(error, &begun.out))?;
     watch.finish();
     let lock = Lock::of(&session, &outcome, &recipe_text)?;
     let info = session.runnable()?.info();
@@ -440,7 +443,7 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         &outcome.sizes,
     ));
     for account in &outcome.accounts {
-        out.push_str(&account_lines(account));
+        out.push_str(&text::account_lines(account));
     }
     for verdict in &outcome.verdicts {
         let word = match verdict.verdict {
@@ -461,26 +464,6 @@ pub fn run(a: &args::Run, mut watch: Watch) -> Result<Report, Stop> {
         json: report,
         code,
     })
-}
-
-fn account_lines(account: &limbeck_engine::compress::Account) -> String {
-    use limbeck_engine::compress::Outcome;
-    let done = account
-        .entries
-        .iter()
-        .filter(|e| matches!(e.outcome, Outcome::Done(_)))
-        .count();
-    let mut out = String::new();
-    let _ = match account.entries.len() {
-        0 => writeln!(out, "{}", account.pass),
-        all => writeln!(out, "{}: {done} of {all} layers done", account.pass),
-    };
-    for entry in &account.entries {
-        if let Outcome::NotDone(why) = &entry.outcome {
-            let _ = writeln!(out, "  not {}: {why}", entry.layer.0);
-        }
-    }
-    out
 }
 
 pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
@@ -518,7 +501,7 @@ pub fn export(a: &args::Export, mut watch: Watch) -> Result<Report, Stop> {
     );
     out.push_str(&text::sizes(&built.sizes));
     for account in &built.accounts {
-        out.push_str(&account_lines(account));
+        out.push_str(&text::account_lines(account));
     }
     Ok(Report {
         text: out,

@@ -3,9 +3,10 @@
 use crate::{BAD_INPUT, DONE, GOAL_MISSED, Report, Stop, args};
 use limbeck_engine::{
     data::SplitName,
+    exec,
     recipe::{
-        self, Checkpoints, LOCK_FILE, METRICS_FILE, MODEL_FILE, RECIPE_FILE, Recipe, RunStart,
-        Session, write_atomic,
+        self, Checkpoints, LOCK_FILE, METRICS_FILE, MODEL_FILE, PipelineError, RECIPE_FILE, Recipe,
+        RunStart, Session, write_atomic,
     },
 };
 use serde_json::{Value, json};
@@ -90,6 +91,21 @@ pub fn begun(a: &args::Run) -> Result<Begun, Stop> {
     Ok(Begun::Work(Box::new(work)))
 }
 
+/// Why a run stopped: by a signal, after it kept where it stands, or by an error.
+pub fn ended(error: PipelineError, out: &Path) -> Stop {
+    match exec::end_asked_for() {
+        Some(signal) if error.is_cancelled() => Stop {
+            message: format!(
+                "ended by a signal after a checkpoint was taken: go on by `limbeck run --resume {}`",
+                out.display()
+            ),
+            // As a shell says it of what a signal ended.
+            code: 128 + u8::try_from(signal).unwrap_or(0),
+        },
+        _ => error.into(),
+    }
+}
+
 /// Makes the folder ready before the work, not after it; the recipe's text as it lies there, and the checkpoints.
 pub fn prepare(
     work: &mut Work,
@@ -124,7 +140,10 @@ pub fn prepare(
     if let (Some(file), Some(path)) = (recipe.student_file_mut(), student) {
         *file = recipe::relative_to(&path, out);
     }
-    let text = recipe.to_ron()?;
+    // The run itself finds its target from here.
+    let mut lying = recipe.clone();
+    lying.rename_target_files(|target| recipe::relative_to(target, out));
+    let text = lying.to_ron()?;
     if work.resumed.is_none() {
         work.start.model.clone_from(&session.model_path);
     }

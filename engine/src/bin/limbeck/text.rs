@@ -236,9 +236,63 @@ pub fn shrunk(before: &Sizes, after: &Sizes) -> String {
     )
 }
 
+/// How many layers a pass did something to, and what was left undone, with the reason.
+pub fn account_lines(account: &limbeck_engine::compress::Account) -> String {
+    use limbeck_engine::compress::Outcome;
+    let done = account
+        .entries
+        .iter()
+        .filter(|e| matches!(e.outcome, Outcome::Done(_)))
+        .count();
+    let mut out = String::new();
+    let _ = match account.entries.len() {
+        0 => writeln!(out, "{}", account.pass),
+        all => writeln!(out, "{}: {done} of {all} layers done", account.pass),
+    };
+    for entry in &account.entries {
+        let Some(why) = entry.left_undone() else {
+            continue;
+        };
+        let _ = match &entry.outcome {
+            Outcome::NotDone(_) => writeln!(out, "  not {}: {why}", entry.layer.0),
+            Outcome::Done(_) => writeln!(out, "  {}: {why}", entry.layer.0),
+        };
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use limbeck_engine::{
+        compress::{Account, AccountEntry, Outcome},
+        graph::LayerId,
+    };
+
+    #[test]
+    fn what_was_left_undone_is_said_even_beside_what_was_done() {
+        let entry = |layer: &str, outcome| AccountEntry {
+            layer: LayerId(layer.into()),
+            outcome,
+        };
+        let account = Account {
+            pass: "equalise".to_owned(),
+            entries: vec![
+                entry(
+                    "a",
+                    Outcome::Done(
+                        "8 outputs scaled; no bias absorbed: b pads with zeros".to_owned(),
+                    ),
+                ),
+                entry("b", Outcome::NotDone("nothing follows it".to_owned())),
+                entry("c", Outcome::Done("inputs scaled".to_owned())),
+            ],
+        };
+        assert_eq!(
+            account_lines(&account),
+            "equalise: 2 of 3 layers done\n  a: no bias absorbed: b pads with zeros\n  not b: nothing follows it\n"
+        );
+    }
 
     #[test]
     fn numbers_and_tables() {

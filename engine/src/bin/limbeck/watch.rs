@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use limbeck_engine::{
     eval::Observer,
-    exec::ExecError,
+    exec::{self, CancelToken, ExecError},
     recipe::RunObserver,
     sensitivity::{Cell, MapObserver},
 };
@@ -12,6 +12,10 @@ use std::io::IsTerminal;
 pub struct Watch {
     bar: ProgressBar,
     started: bool,
+    /// Signals are heeded, as there is something to keep.
+    heeds: bool,
+    /// Of what is at work, cancelled when it is to end and has kept its state.
+    pub cancel: CancelToken,
     /// Cells of a map before the measured ones.
     pub early: Vec<Cell>,
 }
@@ -33,6 +37,8 @@ impl Watch {
         Self {
             bar,
             started: false,
+            heeds: false,
+            cancel: CancelToken::default(),
             early: Vec::new(),
         }
     }
@@ -70,6 +76,18 @@ impl RunObserver for Watch {
     }
     fn note(&mut self, words: &str) {
         self.say(words);
+    }
+    fn keeps(&mut self, keeps: bool) {
+        if self.heeds != keeps {
+            self.heeds = keeps;
+            exec::heed_signals(keeps);
+        }
+        if !keeps && exec::end_asked_for().is_some() {
+            self.cancel.cancel();
+        }
+    }
+    fn is_to_end(&self) -> bool {
+        self.heeds && exec::end_asked_for().is_some()
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     compress::{
-        CompressError, Model, PassContext,
+        CompressError, Model, NOT_ABSORBED, PassContext,
         norms::NormStatistics,
         segments::{Walk, batches},
         wiring::{Names, Wiring, add_constant, float_weight},
@@ -69,9 +69,9 @@ pub(super) fn absorb(
     for (pair, constant) in pairs.iter().zip(found) {
         let taken = |c: &Constant| c.values.iter().any(|v| *v > 0.0);
         words.push(match constant {
-            Err(reason) => format!("no bias absorbed: {reason}"),
+            Err(reason) => format!("{NOT_ABSORBED}{reason}"),
             Ok(constant) if !taken(&constant) => {
-                format!("no bias absorbed: {}", nothing(settings.absorb))
+                format!("{NOT_ABSORBED}{}", nothing(settings.absorb))
             }
             Ok(constant) => {
                 move_over(model, layers, pair, &constant.values)?;

@@ -36,7 +36,7 @@ pub enum Absorb {
 pub struct EqualizeSettings {
     /// Constants above zero only.
     pub absorb: Absorb,
-    /// Samples of the calibration split that channels are looked at on; where there are no data, the statistics of folded batch
+    /// Samples of the calibration split that channels are looked at on for `absorb`, without which it is refused; where there are no data, the statistics of folded batch
     /// norms take their place.
     pub samples: usize,
 }
@@ -54,9 +54,16 @@ impl EqualizeSettings {
     /// Refuses settings without a meaning.
     ///
     /// # Errors
-    /// No samples; deviations that are not a positive number.
+    /// No samples, or a number of them where nothing looks at any; deviations that are not a positive number.
     pub fn check(&self) -> Result<(), CompressError> {
         super::at_least_one(&[("samples", self.samples)])?;
+        if self.absorb == Absorb::Off && self.samples != Self::default().samples {
+            return Err(CompressError::Invalid(format!(
+                "samples: {} samples would be looked at for nothing, as ranges are equalised by weights alone: leave it out, or say what \
+                 to absorb (`absorb: minimum` or `absorb: deviations(3.0)`)",
+                self.samples
+            )));
+        }
         match self.absorb {
             Absorb::Deviations(count) => super::above_zero(&[("absorb: deviations", count)]),
             Absorb::Off | Absorb::Minimum => Ok(()),

@@ -10,9 +10,12 @@ use candle_core::Tensor;
 
 fn absorbed(model: Model, absorb: Absorb, data: Option<&Dataset>) -> (Model, Account) {
     let pass = Equalize {
-        settings: EqualizeSettings {
-            absorb,
-            samples: 40,
+        settings: match absorb {
+            Absorb::Off => EqualizeSettings::default(),
+            absorb => EqualizeSettings {
+                absorb,
+                samples: 40,
+            },
         },
         layers: model.graph.layers().into_iter().map(|l| l.id).collect(),
     };
@@ -297,4 +300,34 @@ fn settings_without_a_meaning_are_refused() {
         let error = with_context(|c| pass.apply(model.clone(), c)).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
     }
+}
+
+#[test]
+fn samples_that_nothing_looks_at_are_refused() {
+    let settings = |absorb, samples| EqualizeSettings { absorb, samples };
+    let refused = settings(Absorb::Off, 10).check().expect_err("refused");
+    let said = refused.to_string();
+    assert!(
+        said.contains("samples") && said.contains("absorb"),
+        "{said}"
+    );
+    for sound in [
+        EqualizeSettings::default(),
+        settings(Absorb::Minimum, 10),
+        settings(Absorb::Deviations(3.0), 10),
+    ] {
+        sound.check().expect("sound");
+    }
+}
+
+#[test]
+fn folding_for_nobody_who_absorbs_gives_the_same_network() {
+    let fold = |pass: &dyn Pass| {
+        let net = testkit::classifier(1);
+        testkit::with_context(|context| pass.apply(net, context)).expect("folds")
+    };
+    let (with, account) = fold(&FoldBatchNorm);
+    let (without, same) = fold(&crate::compress::FoldBatchNormOnly);
+    assert!(with.norms.is_some() && without.norms.is_none());
+    assert_eq!((with.graph, account), (without.graph, same));
 }

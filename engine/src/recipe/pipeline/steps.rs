@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     compress::{
-        Absorb, Account, ByLayer, Cluster, CorrectBias, EnergyOf, FoldBatchNorm, LowRank,
-        MagnitudePrune, Model, Pass, PassContext, Precision, PruneBlocks, PruneChannels,
+        Absorb, Account, ByLayer, Cluster, CorrectBias, EnergyOf, FoldBatchNorm, FoldBatchNormOnly,
+        LowRank, MagnitudePrune, Model, Pass, PassContext, Precision, PruneBlocks, PruneChannels,
         QuantScheme, Quantize, Student, calibrate_layers,
     },
     data::SplitName,
@@ -98,7 +98,11 @@ impl<'a> Work<'a> {
         match step {
             ResolvedStep::FoldBatchNorm => {
                 let words = ["folding batch norms", "batch norms folded"];
-                self.pass(&FoldBatchNorm, words, cost, stand)
+                let pass: &dyn Pass = match self.resolved.steps.iter().any(absorbs) {
+                    true => &FoldBatchNorm,
+                    false => &FoldBatchNormOnly,
+                };
+                self.pass(pass, words, cost, stand)
             }
             ResolvedStep::Student(settings) => {
                 if settings.needs_data() {
@@ -363,7 +367,21 @@ impl<'a> Work<'a> {
                 let watch = &mut watch;
                 train::resume(model, teacher, data, settings, seed, &from, watch, cancel)
             }
-        }?;
+        };
+        let ends = self.observer.is_to_end();
+        let distilled = match distilled {
+            Ok(distilled) if !distilled.cancelled => distilled,
+            // What there is to keep is kept.
+            Ok(distilled) if !ends => {
+                self.observer.keeps(false);
+                distilled
+            }
+            other => {
+                self.observer.keeps(false);
+                other?;
+                return Err(PipelineError::Cancelled);
+            }
+        };
         stand.accounts.push(Account {
             pass: training_words(settings, &distilled, data.has_labels(SplitName::Search)),
             entries: Vec::new(),
@@ -380,9 +398,12 @@ impl<'a> Work<'a> {
             }
             return Err(PipelineError::Cancelled);
         }
-        self.advance(cost, "distilled")?;
-        self.keep(stand.index + 1, stand, true);
-        Ok(())
+        let advanced = self.advance(cost, "distilled");
+        if advanced.is_ok() {
+            self.keep(stand.index + 1, stand, true);
+        }
+        self.observer.keeps(false);
+        advanced
     }
 
     /// Takes a checkpoint before step `index`, where one is due or it is `worth` it anyway.
@@ -399,6 +420,11 @@ impl<'a> Work<'a> {
 /// Whether any layer's input is to be quantised: only then is data needed.
 fn needs_ranges(scheme: &QuantScheme, layers: &BTreeMap<LayerId, Precision>) -> bool {
     scheme.activations.calibrated_bits().is_some() && layers.values().any(|p| p.is_integer())
+}
+
+/// Whether the step may ask what folded batch norms knew.
+fn absorbs(step: &ResolvedStep) -> bool {
+    matches!(step, ResolvedStep::Equalize(pass) if pass.settings.absorb != Absorb::Off)
 }
 
 /// Whether the model has fewer layers after the step.

@@ -26,6 +26,8 @@ pub(super) struct Watch<'w> {
     /// The part of `cost` that is done.
     pub(super) trained: u64,
     checkpoints: Option<&'w mut Checkpoints>,
+    /// A checkpoint was taken at this mini-batch.
+    is_kept: bool,
     pub(super) saver: Option<Saver>,
 }
 
@@ -61,6 +63,7 @@ impl<'w> Watch<'w> {
             is_last: true,
             trained: 0,
             checkpoints: work.checkpoints.as_deref_mut(),
+            is_kept: false,
             saver: None,
         }
     }
@@ -89,6 +92,11 @@ impl TrainObserver for Watch<'_> {
             point.samples_per_second
         );
         self.trained = self.cost * point.step / point.steps.max(1);
+        self.is_kept = false;
+        let wanted = |kept: &&mut Checkpoints| kept.wanted();
+        if self.checkpoints.as_ref().is_some_and(wanted) {
+            self.observer.keeps(true);
+        }
         self.detail = detail;
         if self.is_last {
             self.observer.curve(point);
@@ -99,14 +107,14 @@ impl TrainObserver for Watch<'_> {
     fn pause(&mut self) -> Result<(), TrainError> {
         self.observer
             .progress(self.before + self.trained, self.total, &self.detail);
-        if self.cancel.is_cancelled() {
+        if self.cancel.is_cancelled() || self.is_kept && self.observer.is_to_end() {
             return Err(TrainError::Cancelled);
         }
         Ok(())
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        let stops = self.observer.is_to_pause();
+        let stops = self.observer.is_to_pause() || self.observer.is_to_end();
         let due = |kept: &mut &mut Checkpoints| kept.due(1) || stops && kept.wanted();
         self.checkpoints.as_mut().is_some_and(due)
     }
@@ -153,6 +161,7 @@ impl TrainObserver for Watch<'_> {
             return;
         };
         let failed = kept.save(saver.index, &saver.model, &saver.accounts, Some(training));
+        self.is_kept = true;
         if let Some(words) = failed {
             self.observer.note(&words);
         }
