@@ -7,11 +7,11 @@ use crate::state::{
 };
 use egui::{Key, KeyboardShortcut, Modifiers};
 use limbeck_engine::{
-    compress::{Precision, QuantScheme, Ratio},
+    compress::{Precision, PruneSchedule, QuantScheme, Ratio},
     data::SplitName,
     graph::LayerId,
     jobs::{ExportFormat, JobId},
-    recipe::{CheckpointEvery, Goal, MethodKind, Step},
+    recipe::{CheckpointEvery, Goal, MethodKind, Shrinking, Step},
     train::DistilSettings,
 };
 use std::path::PathBuf;
@@ -127,6 +127,21 @@ pub enum Command {
     },
     /// Pruning takes whole channels out (true), or sets single weights to zero.
     SetPruning(bool),
+    /// How pruning goes, and what else makes the network smaller.
+    SetShrinking {
+        channels: bool,
+        shrinking: Box<Shrinking>,
+    },
+    /// Takes the residual block of exactly these layers out, or leaves it in.
+    TakeBlock {
+        layers: Vec<LayerId>,
+        out: bool,
+    },
+    /// Lets the layers' weights share values as the plan's others do, or not.
+    ShareValues {
+        layers: Vec<LayerId>,
+        on: bool,
+    },
     SetGoals(Vec<Goal>),
     /// Distillation in the plan, or not.
     SetDistil(Option<DistilSettings>),
@@ -181,6 +196,11 @@ pub enum Command {
     MeasurePlan(SplitName),
     /// Puts distillation with these settings into the plan, runs it in the background and judges on the holdout.
     StartDistil(DistilSettings),
+    /// The same, weights pruned by this schedule meanwhile; `None`: at once.
+    StartDistilWith {
+        settings: DistilSettings,
+        schedule: Option<PruneSchedule>,
+    },
     /// Brings a distillation's plan and settings back, to be changed in the dialog and run anew.
     NewRun(JobId),
     /// The same with the network at the end of an epoch (from 1) to begin with: the recipe has both trainings.
@@ -225,6 +245,7 @@ impl Command {
             Self::Show(Dialog::Distil) => "Distil…".into(),
             Self::Show(Dialog::Goals) => "Goals…".into(),
             Self::Show(Dialog::Scheme) => "Quantisation scheme…".into(),
+            Self::Show(Dialog::Shrink) => "Pruning and sharing…".into(),
             Self::Show(Dialog::Methods) => "Quantisation methods…".into(),
             Self::Show(Dialog::Runtime) => "ONNX Runtime…".into(),
             Self::Show(Dialog::About) => "About Limbeck…".into(),
@@ -254,6 +275,11 @@ impl Command {
             Self::ApplyPreset(preset) => format!("Plan: {}", preset.label()),
             Self::SetScheme(_) => "Set quantisation scheme".into(),
             Self::SetMethods(_) => "Set quantisation methods".into(),
+            Self::SetShrinking { .. } => "Set pruning and sharing".into(),
+            Self::TakeBlock { out: true, .. } => "Take the residual block out".into(),
+            Self::TakeBlock { out: false, .. } => "Leave the residual block in".into(),
+            Self::ShareValues { on: true, .. } => "Let weights share values".into(),
+            Self::ShareValues { on: false, .. } => "Let weights keep their own values".into(),
             Self::UseMethod(kind) => format!("Use {}", kind.word()),
             Self::SetMethodOn { kind, on, .. } => {
                 let word = if *on { "Use" } else { "Don't use" };
@@ -294,7 +320,7 @@ impl Command {
             Self::SetShares { .. } => "Resize panels".into(),
             Self::DismissNotice(_) => "Dismiss".into(),
             Self::MeasurePlan(split) => format!("Measure on {}", split_label(*split)),
-            Self::StartDistil(_) => "Start distillation".into(),
+            Self::StartDistil(_) | Self::StartDistilWith { .. } => "Start distillation".into(),
             Self::NewRun(_) => "New run from this one's plan and settings…".into(),
             Self::NewRunFrom { epoch, .. } => format!("New run from epoch {epoch}…"),
             Self::TrainFromPlan => "Train from the plan itself".into(),
@@ -368,12 +394,21 @@ impl Command {
         };
         match self {
             Self::Show(Dialog::OpenTask) | Self::OpenTask(_) => model(),
-            Self::Show(Dialog::SaveProject | Dialog::Goals | Dialog::Scheme | Dialog::Methods)
+            Self::Show(
+                Dialog::SaveProject
+                | Dialog::Goals
+                | Dialog::Scheme
+                | Dialog::Methods
+                | Dialog::Shrink,
+            )
             | Self::SaveProject
             | Self::SaveProjectAs(_)
             | Self::SetGoals(_)
             | Self::SetScheme(_)
             | Self::SetMethods(_)
+            | Self::SetShrinking { .. }
+            | Self::TakeBlock { .. }
+            | Self::ShareValues { .. }
             | Self::SetPruning(_)
             | Self::ApplyPreset(_)
             | Self::SelectAll => model(),
@@ -420,7 +455,7 @@ impl Command {
                 }
                 Ok(())
             }
-            Self::Show(Dialog::Distil) | Self::StartDistil(_) => {
+            Self::Show(Dialog::Distil) | Self::StartDistil(_) | Self::StartDistilWith { .. } => {
                 state.measurable()?;
                 if state.split_len(SplitName::Training) == 0 {
                     return Err("The data has no training samples".into());
@@ -597,6 +632,7 @@ impl Command {
             Self::TogglePin(selected),
             Self::SetPruning(!state.document.channels),
             Self::Show(Dialog::Goals),
+            Self::Show(Dialog::Shrink),
             Self::Show(Dialog::Scheme),
             Self::Show(Dialog::Methods),
             Self::SelectAll,

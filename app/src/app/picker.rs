@@ -89,6 +89,7 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
         Dialog::Distil
         | Dialog::Goals
         | Dialog::Methods
+        | Dialog::Shrink
         | Dialog::About
         | Dialog::DiscardRun(_)
         | Dialog::Closing

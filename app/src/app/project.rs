@@ -30,6 +30,7 @@ pub fn to_file(state: &State, path: &Path) -> Option<ProjectFile> {
     file.goals = document.goals.clone();
     file.scheme = document.scheme.clone();
     file.channels = document.channels;
+    file.shrinking.clone_from(&document.shrinking);
     file.methods.clone_from(&document.methods);
     file.trained.clone_from(&document.trained);
     file.distil_enabled = document.distil.is_some();
@@ -75,6 +76,7 @@ pub fn lay_plan(state: &mut State, file: &ProjectFile) -> Vec<String> {
     document.goals.clone_from(&file.goals);
     document.scheme = file.scheme.clone();
     document.channels = file.channels;
+    document.shrinking.clone_from(&file.shrinking);
     document.distil = file.distil_enabled.then(|| file.distil.clone());
     document.methods.clone_from(&file.methods);
     document.trained.clone_from(&file.trained);

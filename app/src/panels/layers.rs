@@ -290,7 +290,10 @@ fn totals(ui: &mut Ui, state: &State, room: f32) {
     let (stored, origin) = match known {
         _ if state.plan_is_empty() => (model.sizes.stored, "as opened"),
         Some(point) => (point.point.sizes.stored, "measured"),
-        None => (prediction.stored, "predicted"),
+        None => (
+            prediction.stored,
+            state.unpredicted().unwrap_or("predicted"),
+        ),
     };
     let before = number::kilobytes(model.sizes.stored.0);
     let after = number::kilobytes(stored.0);

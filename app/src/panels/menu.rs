@@ -131,6 +131,7 @@ pub fn application(anchor: &Response, state: &State, out: &mut Commands) {
         Some(Command::CancelAll),
         None,
         Some(Command::Show(Dialog::Goals)),
+        Some(Command::Show(Dialog::Shrink)),
         Some(Command::Show(Dialog::Scheme)),
         Some(Command::Show(Dialog::Methods)),
         Some(Command::Show(Dialog::Runtime)),
@@ -149,6 +150,7 @@ pub fn plan(anchor: &Response, state: &State, out: &mut Commands) {
     commands.extend([
         None,
         Some(Command::SetPruning(!state.document.channels)),
+        Some(Command::Show(Dialog::Shrink)),
         Some(Command::Show(Dialog::Scheme)),
         Some(Command::Show(Dialog::Methods)),
         Some(Command::Show(Dialog::Distil)),

@@ -1,17 +1,16 @@
-//! Pruning by whole channels: which layers move together, which cannot, and what that leaves of sizes.
+//! What ratios are for: which layers' channels move together, which cannot go, which weights are no groups.
 
 use super::{Document, State};
 use limbeck_engine::{
-    compress::{ChannelGroup, ChannelGroups, LayerSetting, Precision, Ratio},
+    compress::{Attention, ChannelGroup, ChannelGroups, LayerSetting, Ratio},
     graph::LayerId,
     jobs::ModelInfo,
-    search::Prediction,
 };
 
 impl State {
     /// Layers whose channels go together, and why others' stay; `None` without a model.
     pub fn channels(&self) -> Option<&ChannelGroups> {
-        self.model().map(|model| &model.channels)
+        Some(groups(self.model()?, &self.document))
     }
 
     /// The layers that lose channels together with this one, itself included, in the graph's order.
@@ -28,10 +27,15 @@ impl State {
         setting
     }
 
-    /// Why a layer can lose no channels, where the plan prunes channels; nothing if it can.
+    /// Why a layer can lose no channels where the plan prunes channels, or no weights where it prunes them in groups; nothing if it can.
     pub fn channels_stay(&self, layer: &LayerId) -> Option<String> {
+        if self.derived.shrunk.gone.contains(layer) {
+            return Some("Its residual block is taken out".into());
+        }
         if !self.document.channels {
-            return None;
+            let facts = self.layers().get(self.mirror.layer_index(layer)?)?;
+            let why = facts.pattern_stays(self.document.shrinking.pattern)?;
+            return Some(format!("Its weights stay: {why}"));
         }
         let channels = self.channels()?;
         if let Some(why) = channels.fixed.get(layer) {
@@ -49,13 +53,37 @@ impl State {
     }
 }
 
-/// Brings ratios to what a pruning of channels will do: none where channels stay, the smallest of a group for all of it.
-pub(crate) fn harmonise(document: &mut Document, channels: &ChannelGroups) {
+/// The groups that the plan's ratios are for: of channels, or of whole attention heads where those go.
+pub(super) fn groups<'a>(model: &'a ModelInfo, document: &Document) -> &'a ChannelGroups {
+    match document.shrinking.channels.attention {
+        Attention::Heads => model.heads.as_ref().unwrap_or(&model.channels),
+        Attention::Widths => &model.channels,
+    }
+}
+
+/// Brings ratios to what pruning will do. Of channels: none where they stay, the smallest of a group for all of it. Of weights in groups:
+/// none where groups do not fit, else one that takes a whole number of each group.
+pub(crate) fn harmonise(document: &mut Document, model: &ModelInfo) {
     let set = |document: &mut Document, layer: &LayerId, ratio: Ratio| {
         let mut setting = document.setting(layer);
         setting.sparsity = ratio;
         document.set(layer, setting);
     };
+    if !document.channels {
+        let pattern = document.shrinking.pattern;
+        if pattern.is_unstructured() {
+            return;
+        }
+        for layer in &model.layers {
+            let ratio = match layer.pattern_stays(pattern) {
+                Some(_) => Ratio(0.0),
+                None => pattern.nearest(document.setting(&layer.id).sparsity),
+            };
+            set(document, &layer.id, ratio);
+        }
+        return;
+    }
+    let channels = groups(model, document);
     for layer in channels.fixed.keys() {
         set(document, layer, Ratio(0.0));
     }
@@ -66,43 +94,4 @@ pub(crate) fn harmonise(document: &mut Document, channels: &ChannelGroups) {
             set(document, layer, Ratio(least));
         }
     }
-}
-
-/// A prediction of the plan that takes channels out: sizes and MACs shrink with what layers compute and read (rounded to no
-/// whole channels); what it costs in accuracy has to be measured, the map knows masked weights only.
-pub(super) fn predict(model: &ModelInfo, document: &Document, mut p: Prediction) -> Prediction {
-    let asked = |layer: &LayerId| f64::from(document.setting(layer).sparsity.0);
-    let (mut whole, mut left, mut macs) = (0.0, 0.0, Some(0.0));
-    for layer in &model.layers {
-        let own = model.channels.group_of(&layer.id);
-        let outputs = own.map_or(1.0, |_| 1.0 - asked(&layer.id));
-        let read = model
-            .channels
-            .groups
-            .iter()
-            .filter(|g| g.readers.contains(&layer.id));
-        let (mut all, mut kept) = (0.0, 0.0);
-        for group in read {
-            let n = group.channels as f64;
-            all += n;
-            kept += n * (1.0 - group.layers.first().map_or(0.0, asked));
-        }
-        let share = outputs * if all > 0.0 { kept / all } else { 1.0 };
-        let bits = match document.setting(&layer.id).precision {
-            Precision::Fp32 => 32.0,
-            Precision::Fp16 | Precision::Bf16 => 16.0,
-            integer if integer.bits().is_some_and(|bits| bits > 4) => 8.0,
-            _ => 4.0,
-        };
-        whole += layer.params as f64 * bits;
-        left += layer.params as f64 * bits * share;
-        macs = macs.zip(layer.macs).map(|(sum, m)| sum + m as f64 * share);
-    }
-    if whole > 0.0 && left < whole {
-        let layers = p.stored.0.saturating_sub(model.overhead.0) as f64;
-        p.stored.0 -= (layers * (1.0 - left / whole)) as u64;
-        p.macs = macs.map(|m| m as u64);
-        p.drop = None;
-    }
-    p
 }

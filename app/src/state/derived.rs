@@ -6,6 +6,7 @@ use super::{
     foresight::ForesightView,
     own::{Known, Own},
     rows::{self, RowsKey},
+    shrinking::Shrunk,
     target::TargetView,
     verdict,
 };
@@ -37,13 +38,14 @@ pub struct Derived {
     pub predicted: Option<PredictedPoint>,
     pub front: Vec<PointId>,
     pub verdict: Option<PlanVerdict>,
-    /// The plan as steps, its distillation last.
+    /// The plan as steps, with its distillation.
     steps: Vec<Step>,
-    /// How many of them come before the distillation.
-    undistilled: usize,
+    /// Without it.
+    undistilled: Vec<Step>,
     /// Layers as rules name them.
     names: LayerNames,
     pub(super) used: Used,
+    pub(super) shrunk: Shrunk,
     pub(super) largest: Largest,
     /// Lower-case `name op shape` of every layer, for the filter.
     pub(super) haystack: Vec<String>,
@@ -78,7 +80,7 @@ impl Derived {
         if with_distil {
             &self.steps
         } else {
-            &self.steps[..self.undistilled]
+            &self.undistilled
         }
     }
 
@@ -189,11 +191,12 @@ pub fn refresh(state: &mut State) {
     }
     if plan_changed {
         let generation = derived.plan_generation() + 1;
-        derived.steps = state.document.steps(&derived.names);
-        let trains = |step: &&Step| matches!(step, Step::Distil(_));
-        let trainings = derived.steps.iter().rev().take_while(trains).count();
-        derived.undistilled = derived.steps.len() - trainings;
+        derived.steps = state.document.steps(&derived.names, true);
+        derived.undistilled = state.document.steps(&derived.names, false);
         derived.plan_key = Some((generation, state.document.clone()));
+    }
+    if new_model || derived.shrunk.of != state.document.shrinking {
+        derived.shrunk = Shrunk::of(&state.document.shrinking, mirror.layers());
     }
     let cells_changed = derived.prediction_cells != mirror.cells_version;
     let scheme_changed = derived.plan_scheme.as_ref() != Some(&state.document.scheme);
@@ -210,11 +213,20 @@ pub fn refresh(state: &mut State) {
         derived.prediction = derived.predictor.as_ref().map(|predictor| {
             let plan = &state.document.plan;
             let prediction = predictor.predict(plan);
-            let mut prediction = match (state.document.channels, &mirror.model) {
-                (true, Some(model)) => super::channels::predict(model, &state.document, prediction),
-                _ => prediction,
+            let mut prediction = match &mirror.model {
+                Some(model) => {
+                    super::shrinking::predict(model, &state.document, &derived.shrunk, prediction)
+                }
+                None => prediction,
             };
             // Under another scheme than the map's its quantised cells are neighbours only; with methods as well: it is of codes to nearest.
+            if !state.document.shrinking.pattern.is_unstructured() {
+                // The map's masks are unstructured ones.
+                let pruned = |s: &LayerSetting| s.sparsity.0 > 0.0;
+                prediction.approximate = prediction
+                    .approximate
+                    .max(plan.values().filter(|s| pruned(s)).count());
+            }
             if !map_holds || !state.document.methods.is_empty() {
                 let quantised = |s: &LayerSetting| s.precision.is_integer();
                 prediction.approximate = prediction

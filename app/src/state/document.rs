@@ -4,7 +4,7 @@
 use limbeck_engine::{
     compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::LayerId,
-    recipe::{Goal, LayerNames, MethodKind, PlanContext, Recipe, Step},
+    recipe::{Goal, LayerNames, MethodKind, PlanContext, Recipe, Shrinking, Step},
     search::LayerFacts,
     target,
     train::DistilSettings,
@@ -35,6 +35,8 @@ pub struct Document {
     pub methods: Vec<Step>,
     /// Pruning takes whole channels out, instead of setting single weights to zero.
     pub channels: bool,
+    /// How that pruning goes, and what else makes the network smaller: residual blocks out, shared values.
+    pub shrinking: Shrinking,
     /// Distillation as a part of the plan; `None`: without.
     pub distil: Option<DistilSettings>,
     /// Trainings that it goes on from, each cut at the end of an epoch; none where it trains the plan itself.
@@ -119,9 +121,13 @@ impl Document {
         Recipe::from_plan(&context, layers, &self.plan)
     }
 
-    /// The steps of that recipe, with its distillation.
-    pub(super) fn steps(&self, names: &LayerNames) -> Vec<Step> {
-        names.steps(&self.context(), &self.plan)
+    /// The steps of that recipe.
+    pub(super) fn steps(&self, names: &LayerNames, with_distil: bool) -> Vec<Step> {
+        let context = PlanContext {
+            distil: self.distil.clone().filter(|_| with_distil),
+            ..self.context()
+        };
+        names.steps(&context, &self.plan)
     }
 
     /// What steps follow from beside the plan.
@@ -134,6 +140,7 @@ impl Document {
             goals: Vec::new(),
             scheme: self.scheme.clone(),
             channels: self.channels,
+            shrinking: self.shrinking.clone(),
             methods: self.methods.clone(),
             distil: self.distil.clone(),
             trained: self.trained.clone(),

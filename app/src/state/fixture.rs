@@ -3,7 +3,9 @@
 
 use super::{JobKind, State};
 use limbeck_engine::{
-    compress::{ChannelGroup, ChannelGroups, LayerInspection, LayerSetting, Precision, Ratio},
+    compress::{
+        Block, ChannelGroup, ChannelGroups, LayerInspection, LayerSetting, Precision, Ratio,
+    },
     data::{DatasetInfo, SplitName},
     eval::{Estimate, Metrics, PairedDrop},
     graph::LayerId,
@@ -288,6 +290,22 @@ fn channels(layers: &[LayerFacts]) -> ChannelGroups {
     channels
 }
 
+/// The stages' later blocks, whose skips pass by unchanged.
+fn blocks(layers: &[LayerFacts]) -> Vec<Block> {
+    let named = |name: &str| layers.iter().find(|l| &*l.id.0 == name);
+    let block = |(first, second): (&LayerFacts, &LayerFacts)| Block {
+        skip: format!("{}.in", first.id.0),
+        branch: format!("{}.out", second.id.0),
+        sum: format!("{}.sum", second.id.0),
+        layers: vec![first.id.clone(), second.id.clone()],
+    };
+    let firsts = layers.iter().filter(|l| l.id.0.ends_with(".1.conv1"));
+    firsts
+        .filter_map(|first| Some((first, named(&first.id.0.replace("conv1", "conv2"))?)))
+        .map(block)
+        .collect()
+}
+
 fn model_info() -> ModelInfo {
     let mut stage = 1;
     let layers: Vec<LayerFacts> = names()
@@ -338,6 +356,8 @@ fn model_info() -> ModelInfo {
             macs: Some(macs),
         },
         channels: channels(&layers),
+        heads: None,
+        blocks: blocks(&layers),
         layers,
         overhead: Bytes(14_000),
         inputs: vec![("input".into(), "N×1×28×28 f32".into())],

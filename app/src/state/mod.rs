@@ -13,6 +13,7 @@ mod own;
 mod reading;
 mod rows;
 mod runs;
+mod shrinking;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use limbeck_engine::{
     search::{LayerFacts, Prediction},
     sensitivity::{Candidate, Cell, Tier},
 };
+pub use shrinking::BlockState;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -515,6 +517,25 @@ impl State {
         {
             return Err(
                 "A method of this plan looks at samples of the data: open a task.ron, or take it out of the quantisation methods",
+            );
+        }
+        let shrinking = &self.document.shrinking;
+        if shrinking
+            .blocks
+            .as_ref()
+            .is_some_and(|step| step.count.is_some())
+        {
+            return Err(
+                "This plan takes out the residual blocks that outputs miss least, which needs data to judge them on: open a task.ron, or choose the \
+                 blocks in the inspector",
+            );
+        }
+        if self.document.channels
+            && shrinking.channels.criterion.needs_data()
+            && self.document.plan.values().any(|s| s.sparsity.0 > 0.0)
+        {
+            return Err(
+                "This plan judges channels on data: open a task.ron, or choose another criterion under Pruning and sharing",
             );
         }
         if self.document.distil.is_some() {

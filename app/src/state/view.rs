@@ -134,6 +134,8 @@ pub enum Dialog {
     Goals,
     /// Quantisation scheme.
     Scheme,
+    /// How pruning goes, residual blocks out, shared values.
+    Shrink,
     /// Methods that make quantisation lose less without training.
     Methods,
     /// Where the deployment runtime lies.

@@ -56,6 +56,7 @@ pub use inspect_input::{InputCodes, InputInspection, inspect_input};
 pub use low_rank::{Energy, EnergyOf, KernelSplit, LOW_RANK, LowRank, LowRankSettings, RankBy};
 pub use norms::NormStatistics;
 pub use pack::{QuantParameters, QuantizedLayer, pack, quantized_layers};
+pub(crate) use pattern::axis_summed;
 pub use pattern::{Pattern, PruneTarget};
 pub use placement::IntegerOp;
 #[cfg(test)]

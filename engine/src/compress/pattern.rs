@@ -52,6 +52,30 @@ impl Pattern {
         ))
     }
 
+    /// The ratio that takes a whole number of weights of every group, nearest to this one, and leaves some.
+    pub fn nearest(self, ratio: Ratio) -> Ratio {
+        match self {
+            Self::Unstructured => ratio,
+            Self::Groups(group) => {
+                let of = group.max(1) as f32;
+                Ratio((ratio.0 * of).round().clamp(0.0, of - 1.0) / of)
+            }
+        }
+    }
+
+    /// Refuses a layer whose outputs sum over so many inputs, in words.
+    ///
+    /// # Errors
+    /// Inputs that groups do not divide.
+    pub fn takes(self, inputs: usize) -> Result<(), String> {
+        match self {
+            Self::Groups(group) if !inputs.is_multiple_of(group) => Err(format!(
+                "every output sums over {inputs} inputs, which is no multiple of {group}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// How the groups lie in a layer's weight (`None`: unstructured), or why there are none.
     pub(super) fn lanes(self, layer: &Layer, op: &Op) -> Result<Option<Lanes>, String> {
         let Self::Groups(group) = self else {
@@ -66,11 +90,7 @@ impl Pattern {
             _ => 1,
         };
         let inputs = extent / parts.max(1);
-        if !inputs.is_multiple_of(group) {
-            return Err(format!(
-                "every output sums over {inputs} inputs, which is no multiple of {group}"
-            ));
-        }
+        self.takes(inputs)?;
         Ok(Some(Lanes {
             extent,
             inner: shape[axis + 1..].iter().product(),
@@ -82,11 +102,15 @@ impl Pattern {
 /// Axis of a layer's weight that its products sum over: input channels of convolutions (each tap of a kernel has groups of its own), inputs of
 /// Gemm and MatMul.
 pub(super) fn reduction_axis(layer: &Layer) -> usize {
-    let rank = layer.weight_shape.len();
-    match layer.op {
+    axis_summed(layer.op, layer.weight_shape.len(), layer.channel_axis)
+}
+
+/// The same by what else is known of a layer: its ONNX operator, its weight's rank and the axis of its output channels.
+pub(crate) fn axis_summed(op: &str, rank: usize, channel_axis: usize) -> usize {
+    match op {
         "Conv" => 1,
         "ConvTranspose" => 0,
-        "Gemm" => 1 - layer.channel_axis,
+        "Gemm" => 1 - channel_axis,
         _ => rank - 2,
     }
 }

@@ -21,7 +21,8 @@ use worker::Worker;
 
 use crate::{
     compress::{
-        ChannelGroups, InputInspection, LayerInspection, LayerSetting, Precision, QuantScheme,
+        Block, ChannelGroups, InputInspection, LayerInspection, LayerSetting, Precision,
+        QuantScheme,
     },
     confirm::RuntimePair,
     data::{DatasetInfo, SplitName},
@@ -188,6 +189,10 @@ pub struct ModelInfo {
     pub layers: Vec<LayerFacts>,
     /// Layers whose channels go together, and why others' stay.
     pub channels: ChannelGroups,
+    /// The same where whole attention heads go; `None`: there are none that could.
+    pub heads: Option<ChannelGroups>,
+    /// Residual blocks that can be taken out, in the graph's order.
+    pub blocks: Vec<Block>,
     /// In an event on a large model no weight was looked at, and none counts as zero.
     pub sizes: Sizes,
     /// Bytes of the stored file that belong to no layer.

@@ -5,7 +5,7 @@ use super::{
     worker::{JobContext, Worker},
 };
 use crate::{
-    compress::{ChannelGroups, QuantScheme, folded_outline},
+    compress::{self, ChannelGroups, QuantScheme, folded_outline},
     data::SplitName,
     exec::ExecError,
     graph::Graph,
@@ -146,6 +146,8 @@ fn describe(
         sha256: session.known_sha256(),
         layers: session.layers.clone(),
         channels: ChannelGroups::of(graph),
+        heads: ChannelGroups::of_heads(graph),
+        blocks: compress::blocks(graph),
         overhead: search::overhead(&session.layers, folded),
         sizes,
         inputs: ports(graph, &graph.inputs),

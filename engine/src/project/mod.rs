@@ -6,7 +6,7 @@ use crate::{
     eval::Metrics,
     graph::LayerId,
     measure::Sizes,
-    recipe::{Goal, Recipe, RecipeError, Step, from_ron, read_text, to_ron},
+    recipe::{Goal, Recipe, RecipeError, Shrinking, Step, from_ron, read_text, to_ron},
     sensitivity::Cell,
     target::LayerSaturation,
     train::DistilSettings,
@@ -86,6 +86,9 @@ pub struct ProjectFile {
     /// Pruning takes whole channels out, instead of setting single weights to zero.
     #[serde(default)]
     pub channels: bool,
+    /// How pruning goes, and what else makes the network smaller.
+    #[serde(default, skip_serializing_if = "Shrinking::is_default")]
+    pub shrinking: Shrinking,
     #[serde(default)]
     pub distil: DistilSettings,
     /// The plan's methods around Quantize, as a recipe's steps.
@@ -119,6 +122,7 @@ impl ProjectFile {
             goals: Vec::new(),
             scheme: QuantScheme::default(),
             channels: false,
+            shrinking: Shrinking::default(),
             distil: DistilSettings::default(),
             methods: Vec::new(),
             trained: Vec::new(),

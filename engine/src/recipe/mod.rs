@@ -18,6 +18,7 @@ mod pipeline;
 mod plan;
 mod resolve;
 mod session;
+mod shrinking;
 mod student;
 mod targets;
 mod text;
@@ -49,8 +50,9 @@ pub use pipeline::{
     Built, Reached, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept,
 };
 pub use plan::{LayerNames, PlanContext};
-pub use resolve::{Resolved, ResolvedStep, method_layers, resolve};
+pub use resolve::{Resolved, ResolvedStep, method_layers, resolve, shrunk_layers};
 pub use session::{Session, facts, shape_words, task_beside};
+pub use shrinking::Shrinking;
 pub use student::{StudentNetwork, StudentStep};
 pub use targets::evaluate_at;
 pub(crate) use text::claimed_version;

@@ -2,10 +2,10 @@
 
 use super::{
     Choice, Goal, MethodKind, PruneChannelsStep, PruneStep, QuantizeStep, RECIPE_VERSION, Recipe,
-    Rule, Step, Toggle, ToggleRule,
+    Rule, Shrinking, Step, Toggle, ToggleRule,
 };
 use crate::{
-    compress::{LayerSetting, Pattern, Precision, QuantScheme, Ratio},
+    compress::{LayerSetting, Precision, QuantScheme, Ratio},
     graph::{LayerId, in_both},
     search::LayerFacts,
     train::DistilSettings,
@@ -27,17 +27,18 @@ pub struct PlanContext {
     pub scheme: QuantScheme,
     /// Pruning takes whole channels out instead of setting weights to zero.
     pub channels: bool,
+    pub shrinking: Shrinking,
     /// Steps of the kinds in [`MethodKind`], in their order; they stand around Quantize, where a layer is stored in integers.
     pub methods: Vec<Step>,
-    /// A last step, where anything was compressed.
+    /// Where anything was compressed: a last step or, where weights are pruned by a schedule, right behind Prune.
     pub distil: Option<DistilSettings>,
     /// Trainings right before it, each with `keep_last`: what it goes on from.
     pub trained: Vec<DistilSettings>,
 }
 
 impl Recipe {
-    /// The recipe of a plan: channels out, batch norms folded, one Prune and one Quantize step where the plan asks for them, methods
-    /// around the latter, distillation last.
+    /// The recipe of a plan: residual blocks and channels out, batch norms folded, one Prune and one Quantize step where the plan asks
+    /// for them, methods around the latter, shared values, distillation last or where a schedule of Prune needs it.
     /// Layers absent from `plan` are left unchanged; a plan that changes nothing gives no steps. [`super::resolve`] on the same
     /// `layers` gives the plan back exactly.
     pub fn from_plan(
@@ -118,55 +119,95 @@ impl LayerNames {
         for (at, setting) in in_both(&self.places, plan) {
             settings[*at] = *setting;
         }
-        let mut steps = Vec::new();
-        let mut channels = None;
-        if settings.iter().any(|s| s.sparsity.0 != 0.0) {
-            let ratios: Vec<Ratio> = settings.iter().map(|s| s.sparsity).collect();
-            let (default, layers) = self.compact(&ratios, |r| r.0 == 0.0);
-            if context.channels {
-                channels = Some(Step::PruneChannels(PruneChannelsStep {
-                    default: Some(default),
-                    layers,
-                    ..PruneChannelsStep::default()
-                }));
-            } else {
-                steps.push(Step::Prune(PruneStep {
-                    default,
-                    layers,
-                    pattern: Pattern::Unstructured,
-                    schedule: None,
-                }));
-            }
+        let blocks = context.shrinking.blocks.clone().map(Step::PruneBlocks);
+        let (channels, prune) = self.pruning(context, &settings);
+        let gradual = prune.as_ref().is_some_and(is_gradual);
+        let quantize = self.quantization(context, &settings);
+        let shared = self.sharing(context, &settings);
+        let anything = [&blocks, &channels, &prune, &shared]
+            .iter()
+            .any(|s| s.is_some());
+        if !anything && quantize.is_empty() {
+            return Vec::new();
         }
-        if settings.iter().any(|s| s.precision != Precision::Fp32) {
-            let precisions: Vec<Precision> = settings.iter().map(|s| s.precision).collect();
-            let (default, layers) = self.compact(&precisions, |p| *p == Precision::Fp32);
-            let quantize = Step::Quantize(QuantizeStep {
-                default,
-                layers,
-                scheme: context.scheme.clone(),
-            });
-            let methods = match precisions.iter().any(|p| p.is_integer()) {
-                true => &context.methods[..],
-                false => &[],
-            };
-            let early = |step: &&Step| MethodKind::of(step).is_some_and(MethodKind::is_before);
-            steps.extend(methods.iter().filter(early).cloned());
-            steps.push(quantize);
-            steps.extend(methods.iter().filter(|step| !early(step)).cloned());
-        }
-        if !steps.is_empty() || channels.is_some() {
-            steps.insert(0, Step::FoldBatchNorm);
-            // Before folding: statistics of batch norms can be taken again only while there are any.
-            if let Some(channels) = channels {
-                steps.insert(0, channels);
-            }
-            if let Some(distil) = &context.distil {
-                steps.extend(context.trained.iter().cloned().map(Step::Distil));
-                steps.push(Step::Distil(distil.clone()));
-            }
-        }
+        let trained = context.trained.iter().chain(&context.distil).cloned();
+        let trainings = match context.distil {
+            Some(_) => trained.map(Step::Distil).collect(),
+            None => Vec::new(),
+        };
+        let (within, last) = match gradual {
+            true => (trainings, Vec::new()),
+            false => (Vec::new(), trainings),
+        };
+        // Before folding: statistics of batch norms can be taken again only while there are any.
+        let mut steps: Vec<Step> = blocks.into_iter().chain(channels).collect();
+        steps.push(Step::FoldBatchNorm);
+        steps.extend(prune);
+        steps.extend(within);
+        steps.extend(quantize);
+        steps.extend(shared);
+        steps.extend(last);
         steps
+    }
+
+    /// The step that takes channels out, or the one that sets weights to zero.
+    fn pruning(
+        &self,
+        context: &PlanContext,
+        settings: &[LayerSetting],
+    ) -> (Option<Step>, Option<Step>) {
+        if settings.iter().all(|s| s.sparsity.0 == 0.0) {
+            return (None, None);
+        }
+        let ratios: Vec<Ratio> = settings.iter().map(|s| s.sparsity).collect();
+        let (default, layers) = self.compact(&ratios, |r| r.0 == 0.0);
+        let shrinking = &context.shrinking;
+        if context.channels {
+            let step = PruneChannelsStep {
+                default: Some(default),
+                layers,
+                ..PruneChannelsStep::of(shrinking.channels.clone())
+            };
+            return (Some(Step::PruneChannels(step)), None);
+        }
+        let step = PruneStep {
+            default,
+            layers,
+            pattern: shrinking.pattern,
+            // It counts epochs: without a training there are none.
+            schedule: shrinking.schedule.filter(|_| context.distil.is_some()),
+        };
+        (None, Some(Step::Prune(step)))
+    }
+
+    /// Quantize with the methods around it; nothing where all layers stay float.
+    fn quantization(&self, context: &PlanContext, settings: &[LayerSetting]) -> Vec<Step> {
+        if settings.iter().all(|s| s.precision == Precision::Fp32) {
+            return Vec::new();
+        }
+        let precisions: Vec<Precision> = settings.iter().map(|s| s.precision).collect();
+        let (default, layers) = self.compact(&precisions, |p| *p == Precision::Fp32);
+        let quantize = Step::Quantize(QuantizeStep {
+            default,
+            layers,
+            scheme: context.scheme.clone(),
+        });
+        let methods = match precisions.iter().any(|p| p.is_integer()) {
+            true => &context.methods[..],
+            false => &[],
+        };
+        let early = |step: &&Step| MethodKind::of(step).is_some_and(MethodKind::is_before);
+        let mut steps: Vec<Step> = methods.iter().filter(early).cloned().collect();
+        steps.push(quantize);
+        steps.extend(methods.iter().filter(|step| !early(step)).cloned());
+        steps
+    }
+
+    /// The step that lets weights share values, where a layer is left that can.
+    fn sharing(&self, context: &PlanContext, settings: &[LayerSetting]) -> Option<Step> {
+        let float = settings.iter().any(|s| s.precision == Precision::Fp32);
+        let step = context.shrinking.cluster.clone()?;
+        float.then_some(Step::Cluster(step))
     }
 
     /// A method's rules that switch it on for the layers in `on`, and off for all others.
@@ -234,6 +275,16 @@ impl LayerNames {
         }
         (choice(default), rules)
     }
+}
+
+fn is_gradual(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Prune(PruneStep {
+            schedule: Some(_),
+            ..
+        })
+    )
 }
 
 /// What a name begins with, up to and with each of its separators.

@@ -1,8 +1,8 @@
 //! From rules to layers: default < glob (a later one wins) < exact name.
 
 use super::{
-    Choice, MethodKind, MethodStep, Recipe, RecipeError, Rule, Step, Toggle, ToggleRule, methods,
-    targets,
+    Choice, MethodKind, MethodStep, Recipe, RecipeError, Rule, Shrinking, Step, Toggle, ToggleRule,
+    methods, targets,
     text::{Anchor, nearest},
     validate::validate,
 };
@@ -242,6 +242,25 @@ pub fn method_layers(
     let word = MethodKind::of(step)?.word();
     let (default, rules) = step.toggles()?;
     Some(toggled(word, default, rules, layers, &[]))
+}
+
+/// Layers that steps take out by name and that they let share values, with how many values.
+///
+/// # Errors
+/// A rule that names no layer of the model.
+pub fn shrunk_layers(
+    shrinking: &Shrinking,
+    layers: &[LayerFacts],
+) -> Result<(BTreeSet<LayerId>, BTreeMap<LayerId, usize>), RecipeError> {
+    let gone = match shrinking.blocks.as_ref().filter(|b| b.count.is_none()) {
+        Some(step) => apply("PruneBlocks", &Choice::Keep, &step.rules(), layers, &[])?,
+        None => BTreeMap::new(),
+    };
+    let shared = match &shrinking.cluster {
+        Some(step) => apply("Cluster", &step.default, &step.layers, layers, &[])?,
+        None => BTreeMap::new(),
+    };
+    Ok((gone.into_keys().collect(), shared))
 }
 
 /// Layers that a method is used on.

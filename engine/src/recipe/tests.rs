@@ -356,7 +356,7 @@ proptest! {
         let context = PlanContext {
             trained: Vec::new(),
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
-            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, methods: methods.clone(), distil: None,
+            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, shrinking: crate::recipe::Shrinking::default(), methods: methods.clone(), distil: None,
         };
         let recipe = Recipe::from_plan(&context, &layers, &plan);
         let own: Vec<&Step> = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some()).collect();
@@ -399,6 +399,7 @@ fn a_uniform_stage_becomes_one_glob() {
         goals: Vec::new(),
         scheme: QuantScheme::default(),
         channels: false,
+        shrinking: crate::recipe::Shrinking::default(),
         methods: Vec::new(),
         distil: None,
     };

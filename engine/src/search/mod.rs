@@ -6,7 +6,7 @@ mod storage;
 mod tests;
 
 use crate::{
-    compress::{LayerSetting, QuantScheme},
+    compress::{LayerSetting, Pattern, QuantScheme, axis_summed},
     graph::{Graph, LayerId, in_both},
     measure::Bytes,
     sensitivity::{Cell, Tier},
@@ -43,6 +43,16 @@ pub struct LayerFacts {
 }
 
 impl LayerFacts {
+    /// Why its weights cannot be pruned in groups of this pattern, in words; `None`: they can, or that is known once they are.
+    pub fn pattern_stays(&self, pattern: Pattern) -> Option<String> {
+        // How the inputs of a transposed convolution are shared out is not among the facts.
+        if self.op == "ConvTranspose" || self.weight_shape.len() < 2 {
+            return None;
+        }
+        let axis = axis_summed(&self.op, self.weight_shape.len(), self.channel_axis.min(1));
+        pattern.takes(*self.weight_shape.get(axis)?).err()
+    }
+
     /// The layers of a graph, in its order.
     pub fn of(graph: &Graph) -> Vec<Self> {
         graph

@@ -3,6 +3,7 @@
 use super::{
     Dialogs,
     forms::{buttons, choice, note, number, row, title},
+    training::{self, Gradual},
 };
 use crate::{
     commands::Command,
@@ -13,7 +14,7 @@ use crate::{
 use egui::{DragValue, Grid, Ui, vec2};
 use limbeck_engine::{
     recipe::CheckpointEvery,
-    train::{Optimizer, Schedule},
+    train::{DistilSettings, Optimizer, Schedule},
 };
 use std::path::Path;
 
@@ -38,70 +39,13 @@ impl Dialogs {
             .num_columns(2)
             .spacing(vec2(16.0, 6.0))
             .show(ui, |ui| {
-                number(ui, "Epochs", &mut s.epochs, 1..=1_000);
-                number(ui, "Batch", &mut s.batch, 1..=4_096);
-                let mut samples = s.samples.unwrap_or(training);
-                number(
-                    ui,
-                    "Training samples an epoch",
-                    &mut samples,
-                    1..=training.max(1),
-                );
-                s.samples = (samples < training).then_some(samples);
-                row(ui, "Rate", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.rate)
-                            .speed(1e-5)
-                            .range(1e-6..=1.0)
-                            .max_decimals(6),
-                    )
-                });
-                row(ui, "Weight decay", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.weight_decay)
-                            .speed(1e-5)
-                            .range(0.0..=1.0)
-                            .max_decimals(6),
-                    )
-                });
-                row(ui, "Temperature", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.temperature)
-                            .speed(0.1)
-                            .range(0.5..=50.0),
-                    )
-                });
-                row(ui, "Soft loss weight", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.soft_weight)
-                            .speed(0.01)
-                            .range(0.0..=1.0),
-                    )
-                });
-                row(ui, "Hard loss weight", |ui| {
-                    ui.add(
-                        DragValue::new(&mut s.hard_weight)
-                            .speed(0.01)
-                            .range(0.0..=1.0),
-                    )
-                });
-                choice(
-                    ui,
-                    "Optimiser",
-                    &[(Optimizer::AdamW, "AdamW"), (Optimizer::Sgd, "SGD")],
-                    &mut s.optimizer,
-                );
-                choice(
-                    ui,
-                    "Schedule",
-                    &[
-                        (Schedule::Cosine, "Cosine"),
-                        (Schedule::Constant, "Constant"),
-                    ],
-                    &mut s.schedule,
-                );
+                everyday(ui, s, training);
                 every = checkpoints(ui, state, out);
             });
+        // Masks grow over the first training; where this is the second, they are final.
+        let first = state.document.trained.is_empty();
+        let gradual = Some(&mut self.gradual).filter(|_| first && Gradual::fits(state));
+        let wrong = training::advanced(ui, s, gradual, state);
         note(
             ui,
             match every == NEVER {
@@ -110,20 +54,86 @@ impl Dialogs {
             },
         );
         let settings = self.distil.clone();
+        let kept = state.document.shrinking.schedule;
+        let schedule = match first && Gradual::fits(state) {
+            true => self.gradual.schedule(),
+            false => kept,
+        };
         let none = settings.soft_weight + settings.hard_weight <= 0.0;
         let reason = if none && !settings.matches_features() {
-            Some("One of the two losses needs a weight above 0".to_owned())
+            Some("One of the losses needs a weight above 0".to_owned())
         } else if settings.hard_weight > 0.0
             && !state.has_labels(limbeck_engine::data::SplitName::Training)
         {
             Some("The training samples have no labels: set the hard loss weight to 0".to_owned())
+        } else if let Some(why) = wrong {
+            Some(why)
+        } else if let Err(why) = settings.check() {
+            Some(why.to_string())
         } else {
             Command::StartDistil(settings.clone()).enabled(state).err()
         };
         if buttons(ui, "Start", reason, false, out) {
-            out.push(Command::StartDistil(settings));
+            out.push(match schedule == kept {
+                true => Command::StartDistil(settings),
+                false => Command::StartDistilWith { settings, schedule },
+            });
         }
     }
+}
+
+/// The rows that most trainings need.
+fn everyday(ui: &mut Ui, s: &mut DistilSettings, training: usize) {
+    number(ui, "Epochs", &mut s.epochs, 1..=1_000);
+    number(ui, "Batch", &mut s.batch, 1..=4_096);
+    let mut samples = s.samples.unwrap_or(training);
+    number(
+        ui,
+        "Training samples an epoch",
+        &mut samples,
+        1..=training.max(1),
+    );
+    s.samples = (samples < training).then_some(samples);
+    row(ui, "Rate", |ui| ui.add(small(&mut s.rate, 1e-6..=1.0)));
+    choice(
+        ui,
+        "Schedule",
+        &[
+            (Schedule::Cosine, "Cosine"),
+            (Schedule::OneCycle, "One cycle"),
+            (Schedule::Constant, "Constant"),
+        ],
+        &mut s.schedule,
+    );
+    row(ui, "Weight decay", |ui| {
+        ui.add(small(&mut s.weight_decay, 0.0..=1.0))
+    });
+    row(ui, "Temperature", |ui| {
+        let value = DragValue::new(&mut s.temperature);
+        ui.add(value.speed(0.1).range(0.5..=50.0))
+    });
+    row(ui, "Soft loss weight", |ui| {
+        let value = DragValue::new(&mut s.soft_weight);
+        ui.add(value.speed(0.01).range(0.0..=1.0))
+    });
+    row(ui, "Hard loss weight", |ui| {
+        let value = DragValue::new(&mut s.hard_weight);
+        ui.add(value.speed(0.01).range(0.0..=1.0))
+    });
+    choice(
+        ui,
+        "Optimiser",
+        &[(Optimizer::AdamW, "AdamW"), (Optimizer::Sgd, "SGD")],
+        &mut s.optimizer,
+    );
+}
+
+/// A value that is often a ten-thousandth.
+fn small(value: &mut f64, range: std::ops::RangeInclusive<f64>) -> DragValue<'_> {
+    DragValue::new(value)
+        .speed(1e-5)
+        .range(range)
+        .max_decimals(6)
 }
 
 /// What the plan's distillation goes on from; false: nothing, it trains the plan itself.

@@ -1,4 +1,4 @@
-//! Dialogs: open, save, export, distil, goals, scheme, methods, unsaved changes, about. What is typed lives here until it is sent as a
+//! Dialogs: open, save, export, distil, goals, scheme, pruning, methods, unsaved changes, about. What is typed lives here until it is sent as a
 //! command. Every path has a text field; Browse… is a help on top.
 
 mod distil;
@@ -7,6 +7,8 @@ mod goals;
 mod methods;
 mod runtime;
 mod scheme;
+mod shrink;
+mod training;
 
 use super::files;
 use crate::{
@@ -25,7 +27,9 @@ use limbeck_engine::{
 };
 use methods::MethodsForm;
 use scheme::SchemeForm;
+use shrink::ShrinkForm;
 use std::path::PathBuf;
+use training::Gradual;
 
 /// What is typed into the open dialog.
 #[derive(Debug)]
@@ -38,9 +42,11 @@ pub struct Dialogs {
     format: ExportFormat,
     confirm: bool,
     distil: DistilSettings,
+    gradual: Gradual,
     goals: GoalForm,
     scheme: SchemeForm,
     methods: MethodsForm,
+    shrink: ShrinkForm,
 }
 
 impl Default for Dialogs {
@@ -53,9 +59,11 @@ impl Default for Dialogs {
             format: ExportFormat::Plan,
             confirm: true,
             distil: DistilSettings::default(),
+            gradual: Gradual::default(),
             goals: GoalForm::default(),
             scheme: SchemeForm::default(),
             methods: MethodsForm::default(),
+            shrink: ShrinkForm::default(),
         }
     }
 }
@@ -111,6 +119,7 @@ impl Dialogs {
                     Dialog::Distil => self.distil(ui, state, out),
                     Dialog::Goals => self.goals.show(ui, state, out),
                     Dialog::Scheme => self.scheme.show(ui, state, out),
+                    Dialog::Shrink => self.shrink.show(ui, state, out),
                     Dialog::Methods => self.methods.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::DiscardRun(folder) => distil::discard_run(ui, state, folder, out),
@@ -147,8 +156,10 @@ impl Dialogs {
                 // A new training is meant to reach its end.
                 self.distil.stop_after = None;
                 self.distil.keep_last = false;
+                self.gradual = Gradual::of(state, self.distil.epochs);
             }
             Dialog::Scheme => self.scheme = SchemeForm::of(state),
+            Dialog::Shrink => self.shrink = ShrinkForm::of(state),
             Dialog::Methods => self.methods = MethodsForm::of(state),
             Dialog::Goals => self.goals = GoalForm::of(state),
             Dialog::Runtime => {

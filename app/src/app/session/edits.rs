@@ -8,7 +8,7 @@ use crate::{
 use limbeck_engine::{
     compress::{LayerSetting, Precision},
     graph::LayerId,
-    recipe::{self, MethodKind, PruneChannelsStep, Recipe, Step},
+    recipe::{self, Choice, ClusterStep, MethodKind, PruneBlocksStep, Recipe, Shrinking, Step},
     train::DistilSettings,
 };
 use std::{collections::BTreeSet, path::Path};
@@ -38,22 +38,20 @@ impl Session {
         self.measure_edit();
     }
 
-    /// Where the plan prunes channels, layers that are tied get one ratio.
+    /// Where the plan prunes channels, layers that are tied get one ratio; where it prunes groups of weights, one that fits them.
     fn tie_channels(&mut self) {
-        if self.state.document.channels
-            && let Some(model) = self.state.model().cloned()
-        {
-            harmonise(&mut self.state.document, &model.channels);
+        if let Some(model) = self.state.model().cloned() {
+            harmonise(&mut self.state.document, &model);
         }
     }
 
     /// The layers that a ratio is for: where the plan prunes channels, whole groups, without those that cannot lose any.
     pub(super) fn ratio_targets(&self, layers: &[LayerId]) -> Vec<LayerId> {
         let targets = self.targets(layers);
-        if !self.state.document.channels {
-            return targets;
-        }
         let can = |layer: &&LayerId| self.state.channels_stay(layer).is_none();
+        if !self.state.document.channels {
+            return targets.iter().filter(can).cloned().collect();
+        }
         targets
             .iter()
             .filter(can)
@@ -144,6 +142,42 @@ impl Session {
         });
     }
 
+    /// Takes the residual block of these layers out, or leaves it in.
+    pub(super) fn take_block(&mut self, layers: &[LayerId], out: bool) {
+        let named = self.state.blocks_with(layers, out);
+        self.edit(|document| {
+            let samples = document.shrinking.blocks.take().map(|step| step.samples);
+            if !named.is_empty() {
+                document.shrinking.blocks = Some(PruneBlocksStep {
+                    layers: named,
+                    count: None,
+                    samples: samples.unwrap_or(PruneBlocksStep::default().samples),
+                });
+            }
+        });
+    }
+
+    /// Lets the weights of layers share values as the plan's others do, or not.
+    pub(super) fn share_on(&mut self, layers: &[LayerId], on: bool) {
+        let targets = self.targets(layers);
+        let usual = match self.state.document.shrinking.cluster.as_ref() {
+            Some(ClusterStep {
+                default: Choice::Set(values),
+                ..
+            }) => *values,
+            Some(_) => self.state.values_shared().unwrap_or(16),
+            None => return,
+        };
+        self.edit(|document| {
+            if let Some(step) = &mut document.shrinking.cluster {
+                step.set(&targets, on.then_some(usual));
+                if !step.shares() {
+                    document.shrinking.cluster = None;
+                }
+            }
+        });
+    }
+
     /// Makes a recipe's plan the present one (one undo step); false, and said, where it does not fit the model. `goals_too`: its goals
     /// as well.
     pub(super) fn take_plan(&mut self, recipe: &Recipe, goals_too: bool) -> bool {
@@ -171,6 +205,9 @@ impl Session {
             .steps
             .iter()
             .any(|s| matches!(s, Step::PruneChannels(_)));
+        let held = Shrinking::of(&recipe.steps);
+        let other = held.is_none();
+        let shrinking = held.unwrap_or_default();
         let methods = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some());
         let methods: Vec<Step> = methods.cloned().collect();
         let mut kinds = methods.iter().filter_map(MethodKind::of);
@@ -191,6 +228,7 @@ impl Session {
             }
             document.methods = methods;
             document.channels = channels;
+            document.shrinking = shrinking;
             document.distil = distil;
             document.trained = trained;
             document.seed = seed;
@@ -205,24 +243,11 @@ impl Session {
             .document
             .recipe("", nowhere, nowhere, self.state.layers(), true);
         let kinds = |steps: &[Step]| steps.iter().map(std::mem::discriminant).collect::<Vec<_>>();
-        // The window prunes by ratios, channels by their norm; budgets, other criteria, patterns and schedules are the recipe's.
-        let other = |step: &Step| match step {
-            Step::PruneChannels(step) => {
-                let plain = PruneChannelsStep {
-                    default: step.default.clone(),
-                    layers: step.layers.clone(),
-                    ..PruneChannelsStep::default()
-                };
-                plain != *step
-            }
-            Step::Prune(step) => !step.pattern.is_unstructured() || step.schedule.is_some(),
-            _ => false,
-        };
-        if kinds(&shown.steps) != kinds(&recipe.steps) || recipe.steps.iter().any(other) {
+        if other || kinds(&shown.steps) != kinds(&recipe.steps) {
             self.state.notify(
                 NoticeKind::Warning,
-                "The window carries plans out as prune, fold, quantise with its methods, distil; this recipe has other steps, another order, or \
-                 prunes by more than ratios (a budget, a criterion, an N:M pattern, a schedule). \
+                "The window carries plans out as blocks, channels, fold, prune, quantise with its methods, shared values, distil; this recipe has other \
+                 steps, another order, or takes channels out by a budget. \
                  What is shown and exported here is the window's plan; limbeck run carries the recipe out unchanged.",
             );
         }

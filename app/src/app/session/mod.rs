@@ -315,7 +315,10 @@ impl Session {
                 self.state.history.begin(&self.state.document);
                 for layer in self.ratio_targets(&layers) {
                     let mut setting = self.state.document.setting(&layer);
-                    setting.sparsity = ratio;
+                    setting.sparsity = match self.state.document.channels {
+                        true => ratio,
+                        false => self.state.document.shrinking.pattern.nearest(ratio),
+                    };
                     self.state.document.set(&layer, setting);
                 }
             }
@@ -343,6 +346,15 @@ impl Session {
                 self.edit(|document| document.methods = document.methods_with(kind));
             }
             Command::SetMethodOn { kind, layers, on } => self.use_on(kind, &layers, on),
+            Command::SetShrinking {
+                channels,
+                shrinking,
+            } => self.edit(|document| {
+                document.channels = channels;
+                document.shrinking = *shrinking;
+            }),
+            Command::TakeBlock { layers, out } => self.take_block(&layers, out),
+            Command::ShareValues { layers, on } => self.share_on(&layers, on),
             Command::SetPruning(channels) => self.edit(|document| document.channels = channels),
             Command::SetGoals(goals) => self.edit(|document| document.goals = goals),
             Command::SetDistil(distil) => self.edit(|document| {
@@ -368,7 +380,11 @@ impl Session {
                 self.measure_edit();
             }
             Command::MeasurePlan(split) => self.measure(split),
-            Command::StartDistil(settings) => self.distil(settings),
+            Command::StartDistil(settings) => {
+                let schedule = self.state.document.shrinking.schedule;
+                self.distil(settings, schedule);
+            }
+            Command::StartDistilWith { settings, schedule } => self.distil(settings, schedule),
             Command::NewRun(run) => {
                 let recipe = self.state.mirror.runs.recipe(run).cloned();
                 if recipe.is_some_and(|recipe| self.take_plan(&recipe, false)) {

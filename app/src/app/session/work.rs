@@ -6,10 +6,12 @@ use crate::{
     state::{JobKind, NoticeKind, Tab},
 };
 use limbeck_engine::{
+    compress::PruneSchedule,
     data::SplitName,
     jobs::{Command as Job, JobId, Keep},
     recipe::{Recipe, Step},
     sensitivity::Direction,
+    train::DistilSettings,
 };
 use std::sync::Arc;
 
@@ -158,11 +160,13 @@ impl Session {
         });
     }
 
-    pub(super) fn distil(&mut self, settings: limbeck_engine::train::DistilSettings) {
+    /// Trains the plan; its weights are pruned by `schedule` meanwhile, or at once.
+    pub(super) fn distil(&mut self, settings: DistilSettings, schedule: Option<PruneSchedule>) {
         self.state.view.dialog = None;
         self.state.history.commit(&self.state.document);
         self.state.history.begin(&self.state.document);
         self.state.document.distil = Some(settings);
+        self.state.document.shrinking.schedule = schedule;
         self.state.history.commit(&self.state.document);
         self.state.refresh();
         let split = if self.state.split_len(SplitName::Holdout) > 0 {

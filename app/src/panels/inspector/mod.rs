@@ -2,6 +2,7 @@
 //! known of every candidate, with provenance.
 
 mod pictures;
+mod shrinking;
 
 use super::{Commands, advice, switch, words};
 use crate::{
@@ -53,6 +54,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .show(ui, |ui| {
                     advice::show(ui, layer, state, out);
                     methods(ui, layer, state, out);
+                    shrinking::show(ui, layer, state, out);
                     // What the plan is about comes first.
                     if state.document.channels {
                         ui.add_space(4.0);

@@ -333,7 +333,13 @@ fn predicted(
             let x = at(predicted.x, 0.0).x;
             let line = [pos2(x, frame.top() + 22.0), pos2(x, frame.bottom())];
             painter.extend(Shape::dashed_line(&line, stroke, 3.0, 4.0));
-            Some((pos2(x, frame.bottom() - 18.0), "predicted size".into()))
+            Some((
+                pos2(x, frame.bottom() - 18.0),
+                state.unpredicted().map_or_else(
+                    || "predicted size".to_owned(),
+                    |without| format!("predicted size {without}"),
+                ),
+            ))
         }
     }
 }

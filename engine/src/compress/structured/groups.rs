@@ -58,6 +58,21 @@ impl ChannelGroups {
         Structure::of(graph).groups
     }
 
+    /// The same where whole attention heads go ([`Attention::Heads`]); `None` where that makes no difference: there is no attention, or none
+    /// whose heads can go.
+    pub fn of_heads(graph: &Graph) -> Option<Self> {
+        // Attention multiplies what is computed by what is computed.
+        let computed = |v: &Option<ValueId>| v.is_some_and(|v| graph.value(v).data.is_none());
+        let attends = graph
+            .iter_nodes()
+            .any(|(_, node)| matches!(node.op, Op::MatMul) && node.inputs.iter().all(computed));
+        if !attends {
+            return None;
+        }
+        let heads = Structure::with(graph, Attention::Heads).groups;
+        (heads != Self::of(graph)).then_some(heads)
+    }
+
     /// The group whose output channels include this layer's.
     pub fn group_of(&self, layer: &LayerId) -> Option<&ChannelGroup> {
         self.groups.iter().find(|g| g.layers.contains(layer))

@@ -81,6 +81,7 @@ fn what_is_foreseen_of_a_plan_is_what_its_export_does() {
             goals: Vec::new(),
             scheme: scheme.clone(),
             channels: false,
+            shrinking: crate::recipe::Shrinking::default(),
             methods: Vec::new(),
             distil: None,
         };
