@@ -7,6 +7,7 @@ mod foresight;
 mod interrupted;
 mod methods;
 mod saving;
+mod shrinking;
 mod targets;
 mod undo;
 mod window;
