@@ -296,7 +296,7 @@ fn a_plan_that_shrinks_in_every_way_is_what_its_recipe_gives_headless() {
     // The size said beforehand is near the measured one.
     let predicted = *session.state.prediction().expect("predicted");
     let measured = session.state.plan_point(SplitName::Search);
-    let sizes = measured.expect("measured").point.sizes.clone();
+    let sizes = measured.expect("measured").point.sizes;
     let off = predicted.stored.0 as f64 / sizes.stored.0 as f64 - 1.0;
     assert!(off.abs() < 0.05, "{predicted:?} against {sizes:?}");
     let macs = sizes.macs.expect("known") as f64;
