@@ -8,11 +8,11 @@ use limbeck_app::{
     state::{JobKind, JobState, NoticeKind},
 };
 use limbeck_engine::{
-    compress::{Precision, Ratio},
+    compress::{Codebooks, Pattern, Precision, PruneSchedule, Ratio},
     data::SplitName,
     exec::CancelToken,
     jobs::ExportFormat,
-    recipe::{self, Goal, RecipeFile, Unwatched},
+    recipe::{self, Choice, ClusterStep, Goal, RecipeFile, Shrinking, Step, Unwatched},
     sensitivity::Tier,
     train::DistilSettings,
 };
@@ -249,6 +249,106 @@ fn what_the_window_measured_is_what_its_recipe_gives_headless() {
     .expect("runs");
     assert_eq!(outcome.metrics, before_distilling.metrics);
     assert!(*outcome.bytes == bytes, "the exported files differ");
+}
+
+/// Residual blocks out, weights pruned in groups while training, values shared: all through the window's commands.
+#[test]
+fn a_plan_that_shrinks_in_every_way_is_what_its_recipe_gives_headless() {
+    let (folder, model, task) = work_folder();
+    let mut session = Session::start(Arc::new(|| {}));
+    session.settings = Settings {
+        edit_limit: Some(100),
+        map_limit: Some(32),
+        map_at_once: false,
+    };
+    session.run(Command::OpenModel {
+        model,
+        task: Some(task),
+    });
+    settle(&mut session);
+    let blocks = session.state.model().expect("opened").blocks.clone();
+    let block = blocks.last().expect("a residual network");
+    session.run(Command::SetShrinking {
+        channels: false,
+        shrinking: Box::new(Shrinking {
+            pattern: Pattern::Groups(4),
+            cluster: Some(ClusterStep {
+                default: Choice::Set(16),
+                layers: Vec::new(),
+                codebooks: Codebooks::PerLayer,
+            }),
+            ..Shrinking::default()
+        }),
+    });
+    session.run(Command::TakeBlock {
+        layers: block.layers.clone(),
+        out: true,
+    });
+    session.run(Command::SetRatio {
+        layers: session.state.mirror.layer_ids().to_vec(),
+        ratio: Ratio(0.45),
+    });
+    session.run(Command::CommitEdit);
+    settle(&mut session);
+    let plan = session.state.document.plan.clone();
+    let whole = plan.values().all(|s| (s.sparsity.0 * 4.0).fract() == 0.0);
+    assert!(!plan.is_empty() && whole, "{plan:?}");
+    // The size said beforehand is near the measured one.
+    let predicted = *session.state.prediction().expect("predicted");
+    let measured = session.state.plan_point(SplitName::Search);
+    let sizes = measured.expect("measured").point.sizes;
+    let off = predicted.stored.0 as f64 / sizes.stored.0 as f64 - 1.0;
+    assert!(off.abs() < 0.05, "{predicted:?} against {sizes:?}");
+    let macs = sizes.macs.expect("known") as f64;
+    let said = predicted.macs.expect("known") as f64;
+    assert!((said / macs - 1.0).abs() < 0.02, "{said} against {macs}");
+
+    let schedule = PruneSchedule::Cubic {
+        begin: 0.0,
+        end: 1.0,
+        updates: 3,
+    };
+    session.run(Command::StartDistilWith {
+        settings: DistilSettings {
+            epochs: 2,
+            batch: 32,
+            schedule: limbeck_engine::train::Schedule::OneCycle,
+            feature_weight: 0.5,
+            attention_weight: 0.5,
+            ..DistilSettings::default()
+        },
+        schedule: Some(schedule),
+    });
+    settle(&mut session);
+    let own = session.state.plan_point(SplitName::Holdout);
+    let own = own.expect("distilled and judged").point.clone();
+    let path = folder.path().join("plan.ron");
+    session.run(Command::ExportRecipe(path.clone()));
+    settle(&mut session);
+    let file = RecipeFile::read(&path).expect("a sound recipe");
+    let names: Vec<String> = file.recipe.steps.iter().map(word).collect();
+    assert_eq!(
+        names,
+        ["PruneBlocks", "FoldBatchNorm", "Prune", "Distil", "Cluster"]
+    );
+    let (headless, recipe) = recipe::open_recipe(&file, None, None).expect("opens");
+    let run = recipe::run(
+        &headless,
+        &recipe,
+        SplitName::Holdout,
+        None,
+        &mut Unwatched,
+        &CancelToken::default(),
+    )
+    .expect("runs");
+    assert_eq!(run.metrics, own.metrics);
+    assert_eq!(run.accounts, own.accounts);
+    assert_eq!(run.model_sha256, own.model_sha256);
+}
+
+fn word(step: &Step) -> String {
+    let text = format!("{step:?}");
+    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }
 
 #[test]

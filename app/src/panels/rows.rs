@@ -466,6 +466,7 @@ fn plan(
     let ratio = setting.sparsity.0;
     let stays = state.channels_stay(&layer.id).is_some();
     let text = match ratio > 0.0 {
+        _ if state.is_gone(&layer.id) => "gone".to_owned(),
         true => format!("{:.0} %", ratio * 100.0),
         false if stays => "stays".to_owned(),
         false => "keep".to_owned(),

@@ -216,12 +216,15 @@ pub fn setting(s: LayerSetting, document: &Document) -> String {
         None => {}
     }
     if s.sparsity.0 > 0.0 {
-        let what = if document.channels {
-            "of channels out"
-        } else {
-            "pruned"
+        let percent = s.sparsity.0 * 100.0;
+        text += &match (document.channels, document.shrinking.pattern) {
+            (true, _) => format!(" · {percent:.0} % of channels out"),
+            (false, Pattern::Groups(group)) => {
+                let left = group as f32 * (1.0 - s.sparsity.0);
+                format!(" · pruned to {left:.0}:{group}")
+            }
+            (false, Pattern::Unstructured) => format!(" · {percent:.0} % pruned"),
         };
-        text += &format!(" · {:.0} % {what}", s.sparsity.0 * 100.0);
     }
     if let Some(target) = scheme
         .target

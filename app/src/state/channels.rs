@@ -18,10 +18,10 @@ impl State {
         self.channels()?.group_of(layer)
     }
 
-    /// What the inspector shows of a layer's weights: where whole channels go, those that are left keep their values.
+    /// What the inspector shows of a layer's weights: where whole channels go or weights of groups, those that are left keep their values.
     pub fn inspected_setting(&self, layer: &LayerId) -> LayerSetting {
         let mut setting = self.setting(layer);
-        if self.document.channels {
+        if self.document.channels || !self.document.shrinking.pattern.is_unstructured() {
             setting.sparsity = Ratio(0.0);
         }
         setting

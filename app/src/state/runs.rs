@@ -116,6 +116,9 @@ impl Runs {
             keep_last: false,
             ..settings.clone()
         }));
+        // Where weights are pruned while training, the plan's other steps come behind it.
+        let behind = whole.steps.iter().skip(index + 1);
+        recipe.steps.extend(behind.cloned());
         // Masks that grow while training are not final at every epoch.
         recipe.validate().ok().map(|()| recipe)
     }

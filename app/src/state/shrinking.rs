@@ -2,7 +2,7 @@
 
 use super::{Document, State, channels::groups};
 use limbeck_engine::{
-    compress::{Block, Codebooks, Precision},
+    compress::{Attention, Block, ChannelGroup, Codebooks, Precision},
     graph::LayerId,
     jobs::ModelInfo,
     recipe::{self, Shrinking},
@@ -42,6 +42,11 @@ pub enum BlockState {
 }
 
 impl State {
+    /// Its residual block goes, by name.
+    pub fn is_gone(&self, layer: &LayerId) -> bool {
+        self.derived.shrunk.gone.contains(layer)
+    }
+
     /// The smallest residual block that a layer is in and that can be taken out.
     pub fn block_of(&self, layer: &LayerId) -> Option<&Block> {
         let blocks = self.model()?.blocks.iter();
@@ -127,7 +132,7 @@ impl State {
     }
 }
 
-/// A prediction of the plan that shrinks more than ratios and precisions say: sizes and MACs go with channels (rounded to no whole ones)
+/// A prediction of the plan that shrinks more than ratios and precisions say: sizes and MACs go with channels (rounded to no whole ones, but to whole heads)
 /// and with blocks named, sizes with shared values; what it costs in accuracy has to be measured, the map knows none of them. Blocks that go by
 /// number are still in it.
 pub(super) fn predict(
@@ -179,18 +184,27 @@ fn bits(precision: Precision) -> f64 {
 /// The share of a layer's weights that is left where channels go: of what it computes and of what it reads.
 fn channels_left(model: &ModelInfo, document: &Document, layer: &LayerFacts) -> f64 {
     let channels = groups(model, document);
-    let asked = |layer: &LayerId| f64::from(document.setting(layer).sparsity.0);
+    let whole = document.shrinking.channels.attention == Attention::Heads;
+    // Of a few heads a share is far from a whole number of them.
+    let kept_of = |group: &ChannelGroup| {
+        let first = group.layers.first();
+        let asked = first.map_or(0.0, |l| f64::from(document.setting(l).sparsity.0));
+        let n = group.channels as f64;
+        match whole {
+            true => (n - (n * asked).round()).max(1.0),
+            false => n * (1.0 - asked),
+        }
+    };
     let own = channels.group_of(&layer.id);
-    let outputs = own.map_or(1.0, |_| 1.0 - asked(&layer.id));
+    let outputs = own.map_or(1.0, |group| kept_of(group) / group.channels.max(1) as f64);
     let read = channels
         .groups
         .iter()
         .filter(|g| g.readers.contains(&layer.id));
     let (mut all, mut kept) = (0.0, 0.0);
     for group in read {
-        let n = group.channels as f64;
-        all += n;
-        kept += n * (1.0 - group.layers.first().map_or(0.0, asked));
+        all += group.channels as f64;
+        kept += kept_of(group);
     }
     outputs * if all > 0.0 { kept / all } else { 1.0 }
 }

@@ -343,6 +343,10 @@ proptest! {
     fn a_plan_becomes_a_recipe_that_gives_the_plan_back(
         plan in proptest::collection::btree_map("[ab][./_]?[ab*?{\\[]{0,3}[./]?[a-c]{0,2}", setting(), 0..12),
         channels: bool,
+        blocks in proptest::option::of(1_usize..4),
+        shares: bool,
+        trains: bool,
+        gradual: bool,
         kinds in proptest::sample::subsequence(MethodKind::ALL.to_vec(), 0..=MethodKind::ALL.len()),
     ) {
         let names: Vec<&str> = plan.keys().map(String::as_str).collect();
@@ -352,11 +356,22 @@ proptest! {
         // Of those that choose codes a plan has one.
         let one = kinds.iter().find(|kind| kind.chooses_codes()).copied();
         let kinds = kinds.into_iter().filter(|kind| !kind.chooses_codes() || Some(*kind) == one);
+        // Training would move weights off chosen codes; shared values take no step behind them.
+        let kinds = kinds.filter(|kind| !(trains && kind.chooses_codes()));
         let methods: Vec<Step> = kinds.map(MethodKind::step).collect();
+        let shrinking = crate::recipe::Shrinking {
+            blocks: blocks.map(|n| crate::recipe::PruneBlocksStep { count: Some(n), ..Default::default() }),
+            cluster: shares.then(|| crate::recipe::ClusterStep {
+                default: Choice::Set(16), layers: Vec::new(), codebooks: Default::default(),
+            }),
+            schedule: gradual.then_some(crate::compress::PruneSchedule::Cubic { begin: 0.0, end: 1.5, updates: 4 }),
+            ..Default::default()
+        };
+        let distil = trains.then(crate::train::DistilSettings::default);
         let context = PlanContext {
             trained: Vec::new(),
             name: "plan".into(), model: "m".into(), task: "t".into(), seed: 3,
-            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, shrinking: crate::recipe::Shrinking::default(), methods: methods.clone(), distil: None,
+            goals: vec![Goal::DropPoints(1.5)], scheme: QuantScheme::default(), channels, shrinking: shrinking.clone(), methods: methods.clone(), distil,
         };
         let recipe = Recipe::from_plan(&context, &layers, &plan);
         let own: Vec<&Step> = recipe.steps.iter().filter(|s| MethodKind::of(s).is_some()).collect();
@@ -366,6 +381,15 @@ proptest! {
         let back = parse(&text).expect("reads");
         prop_assert_eq!(&back, &recipe);
         let resolved = resolve(&back, &layers).expect("resolves");
+        // What the plan says beside its rules comes back where a step holds it.
+        let held = crate::recipe::Shrinking::of(&back.steps).expect("all of it is a plan's");
+        let some = !back.steps.is_empty();
+        prop_assert_eq!(held.blocks, shrinking.blocks.filter(|_| some));
+        let float = plan.values().any(|s| s.precision == Precision::Fp32);
+        prop_assert_eq!(held.cluster.is_some(), shares && float);
+        let masks = !channels && plan.values().any(|s| s.sparsity.0 > 0.0);
+        prop_assert_eq!(held.schedule.is_some(), gradual && trains && masks);
+        prop_assert_eq!(back.trains(), trains && some);
         prop_assert_eq!(resolved.layers, plan);
     }
 }

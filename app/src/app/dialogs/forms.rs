@@ -109,17 +109,17 @@ pub(super) fn row(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Re
     ui.end_row();
 }
 
-/// A row with a text on what it does; `wrong`: what cannot stand there, said below it.
+/// A row with a text on what it does; `add` is told the label, for parts besides the one it returns; `wrong`: what cannot stand there, said below it.
 pub(super) fn hinted(
     ui: &mut Ui,
     name: &str,
     hint: &str,
     wrong: Option<&str>,
-    add: impl FnOnce(&mut Ui) -> egui::Response,
+    add: impl FnOnce(&mut Ui, egui::Id) -> egui::Response,
 ) {
     let label = ui.label(name).on_hover_text(hint);
     ui.vertical(|ui| {
-        add(ui).labelled_by(label.id).on_hover_text(hint);
+        add(ui, label.id).labelled_by(label.id).on_hover_text(hint);
         if let Some(why) = wrong {
             let fail = theme::of(ui).fail;
             ui.label(RichText::new(why).font(theme::small()).color(fail));

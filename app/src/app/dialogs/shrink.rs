@@ -220,7 +220,10 @@ impl ShrinkForm {
                     "Of {all} residual blocks those go that the outputs miss least on calibration samples. Which ones is known once the plan is measured; \
                      until then its predicted size still has them."
                 ),
-                None => "The blocks that go are chosen in the inspector, on a layer of theirs.".to_owned(),
+                None => format!(
+                    "{} of {all} residual blocks go: they are chosen in the inspector, on a layer of theirs.",
+                    state.blocks_gone()
+                ),
             });
         }
         if self.shrinking.cluster.is_some() {

@@ -118,11 +118,11 @@ impl Gradual {
             return;
         }
         let wrong = self.wrong(epochs);
-        hinted(ui, "Prune from epoch", EPOCHS, None, |ui| {
+        hinted(ui, "Prune from epoch", EPOCHS, None, |ui, _| {
             let value = DragValue::new(&mut self.begin);
             ui.add(value.speed(0.05).range(0.0..=1_000.0).max_decimals(2))
         });
-        hinted(ui, "Prune to epoch", EPOCHS, wrong.as_deref(), |ui| {
+        hinted(ui, "Prune to epoch", EPOCHS, wrong.as_deref(), |ui, _| {
             let value = DragValue::new(&mut self.end);
             ui.add(value.speed(0.05).range(0.05..=1_000.0).max_decimals(2))
         });
@@ -132,14 +132,14 @@ impl Gradual {
                 "Rounds",
                 "Each takes the same share of what is left. Few rounds with much training between them are how iterative pruning is usually done.",
                 None,
-                |ui| ui.add(DragValue::new(&mut self.rounds).range(1..=10_000)),
+                |ui, _| ui.add(DragValue::new(&mut self.rounds).range(1..=10_000)),
             ),
             _ => hinted(
                 ui,
                 "Updates of the masks",
                 "Sparsity rises fast at first and slowly at the end (a cubic). 20 updates are enough for most trainings.",
                 None,
-                |ui| ui.add(DragValue::new(&mut self.updates).range(1..=10_000)),
+                |ui, _| ui.add(DragValue::new(&mut self.updates).range(1..=10_000)),
             ),
         }
     }
@@ -158,7 +158,7 @@ pub(super) fn advanced(
         .default_open(used)
         .show(ui, |ui| {
             egui::ScrollArea::vertical()
-                .max_height(220.0)
+                .max_height((ui.ctx().content_rect().height() - 640.0).clamp(130.0, 360.0))
                 .show(ui, |ui| {
                     Grid::new("advanced")
                         .num_columns(2)
@@ -213,14 +213,14 @@ fn features(ui: &mut Ui, s: &mut DistilSettings) {
         "Holds the network's features at the ends of its stages against the original's (FitNets). Above 0 where outputs alone recover too little, such \
          as after channels were taken out.",
         None,
-        |ui| ui.add(weight(&mut s.feature_weight)),
+        |ui, _| ui.add(weight(&mut s.feature_weight)),
     );
     hinted(
         ui,
         "Attention loss weight",
         "Holds where in the picture the network's features are strong against the original's (attention transfer). Needs no equal widths.",
         None,
-        |ui| ui.add(weight(&mut s.attention_weight)),
+        |ui, _| ui.add(weight(&mut s.attention_weight)),
     );
 }
 
@@ -252,11 +252,12 @@ fn optimisation(ui: &mut Ui, s: &mut DistilSettings) {
         "Stop early",
         "Ends when so many epochs in a row gave no better state.",
         None,
-        |ui| {
+        |ui, label| {
             let row = ui.horizontal(|ui| {
                 let on = ui.checkbox(&mut waits, "");
                 let mut epochs = s.patience.unwrap_or(3);
-                ui.add_enabled(waits, DragValue::new(&mut epochs).range(1..=1_000));
+                let drag = DragValue::new(&mut epochs).range(1..=1_000);
+                ui.add_enabled(waits, drag).labelled_by(label);
                 s.patience = waits.then_some(epochs);
                 on
             });
@@ -268,7 +269,7 @@ fn optimisation(ui: &mut Ui, s: &mut DistilSettings) {
         "Augment",
         "Changes images at random before both networks see them, as the task's `augment` allows; without one there it changes nothing.",
         None,
-        |ui| ui.checkbox(&mut s.augment, ""),
+        |ui, _| ui.checkbox(&mut s.augment, ""),
     );
 }
 
@@ -295,7 +296,7 @@ fn statistics(ui: &mut Ui, s: &mut DistilSettings) {
             "Share of the steps after which stored statistics are used, so that the end of training sees the network that is exported. Plans of this \
              window fold batch norms before they train: those have none left.",
             few.then_some("A mini-batch needs at least 2 samples"),
-            |ui| {
+            |ui, _| {
                 let value = DragValue::new(freeze_at).speed(0.01);
                 ui.add(value.range(0.01..=1.0))
             },
@@ -306,7 +307,7 @@ fn statistics(ui: &mut Ui, s: &mut DistilSettings) {
         "Learned step sizes",
         "Trains the scales of quantised weights too (LSQ). For 4 bits and below.",
         None,
-        |ui| ui.checkbox(&mut s.learned_step_sizes, ""),
+        |ui, _| ui.checkbox(&mut s.learned_step_sizes, ""),
     );
 }
 
@@ -318,13 +319,13 @@ fn optional(
     value: &mut Option<f64>,
     (usual, range): (f64, std::ops::RangeInclusive<f64>),
 ) {
-    hinted(ui, name, hint, None, |ui| {
+    hinted(ui, name, hint, None, |ui, label| {
         let row = ui.horizontal(|ui| {
             let mut on = value.is_some();
             let switch = ui.checkbox(&mut on, "");
             let mut number = value.unwrap_or(usual);
             let drag = DragValue::new(&mut number).speed(0.005).range(range);
-            ui.add_enabled(on, drag.max_decimals(5));
+            ui.add_enabled(on, drag.max_decimals(5)).labelled_by(label);
             *value = on.then_some(number);
             switch
         });

@@ -19,6 +19,7 @@ use crate::{
 };
 use crossbeam_channel::{Receiver, Sender};
 use limbeck_engine::{
+    compress::PruneSchedule,
     compress::{LayerSetting, QuantScheme},
     data::SplitName,
     graph::LayerId,
@@ -363,7 +364,13 @@ impl Session {
                 }
                 document.distil = distil;
             }),
-            Command::TrainFromPlan => self.edit(|document| document.trained.clear()),
+            Command::TrainFromPlan => self.edit(|document| {
+                document.trained.clear();
+                // The first training, which is gone, was as long as its schedule needs; this one may not be.
+                let epochs = document.distil.as_ref().map_or(0, |s| s.trained_epochs());
+                let fits = |schedule: &PruneSchedule| schedule.end() <= epochs as f64;
+                document.shrinking.schedule = document.shrinking.schedule.filter(fits);
+            }),
             Command::SetSeed(seed) => self.edit(|document| document.seed = seed),
             Command::RestorePoint(id) => {
                 let recipe = self.state.mirror.point(id).map(|p| p.point.recipe.clone());

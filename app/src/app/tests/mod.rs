@@ -7,6 +7,7 @@ mod foresight;
 mod interrupted;
 mod methods;
 mod saving;
+mod shrinking;
 mod targets;
 mod undo;
 mod window;
@@ -596,14 +597,15 @@ fn cells_that_arrive_move_the_prediction() {
 }
 
 #[test]
-fn a_recipe_that_prunes_to_a_pattern_is_said_to_be_more_than_the_plan() {
+fn a_recipe_that_prunes_by_a_budget_is_said_to_be_more_than_the_plan() {
     let mut rig = Rig::opened();
     for (prune, warned) in [
         ("Prune(default: set(0.5))", false),
-        ("Prune(default: set(0.5), pattern: groups(4))", true),
+        ("Prune(default: set(0.5), pattern: groups(4))", false),
+        ("PruneChannels(amount: macs(0.5))", true),
         (
             "Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 2)",
-            true,
+            false,
         ),
     ] {
         let text =
@@ -616,7 +618,7 @@ fn a_recipe_that_prunes_to_a_pattern_is_said_to_be_more_than_the_plan() {
         rig.session.state.notices.clear();
         rig.run(Command::RestorePoint(id));
         let told = &rig.state().notices;
-        let more = told.iter().any(|n| n.text.contains("N:M pattern"));
+        let more = told.iter().any(|n| n.text.contains("by a budget"));
         assert_eq!(more, warned, "{prune}: {told:?}");
     }
 }

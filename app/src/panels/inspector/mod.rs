@@ -54,7 +54,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                 .show(ui, |ui| {
                     advice::show(ui, layer, state, out);
                     methods(ui, layer, state, out);
-                    shrinking::show(ui, layer, state, out);
+                    shrinking::values(ui, layer, state, out);
                     // What the plan is about comes first.
                     if state.document.channels {
                         ui.add_space(4.0);
@@ -66,6 +66,7 @@ pub fn show(ui: &mut Ui, state: &State, out: &mut Commands) {
                         ui.add_space(8.0);
                         channels(ui, layer, state, out);
                     }
+                    shrinking::block(ui, layer, state, out);
                 });
         },
     );

@@ -10,13 +10,8 @@ use crate::{
 use egui::{RichText, Ui};
 use limbeck_engine::search::LayerFacts;
 
-pub(super) fn show(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
-    values(ui, layer, state, out);
-    block(ui, layer, state, out);
-}
-
 /// Whether its weights share values, where the plan lets any.
-fn values(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+pub(super) fn values(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     if state.document.shrinking.cluster.is_none() {
         return;
     }
@@ -52,7 +47,7 @@ fn values(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
 }
 
 /// The residual block that it is in, and whether that goes.
-fn block(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
+pub(super) fn block(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut Commands) {
     let Some(block) = state.block_of(&layer.id) else {
         return;
     };
