@@ -59,7 +59,7 @@ fn refusals(
         if precision == Precision::Fp32 {
             continue;
         }
-        let Err(why) = target.takes(&layer.op, precision, scheme) else {
+        let Err(why) = target.takes_layer(layer.weight(), precision, scheme) else {
             continue;
         };
         let what = format!("{} at {}", layer.op, precision.label());

@@ -118,7 +118,7 @@ pub(super) fn allowed(
         let Some(precision) = chosen.get(&layer.id) else {
             continue;
         };
-        if let Err(why) = target.takes(&layer.op, *precision, scheme) {
+        if let Err(why) = target.takes_layer(layer.weight(), *precision, scheme) {
             return Err(RecipeError::new(format!(
                 "Quantize: the target {} cannot run the layer `{}` ({}) at {}: {why}",
                 target.name,

@@ -43,6 +43,11 @@ pub struct LayerFacts {
 }
 
 impl LayerFacts {
+    /// Its operator, the shape of its weight and the axis of output channels.
+    pub fn weight(&self) -> (&str, &[usize], usize) {
+        (&self.op, &self.weight_shape, self.channel_axis)
+    }
+
     /// Why its weights cannot be pruned in groups of this pattern, in words; `None`: they can, or that is known once they are.
     pub fn pattern_stays(&self, pattern: Pattern) -> Option<String> {
         // How the inputs of a transposed convolution are shared out is not among the facts.

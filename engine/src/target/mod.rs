@@ -16,7 +16,9 @@ pub use saturation::{LayerSaturation, Saturation, SaturationCount};
 pub use scheme::SchemeText;
 
 use crate::{
-    compress::{Activations, Granularity, IntegerOp, Precision, QuantScheme, Symmetry},
+    compress::{
+        Activations, Granularity, IntegerOp, Precision, QuantScheme, ScaleLayout, Symmetry,
+    },
     data::{describe_ron_error, did_you_mean},
 };
 use std::{
@@ -79,6 +81,9 @@ pub struct Rule {
     pub activations: Vec<Activations>,
     /// Of activations; asymmetric ones are unsigned, symmetric ones signed.
     pub symmetry: Vec<Symmetry>,
+    /// Whether groups of weights must share out a layer's inputs evenly.
+    #[serde(default)]
+    pub whole_groups: bool,
 }
 
 /// How products are added up.
@@ -299,7 +304,33 @@ impl Target {
         self.scheme.clone().over(base)
     }
 
-    /// Whether the target computes a layer so quantised; if not, why, and what it takes instead.
+    /// Whether the target computes a layer so quantised, of this operator, with a weight of this shape and axis of output channels; if not, why, and
+    /// what it takes instead.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn takes_layer(
+        &self,
+        (op, weight_shape, channel_axis): (&str, &[usize], usize),
+        precision: Precision,
+        scheme: &QuantScheme,
+    ) -> Result<(), String> {
+        let rules = self.fitting(op, precision, scheme)?;
+        let Some(Granularity::Group(group)) = scheme.granularity(precision) else {
+            return Ok(());
+        };
+        let layout = ScaleLayout::of(op, weight_shape, channel_axis, Granularity::Group(group));
+        let inputs = weight_shape.get(layout.axis).copied().unwrap_or(0);
+        let even = layout.block == 0 || inputs.is_multiple_of(layout.block);
+        if even || rules.is_empty() || rules.iter().any(|r| !r.whole_groups) {
+            return Ok(());
+        }
+        Err(format!(
+            "it takes groups that share out the inputs evenly, and {inputs} are no multiple of {group}: make the groups smaller"
+        ))
+    }
+
+    /// The same of any layer of an operator, as far as its weight's shape does not matter.
     ///
     /// # Errors
     /// The reason, in words.
@@ -309,16 +340,26 @@ impl Target {
         precision: Precision,
         scheme: &QuantScheme,
     ) -> Result<(), String> {
+        self.fitting(op, precision, scheme).map(|_| ())
+    }
+
+    /// The rules by which it computes such a layer; none where it needs none.
+    fn fitting(
+        &self,
+        op: &str,
+        precision: Precision,
+        scheme: &QuantScheme,
+    ) -> Result<Vec<&Rule>, String> {
         let label = precision.label();
         let Some(granularity) = scheme.granularity(precision) else {
             return match precision {
-                Precision::Fp32 => Ok(()),
-                other if self.stores.contains(&other) => Ok(()),
+                Precision::Fp32 => Ok(Vec::new()),
+                other if self.stores.contains(&other) => Ok(Vec::new()),
                 _ => Err(format!("it stores no weights in {label}")),
             };
         };
         if self.unpacks.contains(&precision) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let operator = Operator::of(op);
         let rules: Vec<&Rule> = self
@@ -355,16 +396,14 @@ impl Target {
             )
         })?;
         if scheme.activations.calibrated_bits().is_none() {
-            return Ok(());
+            return Ok(rules);
         }
-        narrow(&rules, |r| &r.symmetry, &scheme.symmetry, word)
-            .map(|_| ())
-            .map_err(|known| {
-                format!(
-                    "`symmetry` must be {known} there, not {}",
-                    word(&scheme.symmetry)
-                )
-            })
+        narrow(&rules, |r| &r.symmetry, &scheme.symmetry, word).map_err(|known| {
+            format!(
+                "`symmetry` must be {known} there, not {}",
+                word(&scheme.symmetry)
+            )
+        })
     }
 }
 

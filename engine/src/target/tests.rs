@@ -395,3 +395,23 @@ fn what_a_target_fuses_is_what_it_has_quantised() {
     let error = Target::parse(&text, Path::new("mine.ron")).expect_err("a layer");
     assert!(error.to_string().contains("Conv has weights"), "{error}");
 }
+
+/// OpenVINO does not read files in which the last group of a weight is cut short (tried: 192 inputs in groups of 128).
+#[test]
+fn groups_that_do_not_share_out_the_inputs_are_refused_where_the_target_does_not_read_them() {
+    let target = find("openvino").expect("known");
+    let scheme = QuantScheme {
+        activations: Activations::Float,
+        ..target.defaults()
+    };
+    let takes = |inputs: usize, target: &Target| {
+        target.takes_layer(("MatMul", &[inputs, 64], 1), Precision::Int4, &scheme)
+    };
+    let refused = takes(192, &target).expect_err("192 is no multiple of 128");
+    assert!(refused.contains("192 are no multiple of 128"), "{refused}");
+    assert_eq!(takes(256, &target), Ok(()));
+    // Too short for one group: it has one scale an output.
+    assert_eq!(takes(96, &target), Ok(()));
+    let packed = find("weight-only-int4").expect("known");
+    assert_eq!(takes(192, &packed), Ok(()));
+}
