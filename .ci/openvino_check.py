@@ -47,7 +47,7 @@ def check(folder, images, labels, a):
     same = int((given == predicted).sum())
     layers = ", ".join(f"{n} {kind} in {element}" for (kind, element), n in sorted(kinds.items()))
     right = 100 * (given == labels).mean(), 100 * (predicted == labels).mean()
-    integers = all(element in INTEGERS for _, element in kinds)
+    integers = bool(kinds) and all(element in INTEGERS for _, element in kinds)
     agrees = same >= AGREEMENT * len(images) or not (exact() or a.float)
     passed = agrees and (integers or a.float)
     print(f"{'ok  ' if passed else 'FAIL'} {folder.name}: {same:,} of {len(images):,} labels as predicted; top-1 {right[0]:.2f} %, "

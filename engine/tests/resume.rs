@@ -322,7 +322,10 @@ fn a_signal_takes_a_checkpoint_first_where_there_is_something_to_keep() {
             (code, said) => panic!("{code:?} after {wait:?}: {said}"),
         }
         assert!(checkpoints(&out).is_empty());
-        fs::remove_dir_all(&out).expect("removes");
+        match fs::remove_dir_all(&out) {
+            Err(why) if why.kind() != std::io::ErrorKind::NotFound => panic!("{why}"),
+            _ => {} // a slow machine had not begun to write
+        }
     };
     assert!(said.contains("--resume"), "{said}");
     assert_eq!(checkpoints(&out).len(), 1);

@@ -73,8 +73,9 @@ impl ByLayer for CorrectBias {
                 };
                 let none = vec![0.0; channels];
                 let wanted = measure(float, &none)?.of;
-                let shift = shift(&wanted, limits, |shift| measure(quantised, shift))?;
-                if shift.iter().any(|s| !s.is_finite()) {
+                let found = shift(&wanted, limits, |shift| measure(quantised, shift))?;
+                let shift = &found.shift;
+                if !found.after.is_finite() {
                     return Err(CompressError::Layer {
                         message:
                             "its output is NaN or infinite on the calibration data: keep it at fp32"
@@ -83,7 +84,7 @@ impl ByLayer for CorrectBias {
                     });
                 }
                 let graph = &mut model.graph;
-                correct(graph, &wiring, &mut names, layer, &shift);
+                correct(graph, &wiring, &mut names, layer, shift);
                 // The walk goes on with the same values under the same numbers.
                 let at = quantised.graph.values.len();
                 let fresh = graph.values.iter().skip(at).cloned();
@@ -93,7 +94,6 @@ impl ByLayer for CorrectBias {
                 if let Some(id) = graph.nodes[node].inputs.get(2).copied().flatten() {
                     *quantised.graph.value_mut(id) = graph.value(id).clone();
                 }
-                let largest = shift.iter().fold(0.0_f64, |a, s| a.max(s.abs()));
                 let power = wanted.iter().map(|m| m * m).sum::<f64>();
                 let size = (power / wanted.len().max(1) as f64).sqrt();
                 let behind = match limits {
@@ -101,8 +101,10 @@ impl ByLayer for CorrectBias {
                     _ => " behind the activation function",
                 };
                 Ok(Outcome::Done(format!(
-                    "means of {} channels{behind} moved back by at most {largest:.3e} (their root mean square is {size:.3e}), {} samples",
+                    "means of {} channels{behind} off by at most {:.3e} before, {:.3e} after (their root mean square is {size:.3e}), {} samples",
                     shift.len(),
+                    found.before,
+                    found.after,
                     quantised.samples()
                 )))
             },
@@ -158,45 +160,50 @@ const STEPS: usize = 4;
 /// Of the largest shift, what may be left.
 const LEFT: f64 = 1e-3;
 
+/// What brings means nearest to what is wanted, by channel, and how far off the worst of them was and is.
+pub(super) struct Found {
+    pub shift: Vec<f64>,
+    pub before: f64,
+    pub after: f64,
+}
+
 /// The shift of each channel with which the means come to what is wanted; where `limits` cut off, as near as a few steps lead.
 pub(super) fn shift(
     wanted: &[f64],
     limits: (f32, f32),
     mut means: impl FnMut(&[f64]) -> Result<Means, CompressError>,
-) -> Result<Vec<f64>, CompressError> {
+) -> Result<Found, CompressError> {
     let cuts_off = limits.0.is_finite() || limits.1.is_finite();
     let mut shift = vec![0.0; wanted.len()];
     // Of each channel: what leaves least, and how much that is.
     let mut best = vec![(0.0, f64::INFINITY); wanted.len()];
-    let mut largest = 0.0;
+    let (mut before, mut after) = (0.0, 0.0);
     for step in 0..=STEPS {
         let seen = means(&shift)?;
-        let mut left: f64 = 0.0;
+        after = 0.0;
         for (c, shift) in shift.iter_mut().enumerate() {
             let missing = wanted[c] - seen.of[c];
-            if !missing.is_finite() {
-                return Ok(vec![f64::NAN; wanted.len()]);
-            }
-            if !cuts_off {
-                best[c].0 = missing;
-                continue;
-            }
             if missing.abs() < best[c].1 {
                 best[c] = (*shift, missing.abs());
             }
-            left = left.max(best[c].1);
+            after = f64::max(after, best[c].1);
             if seen.inside[c] >= LEAST_INSIDE {
                 *shift += missing / seen.inside[c];
             }
         }
         if step == 0 {
-            largest = left;
+            before = after;
         }
-        if !cuts_off || left <= largest * LEFT {
+        // With nothing cut off the first step is exact.
+        if !cuts_off && step == 1 || after <= before * LEFT {
             break;
         }
     }
-    Ok(best.into_iter().map(|(shift, _)| shift).collect())
+    Ok(Found {
+        shift: best.into_iter().map(|(shift, _)| shift).collect(),
+        before,
+        after,
+    })
 }
 
 /// Means over all samples and positions of a layer's output with a shift by channel, behind a function that holds it in `limits`; summed

@@ -17,7 +17,6 @@ mod program;
 mod quick;
 mod rows;
 mod scalar;
-mod signals;
 mod support;
 #[cfg(test)]
 mod tests;
@@ -28,7 +27,6 @@ pub use claims::{CLAIMS, Claim};
 pub use lowered::{BatchStatistics, Family, Gradients, LocalError, Loss, Seed};
 pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
-pub use signals::{end_asked_for, heed_signals};
 
 use crate::graph::ValueId;
 use candle_core::Tensor;

@@ -409,6 +409,11 @@ impl Checkpoints {
         self.every.seconds.is_some() || self.every.steps.is_some()
     }
 
+    /// Whether a run's folder has checkpoints to go on from.
+    pub fn lie_in(out: &Path) -> bool {
+        !files(&out.join(CHECKPOINT_FOLDER)).is_empty()
+    }
+
     /// Writes one. A failure stops nothing: it is told once, in words.
     pub(super) fn save(
         &mut self,

@@ -8,6 +8,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How the names of its accounts begin.
+const ACCOUNT: &str = "in integers at";
+
 /// One layer with quantised weights, or an operator that joins what layers give, at a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
@@ -132,6 +135,11 @@ impl Execution {
         self.nodes.iter().filter(|n| n.float.is_none()).count()
     }
 
+    /// Whether an account is one of [`Execution::account`].
+    pub fn is_account(account: &Account) -> bool {
+        account.pass.starts_with(ACCOUNT)
+    }
+
     /// The same in words.
     pub fn account(&self) -> Account {
         let times = |n: usize| match n {
@@ -140,7 +148,7 @@ impl Execution {
         };
         Account {
             pass: format!(
-                "in integers at {} (activations turned into codes {}, back into float {})",
+                "{ACCOUNT} {} (activations turned into codes {}, back into float {})",
                 self.target,
                 times(self.to_codes),
                 times(self.to_float)

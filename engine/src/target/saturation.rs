@@ -11,6 +11,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
+/// How the names of its accounts begin.
+const ACCOUNT: &str = "arithmetic of";
+
 /// Taps that let the layers of an exported graph saturate as they do at a target.
 pub struct Saturation {
     target: String,
@@ -169,6 +172,11 @@ impl Saturation {
         self.counts().map(kept).collect()
     }
 
+    /// Whether an account is one of [`Saturation::account`].
+    pub fn is_account(account: &Account) -> bool {
+        account.pass.starts_with(ACCOUNT)
+    }
+
     /// The same in words, with the remedy.
     pub fn account(&self) -> Account {
         let words = |count: SaturationCount| {
@@ -183,7 +191,7 @@ impl Saturation {
             )
         };
         Account {
-            pass: format!("arithmetic of {}", self.target),
+            pass: format!("{ACCOUNT} {}", self.target),
             entries: self
                 .counts()
                 .map(|(layer, count)| AccountEntry {

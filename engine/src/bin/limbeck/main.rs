@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod confirm;
 mod json;
+mod signals;
 mod start;
 mod text;
 mod watch;

@@ -1,9 +1,8 @@
 //! How a run begins: anew, or where a killed one stood.
 
-use crate::{BAD_INPUT, DONE, GOAL_MISSED, Report, Stop, args};
+use crate::{BAD_INPUT, DONE, GOAL_MISSED, Report, Stop, args, signals};
 use limbeck_engine::{
     data::SplitName,
-    exec,
     recipe::{
         self, Checkpoints, LOCK_FILE, METRICS_FILE, MODEL_FILE, PipelineError, RECIPE_FILE, Recipe,
         RunStart, Session, write_atomic,
@@ -91,14 +90,19 @@ pub fn begun(a: &args::Run) -> Result<Begun, Stop> {
     Ok(Begun::Work(Box::new(work)))
 }
 
-/// Why a run stopped: by a signal, after it kept where it stands, or by an error.
+/// Why a run stopped: by a signal, with where it stands in its last checkpoint, or by an error.
 pub fn ended(error: PipelineError, out: &Path) -> Stop {
-    match exec::end_asked_for() {
+    match signals::came() {
         Some(signal) if error.is_cancelled() => Stop {
-            message: format!(
-                "ended by a signal after a checkpoint was taken: go on by `limbeck run --resume {}`",
-                out.display()
-            ),
+            message: if Checkpoints::lie_in(out) {
+                format!(
+                    "ended by a signal: go on from the last checkpoint by `limbeck run --resume {}`",
+                    out.display()
+                )
+            } else {
+                "ended by a signal; no checkpoint was taken, so nothing is left to go on from"
+                    .to_owned()
+            },
             // As a shell says it of what a signal ended.
             code: 128 + u8::try_from(signal).unwrap_or(0),
         },

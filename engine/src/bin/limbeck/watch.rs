@@ -80,14 +80,14 @@ impl RunObserver for Watch {
     fn keeps(&mut self, keeps: bool) {
         if self.heeds != keeps {
             self.heeds = keeps;
-            exec::heed_signals(keeps);
+            signals::heed(keeps);
         }
-        if !keeps && exec::end_asked_for().is_some() {
+        if !keeps && signals::came().is_some() {
             self.cancel.cancel();
         }
     }
     fn is_to_end(&self) -> bool {
-        self.heeds && exec::end_asked_for().is_some()
+        self.heeds && signals::came().is_some()
     }
 }
 

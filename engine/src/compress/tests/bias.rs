@@ -174,7 +174,7 @@ fn what_is_cut_off_does_not_lead_the_bias() {
     // A quarter of the positions is left; those have the wanted mean with a shift of 0.4. The second channel is all cut off.
     let positions: [&[f64]; 2] = [&[-9.0, -8.0, -7.0, 1.6], &[-9.0, -8.0, -7.0, -6.0]];
     let mut asked = 0;
-    let shift = super::super::bias::shift(&wanted, (0.0, f32::INFINITY), |shift| {
+    let found = super::super::bias::shift(&wanted, (0.0, f32::INFINITY), |shift| {
         asked += 1;
         let of = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
             let channels = positions.iter().zip(shift);
@@ -188,9 +188,7 @@ fn what_is_cut_off_does_not_lead_the_bias() {
         })
     })
     .unwrap();
-    assert!(
-        (shift[0] - 0.4).abs() < 1e-9 && shift[1] == 0.0,
-        "{shift:?}"
-    );
+    assert!((found.shift[0] - 0.4).abs() < 1e-9 && found.shift[1] == 0.0);
+    assert!((found.before - 0.1).abs() < 1e-9 && found.after < 1e-9);
     assert_eq!(asked, 2, "it stops where nothing is left");
 }

@@ -9,7 +9,7 @@ use crate::{
     formats::onnx,
     measure,
     recipe::{PipelineError, Recipe, RecipeError, Resolved, files::sha256, judge},
-    target::{Execution, Saturation},
+    target::{Execution, Saturation, Target},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -43,7 +43,7 @@ impl Work<'_> {
         resolved: Resolved,
         recipe: &Recipe,
         model: &Model,
-        mut accounts: Vec<Account>,
+        accounts: Vec<Account>,
     ) -> Result<Built, PipelineError> {
         let mut graph = pack(model)?;
         // Nothing of names, paths or time: the same work gives the same bytes everywhere.
@@ -58,19 +58,16 @@ impl Work<'_> {
             note("limbeck.student_sha256", student);
         }
         let bytes = Arc::new(onnx::to_bytes(&graph)?);
-        let target = recipe
-            .target()
-            .map_err(|e| RecipeError::new(e.to_string()))?;
-        let execution = target.and_then(|target| Execution::of(&graph, &target));
-        accounts.extend(execution.map(|execution| execution.account()));
-        Ok(Built {
+        let mut built = Built {
             model_sha256: sha256(&bytes),
             sizes: measure::sizes(&graph)?,
             resolved,
             graph,
             bytes,
             accounts,
-        })
+        };
+        built.say_where_it_runs(target_of(recipe)?.as_deref());
+        Ok(built)
     }
 
     /// Judges what `recipe` gave.
@@ -94,9 +91,9 @@ impl Work<'_> {
             let data = self.session.runnable()?;
             let program = Program::compile(&built.graph, Mode::Inference)?;
             // What a target's kernels cut off belongs to the prediction.
-            let target = recipe
-                .target()
-                .map_err(|e| RecipeError::new(e.to_string()))?;
+            let target = target_of(&recipe)?;
+            // What was built before may have been told by another description of the same name.
+            built.say_where_it_runs(target.as_deref());
             let mut saturation = target.and_then(|t| Saturation::of(&built.graph, &t));
             let mut none = NoTaps;
             let taps: &mut dyn Taps = match &mut saturation {
@@ -110,9 +107,7 @@ impl Work<'_> {
             if let Some(saturation) = saturation {
                 result.simulated = saturation.target().map(str::to_owned);
                 saturates = saturation.by_layer();
-                let account = saturation.account();
-                built.accounts.retain(|a| a.pass != account.pass);
-                built.accounts.push(account);
+                built.accounts.push(saturation.account());
             }
             self.advance(result.n, "judged")?;
             Arc::new(result)
@@ -145,5 +140,20 @@ impl Work<'_> {
                 .saturating_sub(self.observer.away())
                 .as_secs_f64(),
         })
+    }
+}
+
+fn target_of(recipe: &Recipe) -> Result<Option<Arc<Target>>, PipelineError> {
+    let target = recipe.target();
+    Ok(target.map_err(|e| RecipeError::new(e.to_string()))?)
+}
+
+impl Built {
+    /// Says anew in its accounts what a target computes in integers; what its arithmetic does there is said by a judgement.
+    fn say_where_it_runs(&mut self, target: Option<&Target>) {
+        self.accounts
+            .retain(|a| !Execution::is_account(a) && !Saturation::is_account(a));
+        let execution = target.and_then(|target| Execution::of(&self.graph, target));
+        self.accounts.extend(execution.map(|e| e.account()));
     }
 }
