@@ -63,7 +63,7 @@ fn methods_are_switched_by_layer() {
     assert_eq!(names(rounded), ["stage1.a"]);
     assert_eq!(
         (settings.samples, settings.iterations, settings.batch),
-        (32, 500, 256)
+        (32, 500, 128)
     );
     assert_eq!((*samples, corrected.len()), (100, 4));
     // Written and read again.
