@@ -38,7 +38,7 @@ pub(super) fn values(ui: &mut Ui, layer: &LayerFacts, state: &State, out: &mut C
             });
         }
         let words = match shared {
-            Some(values) => format!("{name}: {values} at most"),
+            Some(values) => format!("Shared: {values} values"),
             None => name.to_owned(),
         };
         ui.label(RichText::new(words).color(t.muted));
