@@ -18,18 +18,13 @@ impl Pass for FoldBatchNorm {
 
     fn apply(
         &self,
-        mut model: Model,
+        model: Model,
         _context: &PassContext<'_>,
     ) -> Result<(Model, Account), CompressError> {
-        let layers = model.graph.layers();
-        let (entries, known) = fold(&mut model, &layers, Values::Computed)?;
+        let (mut model, known, account) = folded(model)?;
         if !known.is_empty() {
             model.norms = Some(NormStatistics::new(known, &model.graph));
         }
-        let account = Account {
-            pass: self.name().to_owned(),
-            entries,
-        };
         Ok((model, account))
     }
 }
@@ -41,17 +36,23 @@ impl Pass for FoldBatchNormOnly {
 
     fn apply(
         &self,
-        mut model: Model,
+        model: Model,
         _context: &PassContext<'_>,
     ) -> Result<(Model, Account), CompressError> {
-        let layers = model.graph.layers();
-        let (entries, _) = fold(&mut model, &layers, Values::Computed)?;
-        let account = Account {
-            pass: self.name().to_owned(),
-            entries,
-        };
+        let (model, _, account) = folded(model)?;
         Ok((model, account))
     }
+}
+
+/// The model folded, with what its layers' norms knew, and the account.
+fn folded(mut model: Model) -> Result<(Model, Known, Account), CompressError> {
+    let layers = model.graph.layers();
+    let (entries, known) = fold(&mut model, &layers, Values::Computed)?;
+    let account = Account {
+        pass: FoldBatchNorm.name().to_owned(),
+        entries,
+    };
+    Ok((model, known, account))
 }
 
 /// What folded norms knew of their layers' outputs, by channel.
