@@ -199,7 +199,8 @@ fn parts_of(t: &Trace, x: ValueId, y: ValueId) -> Option<Vec<Option<usize>>> {
     Some(found)
 }
 
-/// The axis of the block that units go by: the one that alone decides the unit or, where none does, `head` or else the longest. What lies at the same index of it goes together.
+/// The axis of the block that units go by: the one that alone decides the unit or, where none does, `head` or else the longest.
+/// What lies at the same index of it goes together.
 fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize], head: Option<usize>) -> (usize, Axis) {
     let stride = |axis: usize| extents[axis + 1..].iter().product::<usize>().max(1);
     let index = |axis: usize, i: usize| i / stride(axis) % extents[axis];

@@ -1,7 +1,7 @@
 //! Integers that follow from a graph's inputs and constants, whatever is fed.
 
 use super::{Info, outputs_into};
-use crate::graph::{ElementType, Graph, TensorData};
+use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId};
 
 impl Graph {
     /// Makes constants of the integers that nodes compute from known extents and other constants, as exporters' arithmetic on
@@ -16,10 +16,7 @@ impl Graph {
         }
         outputs_into(&self.nodes, &mut infos);
         let known: Vec<Option<TensorData>> = infos.iter().map(constant).collect();
-        let data = |id: &Option<_>| -> Option<TensorData> {
-            let id: &crate::graph::ValueId = id.as_ref()?;
-            known.get(id.0 as usize)?.clone()
-        };
+        let data = |id: &Option<ValueId>| known.get(id.as_ref()?.0 as usize)?.clone();
         let mut nodes = std::mem::take(&mut self.nodes);
         nodes.retain(|node| {
             let all: Option<Vec<TensorData>> = node.outputs.iter().map(data).collect();
@@ -43,7 +40,7 @@ fn constant(info: &Info) -> Option<TensorData> {
         .shape
         .as_ref()?
         .iter()
-        .map(crate::graph::Dim::known)
+        .map(Dim::known)
         .collect::<Option<_>>()?;
     let fits =
         info.element == Some(ElementType::I64) && shape.iter().product::<usize>() == items.len();

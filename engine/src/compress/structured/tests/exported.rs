@@ -48,3 +48,47 @@ fn heads_folded_into_the_batch_go_and_so_does_the_width_between() {
         }
     }
 }
+
+/// Queries, keys and values in one: (12, 36) of 3 heads. Two of them go with 8 of the 12 inputs of what projects them back.
+#[test]
+fn the_pass_takes_whole_heads_and_the_width_between() {
+    for name in EXPORTED {
+        let model = exported(name);
+        let layers = model.graph.layers();
+        let pass = PruneChannels {
+            settings: ChannelSettings {
+                attention: Attention::Heads,
+                amount: Amount::Ratios,
+                ..ChannelSettings::default()
+            },
+            layers: (layers.iter())
+                .map(|layer| (layer.id.clone(), Some(Ratio(0.6))))
+                .collect(),
+        };
+        let (pruned, account) = with_context(|c| pass.apply(model.clone(), c)).expect("applies");
+        let shapes = |graph: &Graph| -> Vec<Vec<usize>> {
+            let weights = graph.layers().into_iter().map(|l| l.weight);
+            weights
+                .filter_map(|w| graph.value(w).known_shape())
+                .collect()
+        };
+        let before = [
+            vec![4, 12],
+            vec![12, 36],
+            vec![12, 12],
+            vec![12, 10],
+            vec![10, 12],
+            vec![3, 12],
+        ];
+        assert_eq!(shapes(&model.graph), before, "{name}");
+        let after = [
+            vec![4, 12],
+            vec![12, 12],
+            vec![12, 4],
+            vec![12, 4],
+            vec![4, 12],
+            vec![3, 12],
+        ];
+        assert_eq!(shapes(&pruned.graph), after, "{name}: {account:?}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Channels folded into the axis of samples, and what may and may not be done to them there.
 
 use super::*;
-use crate::graph::{Op, TensorData};
+use crate::graph::{Dim, Op, TensorData};
 
 /// A network whose middle gets (4·N, 3), four units each of three channels of `first`, and gives what `last` reads by rows of `depth`.
 fn network(depth: i64, middle: impl FnOnce(&mut Net, ValueId) -> ValueId) -> Model {
@@ -26,8 +26,12 @@ fn to(net: &mut Net, name: &str, x: ValueId, target: &[i64]) -> ValueId {
 
 /// What keeps the outputs of `first`; the invariant holds in any case.
 fn why(model: &Model) -> Option<String> {
+    let sample = match model.graph.value(ValueId(0)).shape.as_deref() {
+        Some([_, _, _]) => batch(5, &[5, 6]),
+        _ => batch(5, &[6]),
+    };
     let removed: usize = (0..4)
-        .map(|seed| equals_the_zeroed(model, &batch(5, &[6]), 3 + seed, 1e-4))
+        .map(|seed| equals_the_zeroed(model, &sample, 3 + seed, 1e-4))
         .sum();
     let why = Structure::of(&model.graph)
         .groups
@@ -110,4 +114,18 @@ fn a_number_of_channels_that_shapes_something_else_stays() {
     let x = net.linear("last", both, [5, 12], 0.5);
     let found = why(&net.finish(&[x])).expect("refused");
     assert_eq!(found, "like (Reshape) computes with its number");
+}
+
+#[test]
+fn an_open_length_keeps_channels_and_says_so() {
+    let mut net = Net::new(7, &[5, 6]);
+    let shape = net.graph.values[0].shape.as_mut().expect("stated");
+    shape[1] = Dim::Symbol("L".into());
+    let [first, last] = [[6, 8], [8, 3]].map(|shape| net.weight("weight", &shape, -1.0, 1.0));
+    let x = net.node("first", Op::MatMul, &[ValueId(0), first]);
+    let x = net.relu("relu", x);
+    let x = net.node("last", Op::MatMul, &[x, last]);
+    let found = why(&net.finish(&[x])).expect("refused");
+    let open = "the shape of what it reads is not known beforehand: more than the batch is open";
+    assert_eq!(found, open);
 }
