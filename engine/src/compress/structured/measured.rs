@@ -213,7 +213,10 @@ pub(super) fn activations(
         sums: read
             .iter()
             .flatten()
-            .map(|key| (*key, (Vec::new(), 0.0)))
+            .map(|key| {
+                let units = structure.trace.labels.axis(key.0, key.1);
+                (*key, (vec![0.0; units.map_or(0, |u| u.len())], 0.0))
+            })
             .collect(),
         chunk: None,
     };
@@ -256,7 +259,7 @@ pub(super) fn activations(
 
 struct Watch {
     what: Measured,
-    /// Sums by index along the axis, and how many elements each index had.
+    /// Sums by unit along the axis, which may count samples too, and how many elements each had.
     sums: BTreeMap<(ValueId, usize), (Vec<f64>, f64)>,
     /// The batch at hand.
     chunk: Option<Chunk>,
@@ -284,11 +287,13 @@ impl Taps for Watch {
                 Measured::Mean => f64::from(values[i].abs()),
                 Measured::Active => f64::from(u8::from(values[i] != 0.0)),
             });
-            sums.resize(seen.len(), 0.0);
-            for (sum, own) in sums.iter_mut().zip(&seen) {
-                *sum += own;
+            let units = sums.len().max(1);
+            for own in seen.chunks(units) {
+                for (sum, own) in sums.iter_mut().zip(own) {
+                    *sum += own;
+                }
             }
-            *n += values.len() as f64 / seen.len().max(1) as f64;
+            *n += values.len() as f64 / units as f64;
         }
         Ok(None)
     }

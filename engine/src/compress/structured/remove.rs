@@ -49,7 +49,10 @@ impl Structure {
                         .as_mut()
                         .and_then(|s| s.get_mut(axis))
                     {
-                        *dim = Dim::Known(kept.len());
+                        *dim = match self.trace.is_folded(value, axis) {
+                            true => Dim::Unknown,
+                            false => Dim::Known(kept.len()),
+                        };
                     }
                 }
             }
@@ -163,12 +166,12 @@ impl Structure {
                 if !touched(x) && !touched(y) {
                     return;
                 }
-                let items: Vec<i64> = graph
-                    .value(y)
-                    .shape
-                    .iter()
-                    .flatten()
-                    .map(|d| d.known().map_or(-1, |n| n as i64))
+                let rank = self.trace.shape(y).map_or(0, <[usize]>::len);
+                let items: Vec<i64> = (0..rank)
+                    .map(|axis| match self.trace.is_constant_extent(y, axis) {
+                        true => self.extent(y, axis, removed) as i64,
+                        false => -1,
+                    })
                     .collect();
                 constant(graph, 1, &items, &[items.len()]);
             }
@@ -203,9 +206,23 @@ impl Structure {
             .validate()
             .map_err(|e| invalid(format!("taking out channels broke the graph: {e}")))?;
         graph.infer_shapes();
+        let of = |samples: usize| {
+            let mut bound = graph.clone();
+            bound.bind_batch(samples);
+            bound
+        };
+        let (one, two) = (of(1), of(2));
         for (value, axis, _) in self.trace.labels.all() {
-            let meant = self.extent(value, axis, removed);
-            let found = graph
+            let mut meant = self.extent(value, axis, removed);
+            let cut: &Graph = match self.trace.known(value, axis) {
+                true => graph,
+                false if self.trace.is_folded(value, axis) => {
+                    meant *= 2;
+                    &two
+                }
+                false => &one,
+            };
+            let found = cut
                 .value(value)
                 .shape
                 .as_ref()

@@ -5,7 +5,7 @@ use super::{
     labels::{Axis, Unit},
     trace::{Rewrite, Trace},
 };
-use crate::graph::{Dim, Graph, Node, Op, ValueId};
+use crate::graph::{Node, Op, ValueId};
 use std::{collections::BTreeSet, ops::Range};
 
 /// Elements of a block of axes that is followed index by index; larger ones stay.
@@ -26,13 +26,13 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
     ) else {
         return t.fix_value(x, &said("has a shape that is not known beforehand"));
     };
-    let Some(blocks) = blocks(&from, &to) else {
+    let Some(blocks) = paired(t, x, y) else {
         return t.fix_value(x, &said("mixes axes"));
     };
     let is_reshape = matches!(node.op, Op::Reshape { .. });
-    let open = t.graph.value(y).shape.as_ref().map_or(usize::MAX, |s| {
-        s.iter().filter(|d| !matches!(d, Dim::Known(_))).count()
-    });
+    let open = (0..to.len())
+        .filter(|a| !t.is_constant_extent(y, *a))
+        .count();
     if is_reshape && open > 1 {
         return t.fix_value(
             x,
@@ -40,7 +40,7 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
         );
     }
     let heads = match t.attention {
-        Attention::Heads => heads(&t.graph, y, to.len()),
+        Attention::Heads => heads(t, y, to.len()),
         Attention::Widths => BTreeSet::new(),
     };
     for (axis, units) in labelled {
@@ -60,18 +60,69 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
             .map(|i| units[i / inner.max(1) % units.len()])
             .collect();
         let extents = &to[after.clone()];
-        let head = after.clone().position(|a| heads.contains(&a));
+        let head = (after.clone()).position(|a| to[a] > 1 && heads.contains(&a));
         let (place, new) = spread(t, &flat, extents, head);
-        t.label(Some(y), after.start + place, new);
+        let (of, to) = ((x, axis, &units), (y, after.start + place, &new));
+        if holds(t, of, before, to, after) {
+            t.label(Some(y), after.start + place, new);
+        } else {
+            t.fix(&units, &said("puts it elsewhere in every sample"));
+        }
     }
     if is_reshape {
         t.rewrite(index, Rewrite::Reshape);
     }
 }
 
+/// Runs of axes with equal products, whatever the batch: a single sample does not tell how its elements lie among those of others.
+fn paired(t: &Trace, x: ValueId, y: ValueId) -> Option<Vec<Block>> {
+    let of = |samples: usize| {
+        let (from, to) = (t.shape_of(x, samples)?, t.shape_of(y, samples)?);
+        let elements = |shape: &[usize]| shape.iter().product::<usize>();
+        (elements(from) == elements(to)).then(|| blocks(from, to))
+    };
+    match (of(2), of(3)) {
+        (Some(two), Some(three)) => (two == three).then_some(two)?,
+        // A network of one sample at a time, its target a number.
+        _ => of(1)?,
+    }
+}
+
+/// A value, an axis of it and its units.
+type Labelled<'a> = (ValueId, usize, &'a Axis);
+
+/// Whether units that were found by one sample are those of every element of a run of axes where there are several samples.
+fn holds(
+    t: &Trace,
+    x: Labelled<'_>,
+    before: &Range<usize>,
+    y: Labelled<'_>,
+    after: &Range<usize>,
+) -> bool {
+    let grows = |value, run: &Range<usize>| run.clone().any(|a| !t.is_constant_extent(value, a));
+    if !grows(x.0, before) && !grows(y.0, after) {
+        return true;
+    }
+    let unit =
+        |(value, axis, units): Labelled<'_>, run: &Range<usize>, samples: usize, i: usize| {
+            let shape = t.shape_of(value, samples)?;
+            let inner: usize = shape[axis + 1..run.end].iter().product();
+            let at = i / inner.max(1) % shape[axis].max(1);
+            Some(t.labels.root(*units.get(at % units.len())?))
+        };
+    [2, 3].into_iter().all(|samples| {
+        let size = t
+            .shape_of(x.0, samples)
+            .map_or(0, |s| s[before.clone()].iter().product());
+        let same = |i| unit(x, before, samples, i) == unit(y, after, samples, i);
+        (1..=MOST).contains(&size) && (0..size).all(same)
+    })
+}
+
 /// Axes of `y` along which attention multiplies one matrix after the other: heads. Followed to products of two computed values, through
 /// what moves axes and leaves their extents.
-fn heads(graph: &Graph, y: ValueId, rank: usize) -> BTreeSet<usize> {
+fn heads(t: &Trace, y: ValueId, rank: usize) -> BTreeSet<usize> {
+    let graph = &t.graph;
     let consumers = graph.consumers();
     let mut found = BTreeSet::new();
     let mut seen = BTreeSet::from([y]);
@@ -96,8 +147,8 @@ fn heads(graph: &Graph, y: ValueId, rank: usize) -> BTreeSet<usize> {
                 Op::Unary(_) | Op::Cast { .. } | Op::Identity | Op::Split { .. } => {
                     Some(axes.clone())
                 }
-                // Scaled by one number for all.
-                Op::Binary(_) if (0..2).any(|i| constant(i).is_some_and(|d| d.len() == 1)) => {
+                // Scaled by one number for all, which may be computed.
+                Op::Binary(_) if (0..2).any(|slot| is_one_number(t, node, slot, axes.len())) => {
                     Some(axes.clone())
                 }
                 // One of several, such as the keys of queries, keys and values in one.
@@ -108,6 +159,16 @@ fn heads(graph: &Graph, y: ValueId, rank: usize) -> BTreeSet<usize> {
                         left
                     })
                 }
+                Op::Reshape { .. } => node.outputs.first().copied().flatten().and_then(|to| {
+                    let parts = parts_of(t, value, to)?;
+                    let named = |axis: &Option<usize>| axis.and_then(|a| axes.get(a).copied());
+                    Some(
+                        parts
+                            .iter()
+                            .map(|a| named(a).unwrap_or(usize::MAX))
+                            .collect(),
+                    )
+                }),
                 _ => None,
             };
             let Some(passed) = passed else { continue };
@@ -121,8 +182,25 @@ fn heads(graph: &Graph, y: ValueId, rank: usize) -> BTreeSet<usize> {
     found
 }
 
-/// The axis of the block that units go by: `head`, where there is one, or the one that alone decides the unit. Where none does, the
-/// longest is chosen. What lies at the same index of it goes together.
+fn is_one_number(t: &Trace, node: &Node, slot: usize, rank: usize) -> bool {
+    let value = node.inputs.get(slot).copied().flatten();
+    let shape = value.and_then(|v| t.shape(v));
+    shape.is_some_and(|s| s.len() <= rank && s.iter().all(|n| *n == 1))
+}
+
+/// Of a Reshape, for every axis of the output the input's that it is or comes of, such as heads that were folded into the batch.
+fn parts_of(t: &Trace, x: ValueId, y: ValueId) -> Option<Vec<Option<usize>>> {
+    let mut found = vec![None; t.shape(y)?.len()];
+    for (before, after) in paired(t, x, y)? {
+        if before.len() == 1 {
+            found[after].fill(Some(before.start));
+        }
+    }
+    Some(found)
+}
+
+/// The axis of the block that units go by: the one that alone decides the unit or, where none does, `head` or else the longest.
+/// What lies at the same index of it goes together.
 fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize], head: Option<usize>) -> (usize, Axis) {
     let stride = |axis: usize| extents[axis + 1..].iter().product::<usize>().max(1);
     let index = |axis: usize, i: usize| i / stride(axis) % extents[axis];
@@ -134,8 +212,8 @@ fn spread(t: &mut Trace, flat: &[Unit], extents: &[usize], head: Option<usize>) 
         })
     };
     let candidates: Vec<usize> = (0..extents.len()).filter(|a| extents[*a] > 1).collect();
-    let chosen = head
-        .or_else(|| candidates.iter().copied().find(|a| decides(t, *a)))
+    let chosen = (candidates.iter().copied().find(|a| decides(t, *a)))
+        .or(head)
         .or_else(|| {
             let longest = candidates.iter().map(|a| extents[*a]).max()?;
             candidates

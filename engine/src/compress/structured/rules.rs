@@ -97,6 +97,11 @@ fn same(t: &mut Trace, node: &Node) {
 fn windowed(t: &mut Trace, node: &Node) {
     let Some(x) = input(node, 0) else { return };
     fix_others(t, node, x, &[0, 1]);
+    if let Some(units) = t.axis(x, 0) {
+        for y in node.outputs.iter().flatten() {
+            t.label(Some(*y), 0, units.clone());
+        }
+    }
     if let Some(units) = t.axis(x, 1) {
         t.label(output(node), 1, units.clone());
         if let Some(Some(indices)) = node.outputs.get(1) {
@@ -150,6 +155,7 @@ fn along(
         })
         .collect();
     let extent = parts.iter().map(|p| p.2).max().unwrap_or(1);
+    let folded = t.is_folded(y, axis);
     let mut joined: Option<Axis> = None;
     for (value, own, n) in &parts {
         let Some(units) = t.axis(*value, *own) else {
@@ -158,6 +164,9 @@ fn along(
         if *n != extent {
             t.fix(&units, &said(node, "spreads it over other channels"));
             continue;
+        }
+        if t.is_folded(*value, *own) != folded {
+            t.fix(&units, &said(node, "combines samples with channels"));
         }
         match &joined {
             Some(first) => t.labels.unite_axes(&first.clone(), &units),

@@ -1,5 +1,7 @@
 //! What pruning gives is what the whole network gives with every removed channel zero, wherever it occurs.
 
+mod exported;
+mod folded;
 mod generated;
 mod passes;
 
@@ -25,7 +27,8 @@ impl Taps for Zero {
         for (axis, gone) in &self.0[&value] {
             let inner: usize = shape[axis + 1..].iter().product();
             for (i, v) in values.iter_mut().enumerate() {
-                if gone[i / inner % shape[*axis]] {
+                // Of an axis that counts samples too, those of one.
+                if gone[i / inner % shape[*axis] % gone.len()] {
                     *v = 0.0;
                 }
             }

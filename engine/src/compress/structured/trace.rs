@@ -36,8 +36,8 @@ pub(super) enum Rewrite {
 pub(super) struct Trace {
     /// Constants that several nodes read are taken apart, except layers' weights; types and shapes inferred.
     pub graph: Graph,
-    /// Shapes for one sample.
-    shapes: Vec<Option<Vec<usize>>>,
+    /// Shapes for one sample, for two and for three: what grows with them is counted by sample.
+    shapes: [Vec<Option<Vec<usize>>>; 3],
     pub labels: Labels,
     pub attention: Attention,
     pub rewrites: Vec<(usize, Rewrite)>,
@@ -51,11 +51,17 @@ pub(super) struct Trace {
 
 impl Trace {
     pub fn of(graph: &Graph, attention: Attention) -> Self {
-        let mut graph = own_constants(graph);
+        let mut graph = graph.clone();
+        // Exporters compute targets of Reshape from extents that are known: numbers, once channels are gone.
+        graph.fold_known_integers();
+        let mut graph = own_constants(&graph);
         graph.infer_shapes();
-        let mut sample = graph.clone();
-        sample.bind_batch(1);
-        let shapes = sample.values.iter().map(|v| v.known_shape()).collect();
+        let of = |batch: usize| -> Vec<Option<Vec<usize>>> {
+            let mut bound = graph.clone();
+            bound.bind_batch(batch);
+            bound.values.iter().map(|v| v.known_shape()).collect()
+        };
+        let shapes = [of(1), of(2), of(3)];
         let mut trace = Self {
             graph,
             shapes,
@@ -70,6 +76,7 @@ impl Trace {
             let node = trace.graph.nodes[index].clone();
             if !trace.carry_extents(&node) {
                 rules::visit(&mut trace, index, &node);
+                trace.fix_targets(&node);
             }
         }
         trace.fix_outputs();
@@ -117,13 +124,46 @@ impl Trace {
 
     /// Extents for one sample.
     pub fn shape(&self, value: ValueId) -> Option<&[usize]> {
-        self.shapes.get(value.0 as usize)?.as_deref()
+        self.shape_of(value, 1)
+    }
+
+    /// Extents for up to three samples.
+    pub fn shape_of(&self, value: ValueId, samples: usize) -> Option<&[usize]> {
+        self.shapes[samples - 1].get(value.0 as usize)?.as_deref()
+    }
+
+    fn extents_of(&self, value: ValueId, axis: usize) -> Option<[usize; 3]> {
+        let of = |samples| self.shape_of(value, samples)?.get(axis).copied();
+        Some([of(1)?, of(2)?, of(3)?])
     }
 
     /// Whether the extent does not depend on the batch or on anything fed.
     pub fn known(&self, value: ValueId, axis: usize) -> bool {
         let shape = self.graph.value(value).shape.as_ref();
         shape.is_some_and(|s| matches!(s.get(axis), Some(Dim::Known(_))))
+    }
+
+    /// Whether the extent is the same whatever the batch, even where it follows only once the batch is known: targets of
+    /// Reshape may be computed.
+    pub fn is_constant_extent(&self, value: ValueId, axis: usize) -> bool {
+        let same = |[one, two, three]: [usize; 3]| one == two && two == three;
+        self.known(value, axis) || self.extents_of(value, axis).is_some_and(same)
+    }
+
+    /// Whether the axis counts samples and something else in each of them, such as heads that attention has folded into the
+    /// batch. It is labelled by what it counts in one sample: index i belongs to unit i modulo their number.
+    pub fn is_folded(&self, value: ValueId, axis: usize) -> bool {
+        let grows = |[one, two, three]: [usize; 3]| one > 1 && two == 2 * one && three == 3 * one;
+        !self.known(value, axis) && self.extents_of(value, axis).is_some_and(grows)
+    }
+
+    /// Fixes what is labelled along an axis that counts samples too, where an operator works index by index on it. Whether it does.
+    pub fn fix_folded(&mut self, value: ValueId, axis: usize, why: &str) -> bool {
+        let folded = self.is_folded(value, axis);
+        if folded && let Some(units) = self.axis(value, axis) {
+            self.fix(&units, why);
+        }
+        folded
     }
 
     pub fn axis(&self, value: ValueId, axis: usize) -> Option<Axis> {
@@ -149,7 +189,7 @@ impl Trace {
     pub fn label(&mut self, value: Option<ValueId>, axis: usize, units: Axis) {
         let Some(value) = value else { return };
         if self.shape(value).and_then(|s| s.get(axis)) == Some(&units.len())
-            && self.known(value, axis)
+            && (self.is_constant_extent(value, axis) || self.is_folded(value, axis))
         {
             self.labels.label(value, axis, units);
         } else {
@@ -186,6 +226,40 @@ impl Trace {
 
     pub fn rewrite(&mut self, index: usize, rewrite: Rewrite) {
         self.rewrites.push((index, rewrite));
+    }
+
+    /// Extents in a target of Reshape that are not those of the channels it puts there would change where its output does not.
+    fn fix_targets(&mut self, node: &Node) {
+        let value = |slot: &[Option<ValueId>], at: usize| slot.get(at).copied().flatten();
+        let (Op::Reshape { .. }, Some(target), Some(y)) =
+            (&node.op, value(&node.inputs, 1), value(&node.outputs, 0))
+        else {
+            return;
+        };
+        for (place, extent) in self
+            .extents
+            .get(&target)
+            .cloned()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            let Some(units) = extent.and_then(|(of, axis)| self.axis(of, axis)) else {
+                continue;
+            };
+            let own = self.axis(y, place);
+            let roots = |t: &Self, units: &Axis| -> Vec<_> {
+                units.iter().map(|u| t.labels.root(*u)).collect()
+            };
+            if own.is_none_or(|own| roots(self, &own) != roots(self, &units)) {
+                let why = format!(
+                    "{} ({}) computes with its number",
+                    node.name,
+                    node.op.name()
+                );
+                self.fix(&units, &why);
+            }
+        }
     }
 
     /// Follows extents that the graph computes with (Shape → Gather → Concat). A target of Reshape is written anew anyway; any

@@ -3,6 +3,7 @@
 //! kept as symbols. Never fails: what doesn't follow stays unknown, and sizes from a file are never allocated.
 
 mod indexing;
+mod known;
 mod layout;
 #[cfg(test)]
 mod tests;
@@ -189,18 +190,7 @@ impl Graph {
     /// replaces what was stated before; where nothing follows, the statement stays.
     pub fn infer_shapes(&mut self) {
         let mut infos: Vec<Info> = self.values.iter().map(Info::of).collect();
-        for node in &self.nodes {
-            let inputs = node
-                .inputs
-                .iter()
-                .map(|i| infos.get(i.as_ref()?.0 as usize));
-            let found = outputs(node, inputs.map(|i| i.unwrap_or(NOTHING)).collect());
-            for (output, found) in node.outputs.iter().zip(found) {
-                if let Some(stated) = output.and_then(|id| infos.get_mut(id.0 as usize)) {
-                    found.settle(stated);
-                }
-            }
-        }
+        outputs_into(&self.nodes, &mut infos);
         for (value, info) in self.values.iter_mut().zip(infos) {
             if value.data.is_none() {
                 value.element = info.element;
@@ -263,6 +253,22 @@ impl Graph {
             }
         }
         self.bind_symbols(&sizes);
+    }
+}
+
+/// Carries what is known of inputs and constants through the nodes, in their order.
+fn outputs_into(nodes: &[Node], infos: &mut [Info]) {
+    for node in nodes {
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|i| infos.get(i.as_ref()?.0 as usize));
+        let found = outputs(node, inputs.map(|i| i.unwrap_or(NOTHING)).collect());
+        for (output, found) in node.outputs.iter().zip(found) {
+            if let Some(stated) = output.and_then(|id| infos.get_mut(id.0 as usize)) {
+                found.settle(stated);
+            }
+        }
     }
 }
 

@@ -386,3 +386,48 @@ proptest! {
         b.0.layers();
     }
 }
+
+#[test]
+fn arithmetic_on_known_extents_becomes_numbers() {
+    let mut b = Build::new();
+    let x = b.input(vec![symbol("N"), Dim::Known(6)]);
+    let of = |b: &mut Build, x, start| {
+        let (start, end) = (Some(start), Some(start + 1));
+        b.node(Op::Shape { start, end }, &[x])
+    };
+    let (batch, width) = (of(&mut b, x, 0), of(&mut b, x, 1));
+    let two = b.ints(&[2]);
+    let half = b.node(Op::Binary(BinaryOp::Div), &[width, two]);
+    let target = b.node(Op::Concat { axis: 0 }, &[batch, two, half]);
+    let y = b.node(Op::Reshape { allow_zero: false }, &[x, target]);
+    // A file may say of a value in between what was so for the batch that was exported.
+    let stale = b.node(
+        Op::Unsupported {
+            domain: String::new(),
+            op_type: "Odd".into(),
+            attributes: Vec::new(),
+            reason: String::new(),
+        },
+        &[y],
+    );
+    b.0.value_mut(stale).shape = known(&[1, 6]);
+    let other = of(&mut b, stale, 0);
+    b.0.outputs = vec![y, other];
+    let mut graph = b.0;
+    graph.fold_known_integers();
+    let number = |id| graph.value(id).data.as_ref().map(TensorData::to_i64_vec);
+    assert_eq!(
+        (number(width), number(half)),
+        (Some(vec![6]), Some(vec![3]))
+    );
+    assert_eq!(
+        (number(batch), number(target), number(other)),
+        (None, None, None)
+    );
+    assert_eq!(graph.nodes.len(), 5, "{:?}", graph.nodes);
+    graph.infer_shapes();
+    assert_eq!(
+        graph.value(y).shape,
+        Some(vec![symbol("N"), Dim::Known(2), Dim::Known(3)])
+    );
+}

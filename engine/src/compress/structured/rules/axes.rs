@@ -6,6 +6,9 @@ use super::{
 };
 use crate::graph::{Node, Op, ValueId};
 
+/// Said of axes that [`Trace::is_folded`] holds for.
+const FOLDED: &str = "works along it, which counts samples too";
+
 pub(super) fn concat(t: &mut Trace, node: &Node, axis: i64) {
     let Some(y) = output(node) else { return };
     let inputs: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
@@ -22,6 +25,12 @@ pub(super) fn concat(t: &mut Trace, node: &Node, axis: i64) {
             continue;
         }
         if inputs.iter().all(|v| t.axis(*v, a).is_none()) {
+            continue;
+        }
+        let why = said(node, FOLDED);
+        let folded: Vec<bool> = (inputs.iter().map(|v| t.fix_folded(*v, a, &why))).collect();
+        if folded.contains(&true) {
+            t.fix_inputs(node, &why);
             continue;
         }
         let mut all = Vec::new();
@@ -61,6 +70,9 @@ pub(super) fn split(t: &mut Trace, index: usize, node: &Node, axis: i64) {
             for y in node.outputs.iter().flatten() {
                 t.label(Some(*y), axis, units.clone());
             }
+            continue;
+        }
+        if t.fix_folded(x, axis, &said(node, FOLDED)) {
             continue;
         }
         let sizes: Option<Vec<usize>> = node
@@ -113,6 +125,9 @@ pub(super) fn slice(t: &mut Trace, index: usize, node: &Node) {
             t.label(output(node), axis, units);
             continue;
         };
+        if t.fix_folded(x, axis, &said(node, FOLDED)) {
+            continue;
+        }
         let at = |list: &Option<Vec<i64>>| list.as_ref().and_then(|l| l.get(position)).copied();
         let (Some(start), Some(end), Some(1)) = (at(&starts), at(&ends), at(&steps)) else {
             t.fix(
@@ -160,6 +175,9 @@ pub(super) fn gather(t: &mut Trace, index: usize, node: &Node, axis: i64) {
                 axis + index_rank - 1
             };
             t.label(Some(y), to, units);
+            continue;
+        }
+        if t.fix_folded(x, axis, &said(node, FOLDED)) {
             continue;
         }
         let n = units.len() as i64;

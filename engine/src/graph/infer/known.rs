@@ -1,0 +1,48 @@
+//! Integers that follow from a graph's inputs and constants, whatever is fed.
+
+use super::{Info, outputs_into};
+use crate::graph::{Dim, ElementType, Graph, TensorData, ValueId};
+
+impl Graph {
+    /// Makes constants of the integers that nodes compute from known extents and other constants, as exporters' arithmetic on
+    /// shapes does, and drops those nodes. What a file states of values in between does not count: it may be of another
+    /// batch than the one fed. What the graph computes stays the same.
+    pub(crate) fn fold_known_integers(&mut self) {
+        let mut infos: Vec<Info> = self.values.iter().map(Info::of).collect();
+        for id in self.nodes.iter().flat_map(|n| n.outputs.iter().flatten()) {
+            if let Some(info) = infos.get_mut(id.0 as usize) {
+                *info = Info::default();
+            }
+        }
+        outputs_into(&self.nodes, &mut infos);
+        let known: Vec<Option<TensorData>> = infos.iter().map(constant).collect();
+        let data = |id: &Option<ValueId>| known.get(id.as_ref()?.0 as usize)?.clone();
+        let mut nodes = std::mem::take(&mut self.nodes);
+        nodes.retain(|node| {
+            let all: Option<Vec<TensorData>> = node.outputs.iter().map(data).collect();
+            let asked = |v| self.outputs.contains(v);
+            let Some(all) = all.filter(|_| !node.outputs.iter().flatten().any(asked)) else {
+                return true;
+            };
+            for (id, data) in node.outputs.iter().flatten().zip(all) {
+                self.set_data(*id, data);
+            }
+            node.outputs.is_empty()
+        });
+        self.nodes = nodes;
+    }
+}
+
+/// The tensor, where every one of its elements is known.
+fn constant(info: &Info) -> Option<TensorData> {
+    let items = info.known_items()?;
+    let shape: Vec<usize> = info
+        .shape
+        .as_ref()?
+        .iter()
+        .map(Dim::known)
+        .collect::<Option<_>>()?;
+    let fits =
+        info.element == Some(ElementType::I64) && shape.iter().product::<usize>() == items.len();
+    fits.then(|| TensorData::from_i64(&shape, &items))
+}
