@@ -20,6 +20,9 @@ use std::path::PathBuf;
 pub const TRAINED: &str =
     "Training would move the weights off the codes chosen: take distillation out of the plan first";
 
+/// Why the two do not go together.
+pub const BEFORE_QUANTISING: &str = "Learned step sizes need quantised weights, and gradual pruning trains before they are quantised: switch one of the two off";
+
 /// Whole plans at a stroke; pinned layers keep what they have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Preset {
@@ -473,6 +476,14 @@ impl Command {
                         "{} chooses codes, and training would move the weights off them: take it out of the quantisation methods first",
                         kind.word()
                     ));
+                }
+                let (settings, schedule) = match self {
+                    Self::StartDistil(settings) => (settings, &state.document.shrinking.schedule),
+                    Self::StartDistilWith { settings, schedule } => (settings, schedule),
+                    _ => return state.target_allows(),
+                };
+                if settings.learned_step_sizes && schedule.is_some() && state.zeroes_weights() {
+                    return Err(BEFORE_QUANTISING.into());
                 }
                 state.target_allows()
             }

@@ -2,7 +2,7 @@
 //! command line's pipeline gives, to the bit.
 
 use limbeck_engine::{
-    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{LayerSetting, Precision, PruneSchedule, QuantScheme, Ratio},
     data::SplitName,
     exec::CancelToken,
     formats::onnx,
@@ -363,9 +363,35 @@ fn a_cancelled_map_and_a_cancelled_run_keep_what_was_finished() {
 #[test]
 fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
     let folder = Folder::new("nchw");
-    let client = Client::new();
-    client.open(1, folder.model(), None);
-    let mut long = recipe(&folder, true);
+    let long = long(&folder);
+    let stopped = stopped_and_judged(&folder, long);
+    assert!(matches!(stopped.steps.last(), Some(Step::Distil(_))));
+}
+
+#[test]
+fn a_cancelled_training_keeps_the_steps_behind_it() {
+    let folder = Folder::new("nchw");
+    let mut long = long(&folder);
+    let at = |is: fn(&Step) -> bool, steps: &[Step]| steps.iter().position(is).expect("there");
+    let distil = at(|s| matches!(s, Step::Distil(_)), &long.steps);
+    let training = long.steps.remove(distil);
+    let prune = at(|s| matches!(s, Step::Prune(_)), &long.steps);
+    if let Step::Prune(step) = &mut long.steps[prune] {
+        step.schedule = Some(PruneSchedule::Cubic {
+            begin: 0.0,
+            end: 1.0,
+            updates: 3,
+        });
+    }
+    long.steps.insert(prune + 1, training);
+    let behind = long.steps[prune + 2..].to_vec();
+    assert!(!behind.is_empty());
+    let stopped = stopped_and_judged(&folder, long);
+    assert_eq!(stopped.steps[prune + 2..], behind);
+}
+
+fn long(folder: &Folder) -> Recipe {
+    let mut long = recipe(folder, true);
     for step in &mut long.steps {
         match step {
             // Enough to hurt, so that training has something to win.
@@ -374,6 +400,13 @@ fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
             _ => {}
         }
     }
+    long
+}
+
+/// Trains until an epoch is better than the first, cancels, and has what is left judged; the recipe of that.
+fn stopped_and_judged(folder: &Folder, long: Recipe) -> Recipe {
+    let client = Client::new();
+    client.open(1, folder.model(), None);
     client.send(Command::Run {
         job: JobId(2),
         recipe: Arc::new(long),
@@ -430,6 +463,7 @@ fn a_cancelled_training_leaves_its_best_epoch_which_a_recipe_gives_again() {
     assert_eq!(point.model_sha256, again.model_sha256);
     assert_eq!(point.metrics, again.metrics);
     assert_eq!(point.accounts, again.accounts);
+    Recipe::clone(&stopped)
 }
 
 #[test]

@@ -11,24 +11,17 @@ use super::{
 use crate::{
     commands::Command,
     panels,
-    state::{Dialog, NoticeKind, State, ThemeChoice, View},
+    state::{NoticeKind, State, ThemeChoice, View},
     theme,
 };
 use egui::{Context, ViewportCommand};
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Name under which the window system and the settings folder know the application.
 pub const APP_ID: &str = "limbeck-workbench";
 
 /// Wake-ups by the engine are gathered to about so many a second.
 const WAKE_EVERY: Duration = Duration::from_millis(66);
-
-/// What nobody minds waiting for unsaid.
-const MOMENT: Duration = Duration::from_millis(300);
 
 /// How long information and warnings stay on the window (the log keeps them).
 const NOTICE_STAYS: Duration = Duration::from_secs(8);
@@ -53,8 +46,6 @@ pub struct Window {
     title: String,
     /// The user has agreed to close.
     closing: bool,
-    /// Since when it is waited for the engine's end, until that is said.
-    ends: Option<Instant>,
 }
 
 impl Window {
@@ -112,7 +103,6 @@ impl Window {
             theme: None,
             title: String::new(),
             closing: false,
-            ends: None,
         }
     }
 
@@ -141,22 +131,6 @@ impl Window {
         if self.closing || !self.session.end() {
             self.closing = true;
             ctx.send_viewport_cmd(ViewportCommand::Close);
-        } else {
-            self.ends = Some(Instant::now());
-        }
-    }
-
-    /// Says what is waited for, where it takes more than a moment.
-    fn tell_of_end(&mut self, ctx: &Context) {
-        let Some(since) = self.ends else {
-            return;
-        };
-        let left = MOMENT.saturating_sub(since.elapsed());
-        if left.is_zero() {
-            self.ends = None;
-            self.session.state.view.dialog = Some(Dialog::Closing);
-        } else {
-            ctx.request_repaint_after(left);
         }
     }
 
@@ -186,7 +160,6 @@ impl Window {
             self.commands.push(Command::Quit);
         }
         self.run_commands(ctx);
-        self.tell_of_end(ctx);
     }
 
     /// What `ui` does: draws, and gathers commands.

@@ -464,11 +464,11 @@ fn plan(
         runs(ui, span(column, y), row, layer, state);
     }
     let ratio = setting.sparsity.0;
-    let stays = state.channels_stay(&layer.id).is_some();
+    let stays = state.channels_stay(&layer.id);
     let text = match ratio > 0.0 {
         _ if state.is_gone(&layer.id) => "gone".to_owned(),
         true => format!("{:.0} %", ratio * 100.0),
-        false if stays => "stays".to_owned(),
+        false if stays.is_some() => "stays".to_owned(),
         false => "keep".to_owned(),
     };
     let event = widgets::ratio_slider(
@@ -477,8 +477,9 @@ fn plan(
         row.with("ratio"),
         ratio,
         MAX_RATIO,
+        state.document.ratio_grain(),
         &text,
-        state.channels_stay(&layer.id).as_deref(),
+        stays.as_deref(),
         || format!("{name} prune ratio"),
     );
     let (value, done) = match event {

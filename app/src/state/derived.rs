@@ -15,7 +15,7 @@ use limbeck_engine::{
     data::SplitName,
     graph::LayerId,
     measure::Bytes,
-    recipe::{self, LayerNames, MethodKind, Step, Toggle, ToggleRule},
+    recipe::{self, LayerNames, MethodKind, Step, Toggle, ToggleRule, steps_without_training},
     search::{LayerFacts, Prediction, Predictor},
 };
 use std::collections::{BTreeSet, HashSet};
@@ -192,7 +192,7 @@ pub fn refresh(state: &mut State) {
     if plan_changed {
         let generation = derived.plan_generation() + 1;
         derived.steps = state.document.steps(&derived.names, true);
-        derived.undistilled = state.document.steps(&derived.names, false);
+        derived.undistilled = steps_without_training(&derived.steps);
         derived.plan_key = Some((generation, state.document.clone()));
     }
     if new_model || derived.shrunk.of != state.document.shrinking {

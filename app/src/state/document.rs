@@ -2,7 +2,7 @@
 //! is what a project and a recipe keep.
 
 use limbeck_engine::{
-    compress::{LayerSetting, Precision, QuantScheme, Ratio},
+    compress::{LayerSetting, Pattern, Precision, QuantScheme, Ratio},
     graph::LayerId,
     recipe::{Goal, LayerNames, MethodKind, PlanContext, Recipe, Shrinking, Step},
     search::LayerFacts,
@@ -65,6 +65,14 @@ impl Document {
     /// What the plan asks of a layer.
     pub fn setting(&self, layer: &LayerId) -> LayerSetting {
         self.plan.get(layer).copied().unwrap_or(UNTOUCHED)
+    }
+
+    /// What ratios are multiples of: a hundredth, or where weights are pruned in groups one weight of each.
+    pub fn ratio_grain(&self) -> f32 {
+        match self.shrinking.pattern {
+            Pattern::Groups(group) if !self.channels => 1.0 / group.max(1) as f32,
+            _ => 0.01,
+        }
     }
 
     /// The step of a method, where the plan has it.

@@ -338,10 +338,7 @@ impl State {
         }
         let plan = self.plan_steps(false);
         self.document.distil.as_ref()?;
-        self.newest(split, |steps| match steps {
-            [before @ .., Step::Distil(_)] => before == plan,
-            _ => false,
-        })
+        self.newest(split, |steps| own::is_trained(steps, plan))
     }
 
     /// The newest point on a split of the present plan before its distillation. `None` where the plan has none.

@@ -1,7 +1,10 @@
 //! Which measured points stand for the present plan, and which for the original.
 
 use super::{State, mirror::NamedPoint};
-use limbeck_engine::{data::SplitName, recipe::Step};
+use limbeck_engine::{
+    data::SplitName,
+    recipe::{Step, steps_without_training},
+};
 
 const SPLITS: usize = SplitName::ALL.len();
 
@@ -21,8 +24,8 @@ struct Brief {
     split: SplitName,
     seed: u64,
     outline: Outline,
-    /// Distillation is the last step.
-    distilled: bool,
+    /// How many of its steps are distillations.
+    trainings: usize,
 }
 
 /// Number of steps, and of rules in them: equal of equal steps.
@@ -46,13 +49,22 @@ impl Outline {
         }
     }
 
-    /// With a distillation behind it, which has no rules.
-    fn distilled(self) -> Self {
+    /// With so many distillations, which have no rules.
+    fn trained(self, trainings: usize) -> Self {
         Self {
-            steps: self.steps + 1,
+            steps: self.steps + trainings,
             ..self
         }
     }
+}
+
+fn trains(step: &Step) -> bool {
+    matches!(step, Step::Distil(_))
+}
+
+/// Whether steps are these untrained ones with distillations, wherever those stand.
+pub(super) fn is_trained(steps: &[Step], untrained: &[Step]) -> bool {
+    steps.iter().any(trains) && steps_without_training(steps) == untrained
 }
 
 impl Known {
@@ -63,7 +75,7 @@ impl Known {
                 split: named.split(),
                 seed: recipe.seed,
                 outline: Outline::of(&recipe.steps),
-                distilled: matches!(recipe.steps.last(), Some(Step::Distil(_))),
+                trainings: recipe.steps.iter().filter(|s| trains(s)).count(),
             }
         };
         let mut known = Self {
@@ -111,7 +123,7 @@ impl Own {
         let (before, after) = (Outline::of(plan), Outline::of(distilled));
         for (index, brief) in state.derived.known.briefs.iter().enumerate() {
             let like = |outline| brief.outline == outline;
-            let otherwise = distils && brief.distilled && like(before.distilled());
+            let otherwise = distils && brief.trainings > 0 && like(before.trained(brief.trainings));
             let candidate = like(after) || (distils && like(before)) || otherwise;
             if brief.seed != state.document.seed || !candidate {
                 continue;
@@ -127,7 +139,7 @@ impl Own {
             if distils && steps == plan {
                 own.undistilled[split] = Some(index);
             }
-            if otherwise && steps.split_last().is_some_and(|(_, before)| before == plan) {
+            if otherwise && is_trained(steps, plan) {
                 own.otherwise[split] = Some(index);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Document, State, channels::groups};
 use limbeck_engine::{
-    compress::{Attention, Block, ChannelGroup, Codebooks, Precision},
+    compress::{Attention, Block, ChannelGroup, Codebooks, LayerSetting, Precision},
     graph::LayerId,
     jobs::ModelInfo,
     recipe::{self, Shrinking},
@@ -42,6 +42,12 @@ pub enum BlockState {
 }
 
 impl State {
+    /// Whether the plan sets weights to zero, as against taking channels out: only those can go while training.
+    pub fn zeroes_weights(&self) -> bool {
+        let pruned = |setting: &LayerSetting| setting.sparsity.0 > 0.0;
+        !self.document.channels && self.document.plan.values().any(pruned)
+    }
+
     /// Its residual block goes, by name.
     pub fn is_gone(&self, layer: &LayerId) -> bool {
         self.derived.shrunk.gone.contains(layer)

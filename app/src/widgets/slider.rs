@@ -15,7 +15,7 @@ pub enum SliderEvent {
     Committed(f32),
 }
 
-/// Steps of a hundredth; `text`: what stands right of the rail, `name`: its accessible name. `disabled`: why it can't be moved.
+/// `grain`: what values are multiples of; `text`: what stands right of the rail, `name`: its accessible name. `disabled`: why it can't be moved.
 #[allow(clippy::too_many_arguments)]
 pub fn ratio_slider(
     ui: &mut Ui,
@@ -23,6 +23,7 @@ pub fn ratio_slider(
     id: Id,
     value: f32,
     max: f32,
+    grain: f32,
     text: &str,
     disabled: Option<&str>,
     name: impl Fn() -> String,
@@ -49,11 +50,12 @@ pub fn ratio_slider(
     });
     let mut event = None;
     if enabled {
-        event = pointer(&response, rail, value, max).or_else(|| keys(ui, &response, value, max));
+        event = pointer(&response, rail, value, max, grain)
+            .or_else(|| keys(ui, &response, value, max, grain));
         ui.ctx().accesskit_node_builder(response.id, |node| {
             node.set_min_numeric_value(0.0);
             node.set_max_numeric_value(f64::from(max));
-            node.set_numeric_value_step(0.01);
+            node.set_numeric_value_step(f64::from(grain));
             node.add_action(Action::SetValue);
             node.add_action(Action::Increment);
             node.add_action(Action::Decrement);
@@ -100,14 +102,23 @@ pub fn ratio_slider(
     event
 }
 
-fn snap(value: f32, max: f32) -> f32 {
-    ((value * 100.0).round() / 100.0).clamp(0.0, max)
+/// The nearest multiple within 0..=max. Grains are unit fractions: by their number a multiple is as exact as it can be.
+fn snap(value: f32, max: f32, grain: f32) -> f32 {
+    let of = (1.0 / grain).round();
+    let most = (max * of + 1e-3).floor();
+    (value * of).round().clamp(0.0, most) / of
 }
 
-fn pointer(response: &egui::Response, rail: Rect, value: f32, max: f32) -> Option<SliderEvent> {
+fn pointer(
+    response: &egui::Response,
+    rail: Rect,
+    value: f32,
+    max: f32,
+    grain: f32,
+) -> Option<SliderEvent> {
     let at = response.interact_pointer_pos().map(|p| {
         let share = (p.x - rail.left()) / rail.width().max(1.0);
-        snap(share * max, max)
+        snap(share * max, max, grain)
     });
     if response.drag_stopped() || response.clicked() {
         return Some(SliderEvent::Committed(at.unwrap_or(value)));
@@ -118,7 +129,13 @@ fn pointer(response: &egui::Response, rail: Rect, value: f32, max: f32) -> Optio
     None
 }
 
-fn keys(ui: &Ui, response: &egui::Response, value: f32, max: f32) -> Option<SliderEvent> {
+fn keys(
+    ui: &Ui,
+    response: &egui::Response,
+    value: f32,
+    max: f32,
+    grain: f32,
+) -> Option<SliderEvent> {
     let mut next = value;
     if response.has_focus() {
         ui.memory_mut(|m| {
@@ -131,7 +148,10 @@ fn keys(ui: &Ui, response: &egui::Response, value: f32, max: f32) -> Option<Slid
             );
         });
         ui.input(|input| {
-            let step = if input.modifiers.shift { 0.1 } else { 0.01 };
+            let step = match input.modifiers.shift {
+                true => grain * (0.1 / grain).round().max(1.0),
+                false => grain,
+            };
             next += step * input.num_presses(Key::ArrowRight) as f32;
             next -= step * input.num_presses(Key::ArrowLeft) as f32;
             if input.key_pressed(Key::Home) {
@@ -143,14 +163,18 @@ fn keys(ui: &Ui, response: &egui::Response, value: f32, max: f32) -> Option<Slid
         });
     }
     ui.input(|input| {
-        next += 0.01 * input.num_accesskit_action_requests(response.id, Action::Increment) as f32;
-        next -= 0.01 * input.num_accesskit_action_requests(response.id, Action::Decrement) as f32;
+        next += grain * input.num_accesskit_action_requests(response.id, Action::Increment) as f32;
+        next -= grain * input.num_accesskit_action_requests(response.id, Action::Decrement) as f32;
         for request in input.accesskit_action_requests(response.id, Action::SetValue) {
             if let Some(egui::accesskit::ActionData::NumericValue(v)) = request.data {
                 next = v as f32;
             }
         }
     });
-    let next = snap(next, max);
+    // What was no multiple stays until it is moved.
+    if next == value {
+        return None;
+    }
+    let next = snap(next, max, grain);
     (next != value).then_some(SliderEvent::Committed(next))
 }

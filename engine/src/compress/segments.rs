@@ -155,8 +155,11 @@ pub(super) fn reads_shape(node: &Node) -> bool {
     matches!(node.op, Op::Shape { .. })
 }
 
+/// Values with their data.
+type Shapes = Vec<(ValueId, TensorData)>;
+
 /// What `Shape` nodes give for an input of the extents `dims`, where it follows from them alone: the value and its data.
-fn shapes(graph: &Graph, input: ValueId, dims: &[usize]) -> Vec<(ValueId, TensorData)> {
+fn shapes(graph: &Graph, input: ValueId, dims: &[usize]) -> Shapes {
     let mut bound = graph.clone();
     for node in &graph.nodes {
         // What a file states of values in between may be of another batch.
@@ -197,7 +200,7 @@ pub(super) struct Walk {
     /// Values that everything behind hangs on alone, with the node that makes each.
     cuts: Vec<(usize, ValueId)>,
     /// Extents of the input that occur, with what `Shape` nodes give there: constants, so that what they read need not be kept.
-    sizes: Vec<(Vec<usize>, Vec<(ValueId, TensorData)>)>,
+    sizes: Vec<(Vec<usize>, Shapes)>,
     /// Where the kept values stand; `None`: at the input.
     at: Option<(usize, ValueId)>,
     kept: Vec<Kept>,
@@ -229,7 +232,7 @@ impl Walk {
                 producer[value.0 as usize] = Some(index);
             }
         }
-        let mut sizes: Vec<(Vec<usize>, Vec<(ValueId, TensorData)>)> = Vec::new();
+        let mut sizes: Vec<(Vec<usize>, Shapes)> = Vec::new();
         let mut kept = Vec::with_capacity(batches.len());
         for (chunk, batch) in batches {
             let dims = batch.dims();
@@ -328,7 +331,7 @@ impl Walk {
 
     /// The part of the network from where the walk stands to `value`, for each size of the input.
     fn segments(&self, value: ValueId) -> Result<Vec<Program>, CompressError> {
-        let segment = |(_, shapes): &(_, Vec<(ValueId, TensorData)>)| {
+        let segment = |(_, shapes): &(_, Shapes)| {
             let mut graph = self.graph.clone();
             let done = self.at.map(|(at, _)| at);
             let mut index = 0;

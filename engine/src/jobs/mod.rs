@@ -175,6 +175,7 @@ pub enum Command {
     /// It goes on with the same bits, once what was begun meanwhile has ended: `Event::Resumed`.
     Resume(JobId),
     Cancel(JobId),
+    /// Everything ends: a training that keeps checkpoints once it has taken one, for which it has 20 seconds. A second one cancels that as well.
     Shutdown,
 }
 
@@ -338,7 +339,7 @@ pub enum Event {
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// A handle to the engine's threads; dropping it sends [`Command::Shutdown`] and waits for the end. Whoever must not wait sends it before, and drops
-/// the handle at [`Event::Ended`].
+/// the handle at [`Event::Ended`]; dropped earlier, nothing is waited for but the mini-batch at work.
 pub struct Engine {
     pub commands: crossbeam_channel::Sender<Command>,
     pub events: crossbeam_channel::Receiver<Event>,

@@ -13,6 +13,9 @@ use std::{
 /// How long the engine's end waits for the last checkpoint of a training: for a mini-batch and a file, and most judgements in between.
 const ENDING: Duration = Duration::from_secs(20);
 
+/// How often it is looked in the meantime whether anybody still waits.
+const GLANCE: Duration = Duration::from_millis(20);
+
 /// What is to be done, with its place in the order of commands.
 pub(super) struct Task {
     pub sequence: u64,
@@ -237,7 +240,10 @@ impl Queue {
             }
         }
         self.close(emitter);
-        self.see_off(ENDING);
+        self.see_off(ENDING, || {
+            let again = |command| matches!(command, Command::Shutdown);
+            commands.try_iter().any(again)
+        });
     }
 
     pub fn push(&self, work: Work, emitter: &Emitter) {
@@ -290,19 +296,19 @@ impl Queue {
         announce(gone, emitter);
     }
 
-    /// Waits for those that take a checkpoint, and cancels them when it is not there in time.
-    fn see_off(&self, most: Duration) {
+    /// Waits for those that take a checkpoint, and cancels them when it is not there in time, or nobody waits any more (is `hurried`).
+    fn see_off(&self, most: Duration, hurried: impl Fn() -> bool) {
         let deadline = Instant::now() + most;
         let mut state = self.lock();
         while state.running.iter().any(|r| r.ending) {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || hurried() {
                 for running in state.running.iter().filter(|r| r.ending) {
                     running.cancel.cancel();
                 }
                 break;
             }
-            let waited = self.ready.wait_timeout(state, left);
+            let waited = self.ready.wait_timeout(state, left.min(GLANCE));
             state = waited.unwrap_or_else(|e| e.into_inner()).0;
         }
     }

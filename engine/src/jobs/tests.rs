@@ -442,6 +442,37 @@ fn wake_ups_are_not_repeated_while_events_wait() {
 }
 
 #[test]
+fn a_second_shutdown_does_not_wait_for_a_checkpoint() {
+    let rig = Rig::new();
+    let (told, ending) = unbounded();
+    rig.push(1, Lane::Batch, move |worker, context| {
+        worker.set_keeping(context.job, true);
+        log(worker, "keeps");
+        while !worker.is_to_end(context.job) {
+            std::thread::yield_now();
+        }
+        told.send(context.cancel.is_cancelled()).expect("heard");
+        // A checkpoint that takes long, but less than the end would wait for it.
+        let begun = Instant::now();
+        while !context.cancel.is_cancelled() && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        let words = ["finished", "cancelled"][usize::from(context.cancel.is_cancelled())];
+        log(worker, words);
+    });
+    rig.until(|e| matches!(e, Event::Log { .. }));
+    rig.send(Command::Shutdown);
+    assert_eq!(ending.recv(), Ok(false), "the first lets it take one");
+    rig.send(Command::Shutdown);
+    let events = rig.until(|e| matches!(e, Event::Log { .. }));
+    let last = events.last();
+    assert!(
+        matches!(last, Some(Event::Log { message }) if message == "cancelled"),
+        "{last:?}"
+    );
+}
+
+#[test]
 fn shutting_down_cancels_work_and_still_writes_files() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("saved.ron");

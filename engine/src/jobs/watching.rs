@@ -43,11 +43,12 @@ impl Epochs {
     }
 
     fn list(&self) -> Vec<(JobId, usize)> {
-        let named = |(jobs, state): &(Vec<JobId>, Reached)| {
-            let epoch = state.epoch;
-            jobs.clone().into_iter().map(move |job| (job, epoch))
-        };
-        self.0.iter().flat_map(named).collect()
+        let mut list = Vec::new();
+        for (jobs, state) in &self.0 {
+            let Some(epoch) = state.epoch else { continue };
+            list.extend(jobs.iter().map(|job| (*job, epoch)));
+        }
+        list
     }
 }
 
@@ -122,14 +123,13 @@ impl RunObserver for Watching<'_> {
         self.worker.point(self.context, outcome, true);
     }
 
-    fn cancelled_training(&mut self, recipe: Recipe, built: Built) {
-        let Ok(steps_sha256) = recipe.steps_sha256() else {
-            return;
-        };
-        self.worker.keep(Kept {
-            steps_sha256,
-            built,
-        });
+    fn cancelled_training(&mut self, recipe: Recipe, built: Option<Built>) {
+        if let (Some(built), Ok(steps_sha256)) = (built, recipe.steps_sha256()) {
+            self.worker.keep(Kept {
+                steps_sha256,
+                built,
+            });
+        }
         self.worker.emitter().send(Event::Stopped {
             job: self.context.job,
             recipe: Arc::new(recipe),
@@ -143,7 +143,7 @@ mod tests {
     use crate::compress::testkit;
 
     fn reached(steps: &str, epoch: usize) -> Reached {
-        Reached::new(steps.to_owned(), epoch, testkit::classifier(1))
+        Reached::new(steps.to_owned(), Some(epoch), testkit::classifier(1))
     }
 
     #[test]
@@ -157,6 +157,6 @@ mod tests {
         let mut list = epochs.list();
         list.sort();
         assert_eq!(list, [(JobId(1), 1), (JobId(1), 2), (JobId(2), 1)]);
-        assert_eq!(epochs.find("a").map(|state| state.epoch), Some(1));
+        assert_eq!(epochs.find("a").and_then(|state| state.epoch), Some(1));
     }
 }

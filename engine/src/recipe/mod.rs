@@ -48,6 +48,7 @@ pub use method_kind::MethodKind;
 pub use methods::{CorrectBiasStep, EqualizeStep, MethodStep, Toggle, ToggleRule};
 pub use pipeline::{
     Built, Reached, RunObserver, RunOutcome, Unwatched, build, judge_built, run, run_kept,
+    steps_without_training,
 };
 pub use plan::{LayerNames, PlanContext};
 pub use resolve::{Resolved, ResolvedStep, method_layers, resolve, shrunk_layers};

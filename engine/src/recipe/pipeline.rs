@@ -74,22 +74,27 @@ pub trait RunObserver {
     }
     /// What the steps before the first training give: a whole result, with the shorter recipe that gives it.
     fn before_training(&mut self, _outcome: RunOutcome) {}
-    /// Training was cancelled after an epoch that had won something: the best of them, with the shorter recipe that gives it.
-    fn cancelled_training(&mut self, _recipe: Recipe, _built: Built) {}
+    /// Training was cancelled after an epoch that had won something: the recipe that stops at the best of them, and what it gives. `None`: steps
+    /// stand behind the training; the state they go on from was [`RunObserver::reached`] right before.
+    fn cancelled_training(&mut self, _recipe: Recipe, _built: Option<Built>) {}
 }
 
 /// A network at the end of an epoch, as the steps of a recipe that ends there ([`Recipe::cut_at`]) give it.
 #[derive(Clone)]
 pub struct Reached {
     pub steps_sha256: String,
-    /// Epochs of its training.
-    pub epoch: usize,
+    /// Epochs of its training. `None`: the best of a cancelled one, which is judged; a new run goes on from the end of an epoch.
+    pub epoch: Option<usize>,
     stand: Stand,
 }
 
 impl Reached {
     #[cfg(test)]
-    pub(crate) fn new(steps_sha256: String, epoch: usize, model: crate::compress::Model) -> Self {
+    pub(crate) fn new(
+        steps_sha256: String,
+        epoch: Option<usize>,
+        model: crate::compress::Model,
+    ) -> Self {
         let stand = Stand {
             index: 0,
             model,
@@ -223,12 +228,7 @@ impl Recipe {
     /// pruned at once.
     pub fn without_training(&self) -> Self {
         let mut recipe = self.clone();
-        recipe.steps.retain(|s| !matches!(s, Step::Distil(_)));
-        for step in &mut recipe.steps {
-            if let Step::Prune(prune) = step {
-                prune.schedule = None;
-            }
-        }
+        recipe.steps = steps_without_training(&self.steps);
         recipe
     }
 
@@ -247,11 +247,10 @@ impl Recipe {
         Some(recipe)
     }
 
-    /// The recipe that ends with its training step `index` after `epochs` epochs.
+    /// The recipe whose training step `index` ends after `epochs` epochs; what stands behind it stays.
     fn stopped_after(&self, index: usize, epochs: usize) -> Self {
         let mut recipe = self.clone();
-        recipe.steps.truncate(index + 1);
-        if let Some(Step::Distil(settings)) = recipe.steps.last_mut() {
+        if let Some(Step::Distil(settings)) = recipe.steps.get_mut(index) {
             settings.stop_after = (epochs < settings.epochs).then_some(epochs);
         }
         recipe
@@ -293,6 +292,18 @@ impl Recipe {
             .rename_target_files(|path| path.file_name().map_or_else(PathBuf::new, PathBuf::from));
         Ok(sha256(to_ron(&(recipe.seed, &recipe.steps))?.as_bytes()))
     }
+}
+
+/// Steps as [`Recipe::without_training`] has them.
+pub fn steps_without_training(steps: &[Step]) -> Vec<Step> {
+    let kept = steps.iter().filter(|s| !matches!(s, Step::Distil(_)));
+    let mut kept: Vec<Step> = kept.cloned().collect();
+    for step in &mut kept {
+        if let Step::Prune(prune) = step {
+            prune.schedule = None;
+        }
+    }
+    kept
 }
 
 struct Work<'a> {

@@ -59,6 +59,13 @@ impl Dialogs {
             true => self.gradual.schedule(),
             false => kept,
         };
+        let start = match schedule == kept {
+            true => Command::StartDistil(settings.clone()),
+            false => Command::StartDistilWith {
+                settings: settings.clone(),
+                schedule,
+            },
+        };
         let none = settings.soft_weight + settings.hard_weight <= 0.0;
         let reason = if none && !settings.matches_features() {
             Some("One of the losses needs a weight above 0".to_owned())
@@ -71,13 +78,10 @@ impl Dialogs {
         } else if let Err(why) = settings.check() {
             Some(why.to_string())
         } else {
-            Command::StartDistil(settings.clone()).enabled(state).err()
+            start.enabled(state).err()
         };
         if buttons(ui, "Start", reason, false, out) {
-            out.push(match schedule == kept {
-                true => Command::StartDistil(settings),
-                false => Command::StartDistilWith { settings, schedule },
-            });
+            out.push(start);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use egui::{DragValue, Grid, Ui, vec2};
 use limbeck_engine::{
-    compress::Absorb,
+    compress::{Absorb, EqualizeSettings},
     recipe::{MethodKind, Step},
 };
 
@@ -170,7 +170,7 @@ fn why(kind: MethodKind) -> &'static str {
             "GPTQ: each input's rounding error is made good by the inputs after it. For large products and groups of weights."
         }
         MethodKind::CorrectBias => {
-            "Corrected: the shift of every channel's mean is taken out of its bias. For 8 bits; behind AdaRound it can do harm."
+            "Corrected: the shift of every channel's mean is taken out of its bias. For 8 bits; behind AdaRound little is left to correct."
         }
     }
 }
@@ -188,6 +188,10 @@ fn settings(ui: &mut Ui, step: &mut Step) {
             ];
             choice(ui, "High biases", &options, &mut absorbed);
             step.settings.absorb = absorbed;
+            if absorbed == Absorb::Off {
+                // Nothing looks at samples then, and a number of them is refused; a recipe may have brought one.
+                step.settings.samples = EqualizeSettings::default().samples;
+            }
         }
         Step::SmoothQuant(step) => {
             row(ui, "Strength", |ui| {

@@ -5,7 +5,7 @@ use super::forms::{choice, hinted};
 use crate::state::State;
 use egui::{CollapsingHeader, DragValue, Grid, Ui, vec2};
 use limbeck_engine::{
-    compress::{PruneSchedule, Ratio},
+    compress::PruneSchedule,
     train::{BatchNorm, DistilSettings},
 };
 
@@ -71,8 +71,7 @@ impl Gradual {
 
     /// Whether the plan sets weights to zero: only those can go while training.
     pub(super) fn fits(state: &State) -> bool {
-        let pruned = |ratio: Ratio| ratio.0 > 0.0;
-        !state.document.channels && state.document.plan.values().any(|s| pruned(s.sparsity))
+        state.zeroes_weights()
     }
 
     /// `None`: at once.
@@ -177,9 +176,6 @@ pub(super) fn advanced(
         wrong = gradual
             .wrong(s.epochs)
             .map(|why| format!("Prune to epoch: {why}"));
-        if gradual.schedule().is_some() && s.learned_step_sizes {
-            wrong = Some("Learned step sizes need quantised weights, and gradual pruning trains before they are quantised: switch one of the two off".to_owned());
-        }
     }
     let quantised = |s: &limbeck_engine::compress::LayerSetting| s.precision.is_integer();
     if s.learned_step_sizes && !state.document.plan.values().any(quantised) {

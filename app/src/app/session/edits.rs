@@ -13,16 +13,15 @@ use limbeck_engine::{
 };
 use std::{collections::BTreeSet, path::Path};
 
-/// The trainings that steps end in, first to last; else the last there is.
+/// The last training with those right before it, first to last: wherever they stand, as weights that are pruned by a schedule are
+/// trained before they are quantised.
 fn trainings(steps: &[Step]) -> Vec<DistilSettings> {
     let settings = |step: &Step| match step {
         Step::Distil(settings) => Some(settings.clone()),
         _ => None,
     };
-    let mut found: Vec<_> = steps.iter().rev().map_while(settings).collect();
-    if found.is_empty() {
-        found.extend(steps.iter().rev().find_map(settings));
-    }
+    let from_last = steps.iter().rev().skip_while(|s| settings(s).is_none());
+    let mut found: Vec<_> = from_last.map_while(settings).collect();
     found.reverse();
     found
 }

@@ -85,6 +85,10 @@ impl Session {
                     _ => {}
                 }
             }
+            // The end cancels all there is, and keeps what there is to keep.
+            Event::Cancelled { job } if self.ending => {
+                self.ended(job);
+            }
             Event::Cancelled { job } if self.target_failed(job, "It was not read: cancelled") => {}
             Event::Cancelled { job } => {
                 let distilled = self.state.job(job).map(|job| job.kind) == Some(JobKind::Distil);
@@ -150,6 +154,7 @@ impl Session {
         if self.taken_up.as_ref().is_some_and(|(id, _)| *id == job) {
             self.taken_up = None;
         }
+        self.keeping.remove(&job);
         self.then.remove(&job)
     }
 

@@ -27,7 +27,11 @@ use limbeck_engine::{
     project::ProjectFile,
     recipe::{Interrupted, Recipe, Step},
 };
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 /// How much is measured where the user does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +135,9 @@ pub struct Session {
     /// Interrupted runs that were discarded or put off, with the number of the first job after that: what was looked for before knows nothing
     /// of it.
     dealt_with: Vec<(PathBuf, JobId)>,
-    /// The engine was told to end: it is sent nothing more.
+    /// Distillations that keep checkpoints: their end is to be waited for.
+    keeping: BTreeSet<JobId>,
+    /// The engine was told to end: it is sent nothing more, and no command is taken that would want something of it.
     ending: bool,
 }
 
@@ -179,6 +185,7 @@ impl Session {
             taking_up: None,
             taken_up: None,
             dealt_with: Vec::new(),
+            keeping: BTreeSet::new(),
             ending: false,
         }
     }
@@ -188,8 +195,12 @@ impl Session {
         std::mem::take(&mut self.requests)
     }
 
-    /// Carries a command out. One that cannot be done now says why in a notice.
+    /// Carries a command out. One that cannot be done now says why in a notice. While the engine ends only [`Command::Quit`] is: the
+    /// window shows that it closes, and what was changed now would be lost.
     pub fn run(&mut self, command: Command) {
+        if self.ending && command != Command::Quit {
+            return;
+        }
         if let Err(reason) = command.enabled(&self.state) {
             self.state.notify(NoticeKind::Warning, reason);
             return;
@@ -224,6 +235,10 @@ impl Session {
     }
 
     fn settle(&mut self) {
+        if self.ending {
+            self.state.refresh();
+            return;
+        }
         self.read_own_target();
         self.state.refresh();
         self.inspect();

@@ -3,7 +3,7 @@
 use super::{Session, Then};
 use crate::{
     commands::split_label,
-    state::{JobKind, NoticeKind, Tab},
+    state::{Dialog, JobKind, NoticeKind, Tab},
 };
 use limbeck_engine::{
     compress::PruneSchedule,
@@ -28,15 +28,17 @@ impl Session {
     ///
     /// [`Request::Quit`]: super::Request::Quit
     pub fn end(&mut self) -> bool {
-        let every = self.state.view.checkpoint_every;
-        let keeps = every.seconds.is_some() || every.steps.is_some();
-        let mut jobs = self.state.mirror.jobs.iter();
-        let trains = jobs.any(|job| job.kind == JobKind::Distil && job.is_active());
-        if self.ending || !keeps || !trains {
+        // As it was begun, not as the next one would be.
+        let keeping = |job: &crate::state::Job| self.keeping.contains(&job.id);
+        let keeps = self.state.active_jobs().any(keeping);
+        if self.ending || !keeps {
             return false;
         }
         self.send(Job::Shutdown);
         self.ending = true;
+        // Nothing of the window can be used any more.
+        self.state.view.palette_open = false;
+        self.state.view.dialog = Some(Dialog::Closing);
         true
     }
 
@@ -190,6 +192,9 @@ impl Session {
         self.state.view.run = None;
         self.state.view.epoch = None;
         self.original_wanted = true;
+        if keep.is_some() {
+            self.keeping.insert(job);
+        }
         self.send(Job::Run {
             job,
             recipe,

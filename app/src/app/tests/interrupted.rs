@@ -237,16 +237,39 @@ fn closing_waits_for_the_state_of_a_distillation_and_for_nothing_else() {
     rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
     rig.sent();
     assert!(!rig.session.end(), "nothing is at work");
-    rig.run(Command::StartDistil(DistilSettings::default()));
-    rig.sent();
+    rig.session.runs = Some("/data/runs".into());
     rig.run(Command::SetCheckpoints(NEVER));
-    assert!(!rig.session.end(), "it keeps nothing");
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (first, _) = started(&mut rig);
     rig.run(Command::SetCheckpoints(CheckpointEvery::default()));
-    assert!(rig.session.end());
+    assert!(
+        !rig.session.end(),
+        "it keeps nothing, whatever the next one would"
+    );
+    rig.tell(Event::Finished { job: first });
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (job, _) = started(&mut rig);
+    rig.run(Command::SetCheckpoints(NEVER));
+    assert!(rig.session.end(), "it keeps, whatever the next one would");
     assert!(matches!(rig.sent().as_slice(), [Job::Shutdown]));
-    // The engine takes nothing more, and nobody is told so.
+    // Neither is the engine sent more, nor an edit taken that would be lost, nor the dialog closed.
     rig.session.find_runs();
+    let before = rig.state().document.clone();
+    for command in [
+        Command::ApplyPreset(Preset::All(Precision::Int8)),
+        Command::SaveProjectAs("/w/a.limbeck.ron".into()),
+        Command::CloseDialog,
+        Command::OpenPalette,
+    ] {
+        rig.run(command);
+    }
+    let told = rig.state().notices.len();
+    rig.tell(Event::Cancelled { job });
+    assert_eq!(rig.state().notices.len(), told, "its checkpoint was kept");
     assert!(rig.jobs.try_iter().next().is_none());
+    assert_eq!(rig.state().document, before);
+    assert_eq!(rig.state().view.dialog, Some(Dialog::Closing));
+    assert!(!rig.state().view.palette_open);
     rig.tell(Event::Ended);
     assert_eq!(rig.session.take_requests(), [Request::Quit]);
     assert!(!rig.session.end());

@@ -11,7 +11,7 @@ use crate::{
 };
 use egui_kittest::{Harness, kittest::Queryable as _};
 use limbeck_engine::{
-    compress::LayerSetting,
+    compress::{LayerSetting, Precision},
     data::SplitName,
     jobs::{Command as Job, Event},
     recipe::{MethodKind, Recipe, Step, Toggle, ToggleRule, method_layers},
@@ -192,6 +192,31 @@ fn the_dialog_is_one_edit() {
         chosen(&harness),
         [MethodKind::Gptq, MethodKind::CorrectBias]
     );
+}
+
+#[test]
+fn samples_that_nothing_looks_at_go_when_the_dialog_is_applied() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    rig.run(Command::UseMethod(MethodKind::Equalize));
+    let mut methods = rig.state().document.methods.clone();
+    let Some(Step::Equalize(step)) = methods.first_mut() else {
+        panic!("{methods:?}");
+    };
+    step.settings.samples = 16;
+    rig.session.state.document.methods = methods;
+    rig.session.state.refresh();
+    let refused = rig.state().recipe(true).expect("a plan").validate();
+    assert!(refused.is_err(), "what it leads out of");
+    rig.run(Command::Show(Dialog::Methods));
+    let (mut harness, _jobs) = window(rig);
+    harness.run();
+    harness
+        .get_by_role_and_label(egui::Role::Button, "Apply")
+        .click();
+    harness.run();
+    let recipe = state(&harness).recipe(true).expect("a plan");
+    recipe.validate().expect("sound");
 }
 
 /// What a recipe's steps make of the plan.

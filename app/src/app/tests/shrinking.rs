@@ -12,10 +12,11 @@ use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use limbeck_engine::{
     compress::{Attention, ChannelGroup, ChannelGroups, Pattern, Precision, PruneSchedule, Ratio},
     data::SplitName,
+    eval::Estimate,
     graph::LayerId,
     jobs::Event,
     recipe::{Choice, ClusterStep, Recipe, Shrinking, Step},
-    train::DistilSettings,
+    train::{DistilSettings, TrainPoint},
 };
 use std::path::Path;
 
@@ -255,6 +256,7 @@ fn a_recipe_s_shrinking_is_the_plan_s() {
         "PruneBlocks(layers: [\"layer2.1.conv1\", \"layer2.1.conv2\"]), FoldBatchNorm, Distil()",
         "FoldBatchNorm, Prune(default: keep, layers: [(\"fc\", set(0.5))], pattern: groups(4))",
         "FoldBatchNorm, Prune(default: set(0.5), schedule: Some(cubic(end: 1.0))), Distil(), Quantize(default: set(int8))",
+        "FoldBatchNorm, Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 3, keep_last: true), Distil(epochs: 2), Quantize(default: set(int8)), CorrectBias(samples: 64)",
         "FoldBatchNorm, Cluster(default: set(16), layers: [(\"conv1\", keep)], codebooks: per_channel), Distil()",
     ] {
         let steps = steps
@@ -324,6 +326,104 @@ fn the_dialog_sets_what_is_chosen() {
     let cluster = shrinking.cluster.expect("shared");
     assert_eq!(cluster.default, Choice::Set(16));
     assert_eq!(format!("{:?}", cluster.codebooks), "PerChannel");
+}
+
+#[test]
+fn a_new_run_from_an_epoch_keeps_what_stands_behind_the_training() {
+    let steps = "FoldBatchNorm, Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 3), Quantize(default: set(int8), layers: [(\"fc\", keep)]), CorrectBias(), Cluster(default: set(16))";
+    let (mut rig, recipe) = taken(steps);
+    let before = rig.state().document.clone();
+    rig.run(Command::StartDistil(before.distil.clone().expect("taken")));
+    let run = rig.sent().into_iter().find_map(|sent| match sent {
+        limbeck_engine::jobs::Command::Run { job, .. } => Some(job),
+        _ => None,
+    });
+    let run = run.expect("it trains");
+    for epoch in 1..=3 {
+        let point = TrainPoint {
+            step: epoch * 100,
+            steps: 300,
+            epoch: epoch as f64,
+            loss: 0.3,
+            rate: 1e-3,
+            samples_per_second: 900.0,
+            accuracy: Some(Estimate {
+                value: 0.9,
+                n: 100,
+                ci: [0.85, 0.95],
+            }),
+            rollbacks: 0,
+        };
+        rig.tell(Event::Curve { job: run, point });
+    }
+    rig.tell(Event::Finished { job: run });
+    rig.run(Command::NewRunFrom { run, epoch: 2 });
+    let document = &rig.state().document;
+    assert!(before.plan.values().any(|s| s.precision == Precision::Int8));
+    assert_eq!(document.plan, before.plan);
+    assert_eq!(document.methods, before.methods);
+    assert_eq!(document.shrinking, before.shrinking);
+    assert!(document.shrinking.cluster.is_some());
+    assert_eq!(document.trained[0].stop_after, Some(2));
+    assert!(rig.state().notices.is_empty(), "{:?}", rig.state().notices);
+    let again = rig.state().recipe(true).expect("one");
+    assert_eq!(again.steps.len(), recipe.steps.len() + 1);
+    again.validate().expect("sound");
+    // Before its masks are final no run goes on from it.
+    let runs = &rig.state().mirror.runs;
+    assert!(runs.from_epoch(run, 1).is_some() && runs.from_epoch(run, 0).is_none());
+}
+
+#[test]
+fn a_cancelled_gradual_training_is_the_plan_s() {
+    let steps = "FoldBatchNorm, Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 3), Quantize(default: set(int8))";
+    let (mut rig, mut recipe) = taken(steps);
+    let state = &mut rig.session.state;
+    state.document.seed = recipe.seed;
+    // Not the one that the plan was taken from.
+    if let Some(settings) = &mut state.document.distil {
+        settings.epochs = 4;
+    }
+    state.document.goals = vec![limbeck_engine::recipe::Goal::DropPoints(1.0)];
+    state.refresh();
+    if let Step::Distil(settings) = &mut recipe.steps[2] {
+        settings.stop_after = Some(2);
+    }
+    let point = fixture::point(77, recipe, SplitName::Holdout, 0.93, 150_000);
+    rig.tell(Event::Point(Box::new(point)));
+    let found = rig.state().otherwise_distilled_point(SplitName::Holdout);
+    assert!(found.is_some_and(|point| point.point.recipe.is_partial()));
+    let verdict = rig.state().verdict().expect("goals are set");
+    assert!(verdict.text.ends_with("holdout, partial"), "{verdict:?}");
+}
+
+#[test]
+fn learned_step_sizes_are_refused_before_weights_are_quantised() {
+    let steps = "FoldBatchNorm, Prune(default: set(0.5), schedule: cubic(end: 1.0)), Distil(epochs: 3, keep_last: true), Distil(epochs: 2), Quantize(default: set(int8))";
+    let (mut rig, _) = taken(steps);
+    assert_eq!(rig.state().document.trained.len(), 1);
+    let settings = DistilSettings {
+        learned_step_sizes: true,
+        ..DistilSettings::default()
+    };
+    let before = rig.state().document.clone();
+    for start in [
+        Command::StartDistil(settings.clone()),
+        Command::StartDistilWith {
+            settings: settings.clone(),
+            schedule: before.shrinking.schedule,
+        },
+    ] {
+        let why = start.enabled(rig.state()).expect_err("it trains in float");
+        assert!(why.starts_with("Learned step sizes"), "{why}");
+        rig.run(start);
+        assert_eq!(rig.state().document, before);
+    }
+    let at_once = Command::StartDistilWith {
+        settings,
+        schedule: None,
+    };
+    assert_eq!(at_once.enabled(rig.state()), Ok(()));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
 use egui::{Event, Key, Modifiers, PointerButton};
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use limbeck_engine::{
-    compress::{Precision, Ratio},
+    compress::{Pattern, Precision, Ratio},
     graph::LayerId,
     sensitivity::Candidate,
 };
@@ -116,6 +116,32 @@ fn a_slider_obeys_keys_and_assistive_technology() {
             Command::CommitEdit
         ]
     );
+}
+
+#[test]
+fn in_groups_a_key_moves_one_weight_of_each() {
+    for (group, ratio, key, expected) in [
+        (4, 0.5, Key::ArrowRight, Some(0.75)),
+        (4, 0.5, Key::ArrowLeft, Some(0.25)),
+        (4, 0.75, Key::ArrowRight, None),
+        (8, 0.125, Key::ArrowRight, Some(0.25)),
+        (4, 0.5, Key::End, Some(0.75)),
+    ] {
+        let mut state = fixture::demo();
+        state.document.shrinking.pattern = Pattern::Groups(group);
+        let mut setting = state.document.setting(&layer("layer1.0.conv1"));
+        setting.sparsity = Ratio(ratio);
+        state.document.set(&layer("layer1.0.conv1"), setting);
+        state.refresh();
+        let mut harness = open(state);
+        harness.get_by_label("layer1.0.conv1 prune ratio").focus();
+        harness.run_ok();
+        assert!(sent(&mut harness).is_empty(), "untouched it stays as it is");
+        harness.key_press(key);
+        harness.run_ok();
+        let found = ratios(&sent(&mut harness));
+        assert_eq!(found.first().copied(), expected, "{group} {ratio} {key:?}");
+    }
 }
 
 #[test]

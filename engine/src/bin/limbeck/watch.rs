@@ -1,9 +1,10 @@
 //! Progress bars on a terminal, nothing elsewhere.
 
+use crate::signals;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use limbeck_engine::{
     eval::Observer,
-    exec::{self, CancelToken, ExecError},
+    exec::{CancelToken, ExecError},
     recipe::RunObserver,
     sensitivity::{Cell, MapObserver},
 };

@@ -1,7 +1,7 @@
 //! One step after the other, from the original or from where a checkpoint stands.
 
 use super::{
-    Built, Work,
+    Built, Reached, Work,
     judging::Judging,
     watch::{Saver, Watch},
     words::training_words,
@@ -75,7 +75,9 @@ impl<'a> Work<'a> {
     /// The furthest state that the observer has kept of an earlier run that began with the same steps.
     fn known_stand(&self) -> Result<Option<Stand>, PipelineError> {
         for (index, step) in self.recipe.steps.iter().enumerate().rev() {
-            if matches!(step, Step::Distil(settings) if settings.keep_last) {
+            // A cancelled training is known by its best epoch.
+            let known = |s: &DistilSettings| s.keep_last || s.stop_after.is_some();
+            if matches!(step, Step::Distil(settings) if known(settings)) {
                 let mut recipe = self.recipe.clone();
                 recipe.steps.truncate(index + 1);
                 if let Some(known) = self.observer.known(&recipe.steps_sha256()?) {
@@ -390,11 +392,7 @@ impl<'a> Work<'a> {
         if distilled.cancelled {
             // Stopping after the best epoch gives the same state: what was won can be repeated. A training that another was to go on from has won nothing.
             if distilled.best_epoch > 0 && !settings.keep_last {
-                let recipe = self.recipe.stopped_after(stand.index, distilled.best_epoch);
-                let resolved = resolve(&recipe, self.layers)?;
-                let accounts = stand.accounts.clone();
-                let built = self.finish(resolved, &recipe, &stand.model, accounts)?;
-                self.observer.cancelled_training(recipe, built);
+                self.tell_of_stop(stand, distilled.best_epoch)?;
             }
             return Err(PipelineError::Cancelled);
         }
@@ -404,6 +402,33 @@ impl<'a> Work<'a> {
         }
         self.observer.keeps(false);
         advanced
+    }
+
+    /// Tells the observer of the recipe that a cancelled training leaves: built already or, where steps stand behind the training, known up to it.
+    fn tell_of_stop(&mut self, stand: &Stand, epochs: usize) -> Result<(), PipelineError> {
+        let recipe = self.recipe.stopped_after(stand.index, epochs);
+        let trained = stand.index + 1;
+        if recipe.steps.len() > trained {
+            let mut reached = recipe.clone();
+            reached.steps.truncate(trained);
+            self.observer.reached(Reached {
+                steps_sha256: reached.steps_sha256()?,
+                epoch: None,
+                stand: Stand {
+                    index: trained,
+                    model: stand.model.clone(),
+                    accounts: stand.accounts.clone(),
+                    training: None,
+                },
+            });
+            self.observer.cancelled_training(recipe, None);
+        } else {
+            let resolved = resolve(&recipe, self.layers)?;
+            let accounts = stand.accounts.clone();
+            let built = self.finish(resolved, &recipe, &stand.model, accounts)?;
+            self.observer.cancelled_training(recipe, Some(built));
+        }
+        Ok(())
     }
 
     /// Takes a checkpoint before step `index`, where one is due or it is `worth` it anyway.

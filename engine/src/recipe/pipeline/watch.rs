@@ -146,7 +146,7 @@ impl TrainObserver for Watch<'_> {
         });
         self.observer.reached(Reached {
             steps_sha256,
-            epoch,
+            epoch: Some(epoch),
             stand: Stand {
                 index: index + 1,
                 model: cut.model,
