@@ -247,11 +247,18 @@ impl Recipe {
         Some(recipe)
     }
 
-    /// The recipe whose training step `index` ends after `epochs` epochs; what stands behind it stays.
+    /// The recipe whose training step `index` ends after `epochs` epochs; what stands behind it stays, up to a later training, which was not begun.
     fn stopped_after(&self, index: usize, epochs: usize) -> Self {
         let mut recipe = self.clone();
         if let Some(Step::Distil(settings)) = recipe.steps.get_mut(index) {
             settings.stop_after = (epochs < settings.epochs).then_some(epochs);
+        }
+        let behind = recipe.steps.iter().skip(index + 1);
+        if let Some(later) = behind
+            .into_iter()
+            .position(|s| matches!(s, Step::Distil(_)))
+        {
+            recipe.steps.truncate(index + 1 + later);
         }
         recipe
     }
@@ -385,4 +392,35 @@ fn stop(cancel: &CancelToken) -> Result<(), ExecError> {
         return Err(ExecError::Cancelled);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_stopped_training_keeps_the_steps_behind_it_but_no_later_training() {
+        let recipe = |steps: &str| {
+            let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+            Recipe::parse(&text, Path::new("r.ron")).expect("a recipe")
+        };
+        let stopped = |steps: &str, index| {
+            let steps = recipe(steps).stopped_after(index, 2).steps;
+            let kinds: Vec<bool> = steps.iter().map(|s| matches!(s, Step::Distil(_))).collect();
+            let Step::Distil(settings) = &steps[index] else {
+                panic!("{steps:?}");
+            };
+            assert_eq!(settings.stop_after, Some(2));
+            kinds
+        };
+        let (training, other) = (true, false);
+        assert_eq!(
+            stopped("Distil(epochs: 9), Quantize(default: set(int8))", 0),
+            [training, other]
+        );
+        let twice = "Distil(epochs: 9), Quantize(default: set(int8)), Distil(epochs: 5)";
+        assert_eq!(stopped(twice, 0), [training, other]);
+        assert_eq!(stopped(twice, 2), [training, other, training]);
+    }
 }

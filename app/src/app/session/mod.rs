@@ -198,7 +198,7 @@ impl Session {
     /// Carries a command out. One that cannot be done now says why in a notice. While the engine ends only [`Command::Quit`] is: the
     /// window shows that it closes, and what was changed now would be lost.
     pub fn run(&mut self, command: Command) {
-        if self.ending && command != Command::Quit {
+        if self.ending && !matches!(command, Command::Quit | Command::DismissNotice(_)) {
             return;
         }
         if let Err(reason) = command.enabled(&self.state) {

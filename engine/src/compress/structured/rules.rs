@@ -98,6 +98,9 @@ fn windowed(t: &mut Trace, node: &Node) {
     let Some(x) = input(node, 0) else { return };
     fix_others(t, node, x, &[0, 1]);
     if let Some(units) = t.axis(x, 0) {
+        if let Some(Some(_)) = node.outputs.get(1) {
+            t.fix(&units, &said(node, "counts places over all samples"));
+        }
         for y in node.outputs.iter().flatten() {
             t.label(Some(*y), 0, units.clone());
         }

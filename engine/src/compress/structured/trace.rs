@@ -59,7 +59,15 @@ impl Trace {
         let of = |batch: usize| -> Vec<Option<Vec<usize>>> {
             let mut bound = graph.clone();
             bound.bind_batch(batch);
-            bound.values.iter().map(|v| v.known_shape()).collect()
+            // What a file states of values in between may be of another batch: it counts only where nothing follows.
+            let mut follows = bound.clone();
+            for value in graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()) {
+                follows.value_mut(*value).shape = None;
+            }
+            follows.infer_shapes();
+            let each = follows.values.iter().zip(&bound.values);
+            each.map(|(follows, stated)| follows.known_shape().or_else(|| stated.known_shape()))
+                .collect()
         };
         let shapes = [of(1), of(2), of(3)];
         let mut trace = Self {
@@ -147,14 +155,15 @@ impl Trace {
     /// Reshape may be computed.
     pub fn is_constant_extent(&self, value: ValueId, axis: usize) -> bool {
         let same = |[one, two, three]: [usize; 3]| one == two && two == three;
-        self.known(value, axis) || self.extents_of(value, axis).is_some_and(same)
+        let extents = self.extents_of(value, axis);
+        extents.map_or_else(|| self.known(value, axis), same)
     }
 
     /// Whether the axis counts samples and something else in each of them, such as heads that attention has folded into the
     /// batch. It is labelled by what it counts in one sample: index i belongs to unit i modulo their number.
     pub fn is_folded(&self, value: ValueId, axis: usize) -> bool {
         let grows = |[one, two, three]: [usize; 3]| one > 1 && two == 2 * one && three == 3 * one;
-        !self.known(value, axis) && self.extents_of(value, axis).is_some_and(grows)
+        self.extents_of(value, axis).is_some_and(grows)
     }
 
     /// Fixes what is labelled along an axis that counts samples too, where an operator works index by index on it. Whether it does.

@@ -75,9 +75,7 @@ impl<'a> Work<'a> {
     /// The furthest state that the observer has kept of an earlier run that began with the same steps.
     fn known_stand(&self) -> Result<Option<Stand>, PipelineError> {
         for (index, step) in self.recipe.steps.iter().enumerate().rev() {
-            // A cancelled training is known by its best epoch.
-            let known = |s: &DistilSettings| s.keep_last || s.stop_after.is_some();
-            if matches!(step, Step::Distil(settings) if known(settings)) {
+            if matches!(step, Step::Distil(_)) {
                 let mut recipe = self.recipe.clone();
                 recipe.steps.truncate(index + 1);
                 if let Some(known) = self.observer.known(&recipe.steps_sha256()?) {

@@ -166,10 +166,7 @@ pub(super) fn matmul(t: &mut Trace, node: &Node) {
     };
     let rank = |t: &Trace, v: ValueId| t.shape(v).map(<[usize]>::len);
     let (Some(ra), Some(rb), Some(ry)) = (rank(t, a), rank(t, b), rank(t, y)) else {
-        t.no_layer(
-            node,
-            "the shape of what it reads is not known beforehand: more than the batch is open",
-        );
+        t.no_layer(node, "the shape of what it reads is not known beforehand");
         return t.fix_inputs(node, &said(node, "has inputs of unknown shape"));
     };
     let (constant_a, constant_b) = (t.is_constant(a), t.is_constant(b));
