@@ -402,7 +402,9 @@ mod tests {
     #[test]
     fn a_stopped_training_keeps_the_steps_behind_it_but_no_later_training() {
         let recipe = |steps: &str| {
-            let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+            let text = format!(
+                "(version: 1, model: \"m\", task: \"t\", steps: [Prune(default: set(0.5)), {steps}])"
+            );
             Recipe::parse(&text, Path::new("r.ron")).expect("a recipe")
         };
         let stopped = |steps: &str, index| {
@@ -416,11 +418,11 @@ mod tests {
         };
         let (training, other) = (true, false);
         assert_eq!(
-            stopped("Distil(epochs: 9), Quantize(default: set(int8))", 0),
-            [training, other]
+            stopped("Distil(epochs: 9), Quantize(default: set(int8))", 1),
+            [other, training, other]
         );
         let twice = "Distil(epochs: 9), Quantize(default: set(int8)), Distil(epochs: 5)";
-        assert_eq!(stopped(twice, 0), [training, other]);
-        assert_eq!(stopped(twice, 2), [training, other, training]);
+        assert_eq!(stopped(twice, 1), [other, training, other]);
+        assert_eq!(stopped(twice, 3), [other, training, other, training]);
     }
 }

@@ -214,13 +214,13 @@ impl Structure {
         let (one, two) = (of(1), of(2));
         for (value, axis, _) in self.trace.labels.all() {
             let mut meant = self.extent(value, axis, removed);
-            let cut: &Graph = match self.trace.known(value, axis) {
-                true => graph,
-                false if self.trace.is_folded(value, axis) => {
-                    meant *= 2;
-                    &two
-                }
-                false => &one,
+            let cut: &Graph = if self.trace.is_folded(value, axis) {
+                meant *= 2;
+                &two
+            } else if self.trace.known(value, axis) {
+                graph
+            } else {
+                &one
             };
             let found = cut
                 .value(value)
