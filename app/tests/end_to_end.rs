@@ -223,30 +223,14 @@ fn what_the_window_measured_is_what_its_recipe_gives_headless() {
     let file = RecipeFile::read(&recipe_path).expect("a good recipe");
     assert!(file.recipe.model.is_relative());
     let (headless, recipe) = recipe::open_recipe(&file, None, None).expect("opens");
-    let outcome = recipe::run(
-        &headless,
-        &recipe,
-        SplitName::Holdout,
-        None,
-        &mut Unwatched,
-        &CancelToken::default(),
-    )
-    .expect("runs");
+    let outcome = replayed(&headless, &recipe);
     assert_eq!(outcome.metrics, distilled.metrics);
     assert_eq!(outcome.sizes, distilled.sizes);
     assert_eq!(outcome.accounts, distilled.accounts);
     assert_eq!(outcome.model_sha256, distilled.model_sha256);
     assert!(*outcome.bytes == exported, "the exported files differ");
     // And without the training step, those of the plan before it.
-    let outcome = recipe::run(
-        &headless,
-        &recipe.without_training(),
-        SplitName::Holdout,
-        None,
-        &mut Unwatched,
-        &CancelToken::default(),
-    )
-    .expect("runs");
+    let outcome = replayed(&headless, &recipe.without_training());
     assert_eq!(outcome.metrics, before_distilling.metrics);
     assert!(*outcome.bytes == bytes, "the exported files differ");
 }
@@ -332,18 +316,16 @@ fn a_plan_that_shrinks_in_every_way_is_what_its_recipe_gives_headless() {
         ["PruneBlocks", "FoldBatchNorm", "Prune", "Distil", "Cluster"]
     );
     let (headless, recipe) = recipe::open_recipe(&file, None, None).expect("opens");
-    let run = recipe::run(
-        &headless,
-        &recipe,
-        SplitName::Holdout,
-        None,
-        &mut Unwatched,
-        &CancelToken::default(),
-    )
-    .expect("runs");
+    let run = replayed(&headless, &recipe);
     assert_eq!(run.metrics, own.metrics);
     assert_eq!(run.accounts, own.accounts);
     assert_eq!(run.model_sha256, own.model_sha256);
+}
+
+/// What the command line would give, on the holdout split.
+fn replayed(session: &recipe::Session, recipe: &recipe::Recipe) -> recipe::RunOutcome {
+    let (split, cancel) = (SplitName::Holdout, CancelToken::default());
+    recipe::run(session, recipe, split, None, &mut Unwatched, &cancel).expect("runs")
 }
 
 fn word(step: &Step) -> String {

@@ -186,7 +186,7 @@ fn last_point(events: &[Event]) -> &Point {
 
 /// The process that is killed by the test below.
 #[test]
-#[ignore = "only as another test's child"]
+#[ignore = "not a test by itself: the next test starts it as a process of its own and kills that"]
 fn a_window_that_trains_until_it_is_killed() {
     let Some(folder) = std::env::var_os("LIMBECK_TEST_FOLDER") else {
         return;

@@ -66,6 +66,15 @@ pub enum Keep {
     },
 }
 
+impl Keep {
+    /// Whether checkpoints are to be taken.
+    pub fn wants_any(&self) -> bool {
+        match self {
+            Self::New { every, .. } | Self::TakeUp { every, .. } => every.wants_any(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Opens a model, with the task if given (else a `task.ron` beside the model, else none): `Event::Opened`, proxy cells, then

@@ -42,6 +42,13 @@ pub struct CheckpointEvery {
     pub steps: Option<u64>,
 }
 
+impl CheckpointEvery {
+    /// Whether any are to be taken.
+    pub fn wants_any(&self) -> bool {
+        self.seconds.is_some() || self.steps.is_some()
+    }
+}
+
 impl Default for CheckpointEvery {
     fn default() -> Self {
         Self {
@@ -406,7 +413,7 @@ impl Checkpoints {
 
     /// Whether checkpoints are wanted at all.
     pub(super) fn wanted(&self) -> bool {
-        self.every.seconds.is_some() || self.every.steps.is_some()
+        self.every.wants_any()
     }
 
     /// Whether a run's folder has checkpoints to go on from.

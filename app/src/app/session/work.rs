@@ -192,7 +192,7 @@ impl Session {
         self.state.view.run = None;
         self.state.view.epoch = None;
         self.original_wanted = true;
-        if keep.is_some() {
+        if keep.as_ref().is_some_and(Keep::wants_any) {
             self.keeping.insert(job);
         }
         self.send(Job::Run {

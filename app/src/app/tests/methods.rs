@@ -1,20 +1,19 @@
 //! Quantisation methods in the plan: measured, exported and read back with it, used by layer, and kept apart from training.
 
 use super::{
-    Rig, answer,
+    Rig, answer, taken,
     window::{state, window},
 };
 use crate::{
     app::Window,
     commands::{Command, Preset},
-    state::{Dialog, JobKind, fixture},
+    state::{Dialog, JobKind},
 };
 use egui_kittest::{Harness, kittest::Queryable as _};
 use limbeck_engine::{
     compress::{LayerSetting, Precision},
-    data::SplitName,
-    jobs::{Command as Job, Event},
-    recipe::{MethodKind, Recipe, Step, Toggle, ToggleRule, method_layers},
+    jobs::Command as Job,
+    recipe::{MethodKind, Step, Toggle, ToggleRule, method_layers},
     train::DistilSettings,
 };
 use std::path::Path;
@@ -217,18 +216,6 @@ fn samples_that_nothing_looks_at_go_when_the_dialog_is_applied() {
     harness.run();
     let recipe = state(&harness).recipe(true).expect("a plan");
     recipe.validate().expect("sound");
-}
-
-/// What a recipe's steps make of the plan.
-fn taken(steps: &str) -> (Rig, Recipe) {
-    let mut rig = Rig::opened();
-    let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
-    let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
-    let point = fixture::point(900, recipe.clone(), SplitName::Search, 0.9, 700_000);
-    rig.tell(Event::Point(Box::new(point)));
-    let id = rig.state().points().last().expect("a point").id;
-    rig.run(Command::RestorePoint(id));
-    (rig, recipe)
 }
 
 #[test]

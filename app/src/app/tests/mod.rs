@@ -622,3 +622,15 @@ fn a_recipe_that_prunes_by_a_budget_is_said_to_be_more_than_the_plan() {
         assert_eq!(more, warned, "{prune}: {told:?}");
     }
 }
+
+/// What a recipe's steps make of the plan.
+fn taken(steps: &str) -> (Rig, Recipe) {
+    let mut rig = Rig::opened();
+    let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
+    let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
+    let point = fixture::point(900, recipe.clone(), SplitName::Search, 0.9, 700_000);
+    rig.tell(Event::Point(Box::new(point)));
+    let id = rig.state().points().last().expect("a point").id;
+    rig.run(Command::RestorePoint(id));
+    (rig, recipe)
+}

@@ -1,7 +1,7 @@
 //! How a plan shrinks beside its ratios: groups of weights, heads, residual blocks, shared values, pruning while training.
 
 use super::{
-    Rig, answer,
+    Rig, answer, taken,
     window::{state, window},
 };
 use crate::{
@@ -15,7 +15,7 @@ use limbeck_engine::{
     eval::Estimate,
     graph::LayerId,
     jobs::Event,
-    recipe::{Choice, ClusterStep, Recipe, Shrinking, Step},
+    recipe::{Choice, ClusterStep, Shrinking, Step},
     train::{DistilSettings, TrainPoint},
 };
 use std::path::Path;
@@ -58,18 +58,6 @@ fn shared() -> ClusterStep {
         layers: Vec::new(),
         codebooks: Default::default(),
     }
-}
-
-/// What a recipe's steps make of the plan.
-fn taken(steps: &str) -> (Rig, Recipe) {
-    let mut rig = Rig::opened();
-    let text = format!("(version: 1, model: \"m\", task: \"t\", steps: [{steps}])");
-    let recipe = Recipe::parse(&text, Path::new("r.ron")).expect("a recipe");
-    let point = fixture::point(900, recipe.clone(), SplitName::Search, 0.9, 700_000);
-    rig.tell(Event::Point(Box::new(point)));
-    let id = rig.state().points().last().expect("a point").id;
-    rig.run(Command::RestorePoint(id));
-    (rig, recipe)
 }
 
 #[test]
