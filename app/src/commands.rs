@@ -331,7 +331,7 @@ impl Command {
             Self::TrainFromPlan => "Train from the plan itself".into(),
             Self::TakeUp(_) => "Take up the interrupted distillation".into(),
             Self::Show(Dialog::DiscardRun(_)) => "Discard…".into(),
-            Self::Show(Dialog::Closing) => "Closing…".into(),
+            Self::Show(Dialog::Closing(_)) => "Closing…".into(),
             Self::DiscardRun(_) => "Discard the interrupted distillation".into(),
             Self::LeaveRun(_) => "Later".into(),
             Self::SetCheckpoints(_) => "Set how often checkpoints are kept".into(),

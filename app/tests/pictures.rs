@@ -10,9 +10,15 @@ use image::{
     codecs::png::{CompressionType, FilterType, PngEncoder},
 };
 use limbeck_app::{
+    app::dialogs::Dialogs,
     panels,
-    state::{ColourBy, PointId, State, Tab, fixture},
+    state::{ColourBy, Dialog, PointId, State, Tab, fixture},
     theme,
+};
+use limbeck_engine::{
+    compress::{Attention, Codebooks, Criterion},
+    recipe::{Choice, ClusterStep, PruneBlocksStep},
+    train::DistilSettings,
 };
 use raster::{Canvas, Textures};
 use std::{
@@ -31,6 +37,7 @@ fn draw(state: &State, size: Vec2, look: egui::Theme) -> RgbImage {
     ctx.set_theme(look);
     let mut textures = Textures::default();
     let mut sent = Vec::new();
+    let mut dialogs = Dialogs::default();
     let mut last = None;
     // Sizes settle in the second pass; hover and focus fade in within the others.
     for frame in 0..4 {
@@ -39,7 +46,10 @@ fn draw(state: &State, size: Vec2, look: egui::Theme) -> RgbImage {
             time: Some(f64::from(frame)),
             ..Default::default()
         };
-        let mut output = ctx.run_ui(input, |ui| panels::workbench(ui, state, &mut sent));
+        let mut output = ctx.run_ui(input, |ui| {
+            panels::workbench(ui, state, &mut sent);
+            dialogs.show(ui.ctx(), state, &mut sent);
+        });
         textures.take(&output.textures_delta);
         output.textures_delta.clear();
         last = Some((output.shapes, output.pixels_per_point));
@@ -144,6 +154,48 @@ fn weights_only() {
     state.view.focus = Some(state.layers()[3].id.clone());
     state.refresh();
     compare("dark-weights-only", &state, SMALL, egui::Theme::Dark);
+}
+
+#[test]
+fn pruning_channels_and_blocks() {
+    let mut state = fixture::demo();
+    state.document.channels = true;
+    let shrinking = &mut state.document.shrinking;
+    shrinking.channels.criterion = Criterion::Taylor;
+    shrinking.channels.round_to = 8;
+    shrinking.channels.attention = Attention::Heads;
+    shrinking.blocks = Some(PruneBlocksStep {
+        count: Some(2),
+        ..PruneBlocksStep::default()
+    });
+    shrinking.cluster = Some(ClusterStep {
+        default: Choice::Set(16),
+        layers: Vec::new(),
+        codebooks: Codebooks::PerLayer,
+    });
+    state.view.dialog = Some(Dialog::Shrink);
+    state.refresh();
+    compare("dark-pruning", &state, SMALL, egui::Theme::Dark);
+}
+
+#[test]
+fn distilling_with_everything_that_is_under_advanced() {
+    let mut state = fixture::demo();
+    state.document.distil = Some(DistilSettings {
+        clip_norm: Some(1.0),
+        average: Some(0.99),
+        feature_weight: 0.5,
+        patience: Some(3),
+        ..DistilSettings::default()
+    });
+    state.view.dialog = Some(Dialog::Distil);
+    state.refresh();
+    compare(
+        "light-distil",
+        &state,
+        vec2(1920.0, 1080.0),
+        egui::Theme::Light,
+    );
 }
 
 /// The rasteriser itself: edges that triangles share are drawn once, colours blend as egui wants them.

@@ -416,6 +416,25 @@ fn closing_keeps_what_was_trained_to_the_last_mini_batch() {
     assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
 }
 
+/// As on a full disk.
+#[test]
+fn a_checkpoint_that_fails_at_closing_is_told_of() {
+    let dir = tempfile::tempdir().expect("folder");
+    prepare(dir.path());
+    let window = Window::open(dir.path());
+    window.begin(2);
+    window.until_step(6);
+    fs::remove_dir_all(window.under()).expect("removes");
+    fs::write(window.under(), "a file").expect("writes");
+    window.send(Command::Shutdown);
+    let events = window.until(|e| matches!(e, Event::Ended));
+    let said = events.iter().find_map(|e| match e {
+        Event::NotKept { message, .. } => Some(message.as_str()),
+        _ => None,
+    });
+    assert!(said.is_some_and(|s| s.contains("is lost")), "{events:?}");
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_to_costs_the_checkpoints_and_not_the_run() {
     let dir = tempfile::tempdir().expect("folder");

@@ -92,7 +92,7 @@ fn pick(dialog: &Dialog, suggested: &str) -> Option<PathBuf> {
         | Dialog::Shrink
         | Dialog::About
         | Dialog::DiscardRun(_)
-        | Dialog::Closing
+        | Dialog::Closing(_)
         | Dialog::Unsaved(_) => None,
     }
 }

@@ -483,6 +483,7 @@ impl Mirror {
             | Event::Text { .. }
             | Event::Confirmed { .. }
             | Event::Stopped { .. } => {}
+            Event::NotKept { message, .. } => self.log(true, message.clone()),
             Event::Runtime { found, .. } => {
                 match found {
                     Ok(runtime) => self.log(

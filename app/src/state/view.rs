@@ -142,8 +142,8 @@ pub enum Dialog {
     Runtime,
     /// The interrupted run in this folder is to be given up.
     DiscardRun(PathBuf),
-    /// The window closes as soon as a distillation has kept its state.
-    Closing,
+    /// The window closes as soon as a distillation has kept its state, or once it is read why it could not.
+    Closing(Option<String>),
     About,
     /// Changes are unsaved: save, discard or stay; then go on.
     Unsaved(AfterSave),

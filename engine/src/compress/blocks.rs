@@ -36,8 +36,7 @@ impl Block {
 /// Blocks that can be taken out, in the graph's order: sums of a value and of what is computed from that value, of the same shape, with
 /// layers in between whose results nothing else reads.
 pub fn blocks(graph: &Graph) -> Vec<Block> {
-    let mut bound = graph.clone();
-    bound.bind_batch(1);
+    let bound = graph.at_some_size();
     let layers = bound.layers();
     let consumers = bound.consumers();
     let producers = bound.producers();

@@ -15,6 +15,7 @@ mod tensor;
 pub(crate) use edit::topological;
 pub(crate) use ends::fixed_batch;
 pub use error::GraphError;
+pub(crate) use infer::OpenSizes;
 pub(crate) use mapped::map;
 pub use op::*;
 pub use op_info::CAPTURES;

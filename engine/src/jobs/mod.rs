@@ -331,6 +331,11 @@ pub enum Event {
         job: JobId,
         recipe: Arc<Recipe>,
     },
+    /// Amid [`Command::Shutdown`]: the checkpoint that training was to end with could not be taken.
+    NotKept {
+        job: JobId,
+        message: String,
+    },
     /// What failed, on what, and what to do. The engine lives on, also after a panic in a job.
     Failed {
         job: JobId,

@@ -94,6 +94,13 @@ impl RunObserver for Watching<'_> {
         self.worker.is_to_end(self.context.job)
     }
 
+    fn lost(&mut self, words: &str) {
+        self.worker.emitter().send(Event::NotKept {
+            job: self.context.job,
+            message: words.to_owned(),
+        });
+    }
+
     fn note(&mut self, words: &str) {
         self.worker.note(self.context, words.to_owned());
     }

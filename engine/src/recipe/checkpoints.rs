@@ -219,7 +219,7 @@ pub struct Checkpoints {
     notes: Vec<String>,
     last: Instant,
     steps: u64,
-    failed: bool,
+    failed: Option<String>,
 }
 
 impl Checkpoints {
@@ -334,7 +334,7 @@ impl Checkpoints {
             notes: Vec::new(),
             last: Instant::now(),
             steps: 0,
-            failed: false,
+            failed: None,
         }
     }
 
@@ -421,6 +421,11 @@ impl Checkpoints {
         !files(&out.join(CHECKPOINT_FOLDER)).is_empty()
     }
 
+    /// Why the last one could not be written.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
     /// Writes one. A failure stops nothing: it is told once, in words.
     pub(super) fn save(
         &mut self,
@@ -434,13 +439,15 @@ impl Checkpoints {
         self.steps = 0;
         match saved {
             Ok(()) => {
-                self.failed = false;
+                self.failed = None;
                 None
             }
-            Err(_) if std::mem::replace(&mut self.failed, true) => None,
-            Err(why) => Some(format!(
-                "no checkpoint could be taken: {why}; the run goes on without"
-            )),
+            Err(why) => {
+                let told = self.failed.replace(why.clone()).is_some();
+                (!told).then(|| {
+                    format!("no checkpoint could be taken: {why}; the run goes on without")
+                })
+            }
         }
     }
 

@@ -36,6 +36,10 @@ pub trait RunObserver {
     fn skipped(&mut self, _units: u64) {}
     /// Something that is to be said at once, and stops nothing.
     fn note(&mut self, _words: &str) {}
+    /// The checkpoint that the run was to end with could not be taken, with the reason.
+    fn lost(&mut self, words: &str) {
+        self.note(words);
+    }
     /// Time that was given to other work or paused since the run began: none of the seconds it took.
     fn away(&self) -> Duration {
         Duration::ZERO

@@ -27,8 +27,7 @@ const MOST: usize = 4;
 /// The last activation or sum of every resolution that the network works at. Where nothing has a resolution (encoders), the sums of its residual
 /// branches, evenly chosen.
 pub(super) fn stages(graph: &Graph) -> Vec<Stage> {
-    let mut bound = graph.clone();
-    bound.bind_batch(1);
+    let bound = graph.at_some_size();
     let mut images: BTreeSet<ValueId> = BTreeSet::new();
     let mut by_resolution: BTreeMap<Vec<usize>, (usize, Stage)> = BTreeMap::new();
     let mut sums = Vec::new();

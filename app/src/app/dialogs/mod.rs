@@ -123,7 +123,7 @@ impl Dialogs {
                     Dialog::Methods => self.methods.show(ui, state, out),
                     Dialog::Runtime => self.runtime(ui, state, out),
                     Dialog::DiscardRun(folder) => distil::discard_run(ui, state, folder, out),
-                    Dialog::Closing => closing(ui, out),
+                    Dialog::Closing(lost) => closing(ui, lost.as_deref(), out),
                     Dialog::About => about(ui, out),
                     Dialog::Unsaved(after) => unsaved(ui, state, after, out),
                 }
@@ -381,8 +381,15 @@ fn unsaved(ui: &mut Ui, state: &State, after: &AfterSave, out: &mut Vec<Command>
     });
 }
 
-fn closing(ui: &mut Ui, out: &mut Vec<Command>) {
+fn closing(ui: &mut Ui, lost: Option<&str>, out: &mut Vec<Command>) {
     title(ui, "Closing");
+    if let Some(why) = lost {
+        note(ui, &format!("Of the distillation at work {why}."));
+        if Button::new("Close").show(ui) {
+            out.push(Command::Quit);
+        }
+        return;
+    }
     note(
         ui,
         "The distillation at work takes a checkpoint at the end of its mini-batch, so that it can be taken up where it stands. Limbeck closes then, after 20 seconds at the latest.",

@@ -43,6 +43,28 @@ impl ShrinkForm {
             ui,
             "How the layers' ratios are carried out, and what else goes. How far each layer is pruned is set in the table.",
         );
+        let blocked = self.blocked(state);
+        // Heading, buttons and what stands in the way stay in sight in a low window.
+        let others = if blocked.is_some() { 320.0 } else { 220.0 };
+        egui::ScrollArea::vertical()
+            .max_height((ui.ctx().content_rect().height() - others).max(160.0))
+            .auto_shrink([false, true])
+            .show(ui, |ui| self.rows(ui, state));
+        if let Some(why) = &blocked {
+            let warning = theme::of(ui).warning;
+            let text = format!("{why}.");
+            widgets::note_card(ui, warning, "Not with this model", &text, |_| {});
+        }
+        if buttons(ui, "Apply", blocked, false, out) {
+            out.push(Command::SetShrinking {
+                channels: self.channels,
+                shrinking: Box::new(self.shrinking.clone()),
+            });
+            out.push(Command::CloseDialog);
+        }
+    }
+
+    fn rows(&mut self, ui: &mut Ui, state: &State) {
         Grid::new("shrink")
             .num_columns(2)
             .spacing(vec2(16.0, 6.0))
@@ -62,19 +84,6 @@ impl ShrinkForm {
             });
         for words in self.notes(state) {
             note(ui, &words);
-        }
-        let blocked = self.blocked(state);
-        if let Some(why) = &blocked {
-            let warning = theme::of(ui).warning;
-            let text = format!("{why}.");
-            widgets::note_card(ui, warning, "Not with this model", &text, |_| {});
-        }
-        if buttons(ui, "Apply", blocked, false, out) {
-            out.push(Command::SetShrinking {
-                channels: self.channels,
-                shrinking: Box::new(self.shrinking.clone()),
-            });
-            out.push(Command::CloseDialog);
         }
     }
 

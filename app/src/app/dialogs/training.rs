@@ -157,6 +157,7 @@ pub(super) fn advanced(
         .default_open(used)
         .show(ui, |ui| {
             egui::ScrollArea::vertical()
+                .auto_shrink([false, true])
                 .max_height((ui.ctx().content_rect().height() - 640.0).clamp(130.0, 360.0))
                 .show(ui, |ui| {
                     Grid::new("advanced")

@@ -4,7 +4,7 @@ use super::{Overlay, Request, Session, Then, Unhashed};
 use crate::{
     app::{files, project},
     commands::{Command, split_label},
-    state::{Document, JobKind, NoticeKind, Sort},
+    state::{Dialog, Document, JobKind, NoticeKind, Sort},
     widgets::number,
 };
 use limbeck_engine::{
@@ -41,8 +41,9 @@ impl Session {
                     self.state
                         .notify(NoticeKind::Info, format!("Saved {}", path.display()));
                     self.state.project_path = Some(path);
+                    // What was edited while it was written would be lost.
                     if let Some(after) = after {
-                        self.go_on(after);
+                        self.guarded(after);
                     }
                 }
                 then => {
@@ -111,7 +112,16 @@ impl Session {
             }
             // One that is taken up may have been found before its job was begun.
             Event::Interrupted { job, .. } => self.runs_found(job),
-            Event::Ended if self.ending => self.requests.push(Request::Quit),
+            // It is told before the window goes.
+            Event::NotKept { message, .. } if self.ending => {
+                self.state.view.dialog = Some(Dialog::Closing(Some(message)));
+            }
+            Event::Ended if self.ending => {
+                let told = matches!(self.state.view.dialog, Some(Dialog::Closing(Some(_))));
+                if !told {
+                    self.requests.push(Request::Quit);
+                }
+            }
             Event::Note { message, .. } => self.state.notify(NoticeKind::Warning, message),
             Event::Point(point) => self.tell_of(&point),
             Event::Stopped { job, recipe } => self.judge_stopped(job, recipe),

@@ -38,7 +38,7 @@ impl Session {
         self.ending = true;
         // Nothing of the window can be used any more.
         self.state.view.palette_open = false;
-        self.state.view.dialog = Some(Dialog::Closing);
+        self.state.view.dialog = Some(Dialog::Closing(None));
         true
     }
 

@@ -268,12 +268,34 @@ fn closing_waits_for_the_state_of_a_distillation_and_for_nothing_else() {
     assert_eq!(rig.state().notices.len(), told, "its checkpoint was kept");
     assert!(rig.jobs.try_iter().next().is_none());
     assert_eq!(rig.state().document, before);
-    assert_eq!(rig.state().view.dialog, Some(Dialog::Closing));
+    assert_eq!(rig.state().view.dialog, Some(Dialog::Closing(None)));
     assert!(!rig.state().view.palette_open);
     rig.tell(Event::Ended);
     assert_eq!(rig.session.take_requests(), [Request::Quit]);
     assert!(!rig.session.end());
     // Whoever asks again does not wait.
+    rig.run(Command::Quit);
+    assert_eq!(rig.session.take_requests(), [Request::Quit]);
+}
+
+#[test]
+fn a_checkpoint_that_fails_at_closing_is_read_before_the_window_goes() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.session.runs = Some("/data/runs".into());
+    rig.run(Command::StartDistil(DistilSettings::default()));
+    let (job, _) = started(&mut rig);
+    assert!(rig.session.end());
+    let message = "no checkpoint could be taken: the disk is full".to_owned();
+    rig.tell(Event::NotKept {
+        job,
+        message: message.clone(),
+    });
+    rig.tell(Event::Cancelled { job });
+    rig.tell(Event::Ended);
+    assert!(rig.session.take_requests().is_empty());
+    let said = Some(Dialog::Closing(Some(message)));
+    assert_eq!(rig.state().view.dialog, said);
     rig.run(Command::Quit);
     assert_eq!(rig.session.take_requests(), [Request::Quit]);
 }

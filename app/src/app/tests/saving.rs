@@ -48,6 +48,27 @@ fn unsaved_changes_are_asked_about_before_they_are_lost() {
 }
 
 #[test]
+fn an_edit_made_while_the_project_is_written_is_asked_about() {
+    let mut rig = Rig::opened();
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));
+    rig.run(Command::Quit);
+    rig.run(Command::SaveProject);
+    rig.run(Command::SaveProjectAs("p".into()));
+    let Some(Job::WriteText { job, path, .. }) = rig.sent().pop() else {
+        panic!("nothing was written");
+    };
+    rig.run(Command::ApplyPreset(Preset::All(Precision::Int4)));
+    rig.tell(Event::Written {
+        job,
+        path,
+        note: String::new(),
+    });
+    assert!(rig.session.take_requests().is_empty());
+    let asked = Some(Dialog::Unsaved(AfterSave::Quit));
+    assert_eq!(rig.state().view.dialog, asked);
+}
+
+#[test]
 fn cancelling_the_unsaved_dialog_stays_and_discarding_goes_on() {
     let mut rig = Rig::opened();
     rig.run(Command::ApplyPreset(Preset::All(Precision::Int8)));

@@ -1,6 +1,7 @@
 //! Structured pruning: channels that go are really taken out, with everything that is tied to them (DepGraph, Fang et al. 2023).
 
 mod choose;
+mod extents;
 mod groups;
 mod labels;
 mod means;

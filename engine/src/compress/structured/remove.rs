@@ -4,7 +4,7 @@
 use super::{groups::Structure, labels::Unit, trace::Rewrite};
 use crate::{
     compress::{CompressError, Model},
-    graph::{Dim, Graph, Op, TensorData},
+    graph::{Dim, ElementType, Graph, Node, Op, TensorData, ValueId},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,8 +58,16 @@ impl Structure {
             }
             debug_assert!(kept.len() < units.len());
         }
-        for (index, rewrite) in &self.trace.rewrites {
-            self.rewrite(&mut graph, *index, rewrite, removed);
+        let rewrites = self.trace.rewrites.iter();
+        let mut before: Vec<(usize, Node)> = rewrites
+            .filter_map(|(index, rewrite)| {
+                Some((*index, self.rewrite(&mut graph, *index, rewrite, removed)?))
+            })
+            .collect();
+        // From the end on, so that the places of the others stay.
+        before.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        for (index, node) in before {
+            graph.nodes.insert(index, node);
         }
         self.check(&mut graph, removed)?;
         graph.compact();
@@ -69,16 +77,17 @@ impl Structure {
         })
     }
 
+    /// Writes a node anew; gives what has to stand before it.
     fn rewrite(
         &self,
         graph: &mut Graph,
         index: usize,
         rewrite: &Rewrite,
         removed: &BTreeSet<Unit>,
-    ) {
+    ) -> Option<Node> {
         let node = graph.nodes[index].clone();
         let input = |slot: usize| node.inputs.get(slot).copied().flatten();
-        let Some(x) = input(0) else { return };
+        let x = input(0)?;
         let constant = |graph: &mut Graph, slot: usize, items: &[i64], shape: &[usize]| {
             let data = TensorData::from_i64(shape, items);
             let name = format!(
@@ -96,9 +105,7 @@ impl Structure {
         let integers = |slot: usize| self.trace.integers(input(slot)).unwrap_or_default();
         match rewrite {
             Rewrite::Groups => {
-                let Some(kept) = self.kept(x, 1, removed) else {
-                    return;
-                };
+                let kept = self.kept(x, 1, removed)?;
                 if let Op::Conv { group, .. } | Op::ConvTranspose { group, .. } =
                     &mut graph.nodes[index].op
                 {
@@ -106,9 +113,7 @@ impl Structure {
                 }
             }
             Rewrite::Split { axis } => {
-                if self.kept(x, *axis, removed).is_none() {
-                    return;
-                }
+                self.kept(x, *axis, removed)?;
                 let sizes: Vec<i64> = node
                     .outputs
                     .iter()
@@ -126,9 +131,7 @@ impl Structure {
                 start,
                 end,
             } => {
-                let Some(kept) = self.kept(x, *axis, removed) else {
-                    return;
-                };
+                let kept = self.kept(x, *axis, removed)?;
                 let before = |at: usize| kept.iter().filter(|k| **k < at).count() as i64;
                 for (slot, at) in [(1, *start), (2, *end)] {
                     // Several axes of one Slice are rewritten one after the other.
@@ -140,9 +143,7 @@ impl Structure {
                 }
             }
             Rewrite::Gather { axis } => {
-                let Some(kept) = self.kept(x, *axis, removed) else {
-                    return;
-                };
+                let kept = self.kept(x, *axis, removed)?;
                 let n = self.trace.labels.axis(x, *axis).map_or(0, |u| u.len()) as i64;
                 let items: Vec<i64> = integers(1)
                     .into_iter()
@@ -153,9 +154,9 @@ impl Structure {
                     .collect();
                 constant(graph, 1, &items, &[items.len()]);
             }
-            Rewrite::Reshape => {
-                let Some(&Some(y)) = node.outputs.first() else {
-                    return;
+            Rewrite::Target => {
+                let (Some(&Some(y)), Some(old)) = (node.outputs.first(), input(1)) else {
+                    return None;
                 };
                 let touched = |value| {
                     let labelled = self.trace.labels.of(value);
@@ -164,21 +165,20 @@ impl Structure {
                         .any(|(axis, _)| self.kept(value, *axis, removed).is_some())
                 };
                 if !touched(x) && !touched(y) {
-                    return;
+                    return None;
                 }
-                let rank = self.trace.shape(y).map_or(0, <[usize]>::len);
-                let items: Vec<i64> = (0..rank)
-                    .map(|axis| match self.trace.is_constant_extent(y, axis) {
-                        true => self.extent(y, axis, removed) as i64,
-                        false => -1,
-                    })
+                let items = self.target(&node.op, y, removed);
+                let kept = self.trace.integers(Some(old));
+                let whole: Option<Vec<i64>> = (items.iter().enumerate())
+                    .map(|(at, item)| item.or_else(|| kept.as_ref()?.get(at).copied()))
                     .collect();
-                constant(graph, 1, &items, &[items.len()]);
+                match whole {
+                    Some(items) => constant(graph, 1, &items, &[items.len()]),
+                    None => return Some(pick(graph, index, old, &items)),
+                }
             }
             Rewrite::Sizes { axis, position } => {
-                if self.kept(x, *axis, removed).is_none() {
-                    return;
-                }
+                self.kept(x, *axis, removed)?;
                 let mut items = graph.nodes[index].inputs[3]
                     .and_then(|id| graph.value(id).data.as_ref())
                     .map_or_else(|| integers(3), TensorData::to_i64_vec);
@@ -186,9 +186,28 @@ impl Structure {
                 constant(graph, 3, &items, &[items.len()]);
             }
         }
+        None
     }
 
-    fn extent(&self, value: crate::graph::ValueId, axis: usize, removed: &BTreeSet<Unit>) -> usize {
+    /// What a target shape says once `removed` are gone; `None` for what stays as it is.
+    fn target(&self, op: &Op, y: ValueId, removed: &BTreeSet<Unit>) -> Vec<Option<i64>> {
+        let rank = self.trace.shape(y).map_or(0, <[usize]>::len);
+        let constant = |axis: &usize| self.trace.is_constant_extent(y, *axis);
+        if let Op::Expand = op {
+            let gone = |axis| self.kept(y, axis, removed).map(|kept| kept.len() as i64);
+            return (0..rank).map(gone).collect();
+        }
+        let single = (0..rank).filter(|a| !constant(a)).count() == 1;
+        (0..rank)
+            .map(|axis| match constant(&axis) {
+                true => Some(self.extent(y, axis, removed) as i64),
+                false if single || self.trace.is_folded(y, axis) => Some(-1),
+                false => None,
+            })
+            .collect()
+    }
+
+    fn extent(&self, value: ValueId, axis: usize, removed: &BTreeSet<Unit>) -> usize {
         match self.kept(value, axis, removed) {
             Some(kept) => kept.len(),
             None => self
@@ -206,12 +225,7 @@ impl Structure {
             .validate()
             .map_err(|e| invalid(format!("taking out channels broke the graph: {e}")))?;
         graph.infer_shapes();
-        let of = |samples: usize| {
-            let mut bound = graph.clone();
-            bound.bind_batch(samples);
-            bound
-        };
-        let (one, two) = (of(1), of(2));
+        let (one, two) = (self.trace.bound(graph, 1), self.trace.bound(graph, 2));
         for (value, axis, _) in self.trace.labels.all() {
             let mut meant = self.extent(value, axis, removed);
             let cut: &Graph = if self.trace.is_folded(value, axis) {
@@ -238,6 +252,29 @@ impl Structure {
             }
         }
         Ok(())
+    }
+}
+
+/// Has the node at `index` read `items` for its target shape, and the old target where there are none: gives the node that picks.
+fn pick(graph: &mut Graph, index: usize, old: ValueId, items: &[Option<i64>]) -> Node {
+    let name = format!("{}_target", graph.nodes[index].name);
+    let shape = [items.len()];
+    let is_new: Vec<i64> = items.iter().map(|i| i64::from(i.is_some())).collect();
+    let is_new = TensorData::from_i64_as(ElementType::Bool, &shape, &is_new);
+    let new: Vec<i64> = items.iter().map(|i| i.unwrap_or(1)).collect();
+    let is_new = graph.add_constant(&format!("{name}_is_new"), is_new);
+    let new = graph.add_constant(&format!("{name}_new"), TensorData::from_i64(&shape, &new));
+    let picked = graph.add_value(
+        &name,
+        Some(ElementType::I64),
+        Some(vec![Dim::Known(items.len())]),
+    );
+    graph.nodes[index].inputs[1] = Some(picked);
+    Node {
+        name: graph.unique_node_name(&name),
+        op: Op::Where,
+        inputs: vec![Some(is_new), Some(new), Some(old)],
+        outputs: vec![Some(picked)],
     }
 }
 

@@ -30,10 +30,7 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
         return t.fix_value(x, &said("mixes axes"));
     };
     let is_reshape = matches!(node.op, Op::Reshape { .. });
-    let open = (0..to.len())
-        .filter(|a| !t.is_constant_extent(y, *a))
-        .count();
-    if is_reshape && open > 1 {
+    if is_reshape && !keeps_open(t, node, y) {
         return t.fix_value(
             x,
             &said("has several extents that are not known beforehand"),
@@ -48,7 +45,15 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
             t.fix(&units, &said("mixes axes"));
             continue;
         };
-        let alone = before.clone().filter(|a| t.axis(x, *a).is_some()).count() == 1;
+        let others = before.clone().filter(|a| *a != axis);
+        let (staying, going): (Vec<Axis>, Vec<Axis>) = others
+            .filter_map(|a| t.axis(x, a))
+            .partition(|u| stays(t, u));
+        // Channels that stay anyway need not be followed where they would stand in the way of others.
+        if stays(t, &units) && !(staying.is_empty() && going.is_empty()) {
+            continue;
+        }
+        let alone = going.is_empty();
         let size: usize = from[before.clone()].iter().product();
         if !alone || size > MOST || after.is_empty() {
             t.fix(&units, &said("mixes it with other channels"));
@@ -70,7 +75,29 @@ pub(super) fn reshape(t: &mut Trace, index: usize, node: &Node) {
         }
     }
     if is_reshape {
-        t.rewrite(index, Rewrite::Reshape);
+        t.rewrite(index, Rewrite::Target);
+    }
+}
+
+fn stays(t: &Trace, units: &Axis) -> bool {
+    units.iter().all(|u| t.labels.why_fixed(*u).is_some())
+}
+
+/// Whether a target that is written anew can say what extents stay open: the only one is −1, and so is one that counts samples and channels in
+/// each; the others keep their entries, of which then none may be −1.
+fn keeps_open(t: &Trace, node: &Node, y: ValueId) -> bool {
+    let rank = t.shape(y).map_or(0, <[usize]>::len);
+    let open: Vec<usize> = (0..rank).filter(|a| !t.is_constant_extent(y, *a)).collect();
+    let Some(target) = node.inputs.get(1).copied().flatten() else {
+        return false;
+    };
+    let entry = |axis: &usize| t.followed(target).and_then(|all| all.get(*axis).copied());
+    match open.iter().filter(|a| t.is_folded(y, **a)).count() {
+        _ if open.len() < 2 => true,
+        0 => true,
+        1 => (open.iter().filter(|a| !t.is_folded(y, **a)))
+            .all(|a| entry(a).is_some_and(|e| e != Some(-1))),
+        _ => false,
     }
 }
 
@@ -126,8 +153,8 @@ fn heads(t: &Trace, y: ValueId, rank: usize) -> BTreeSet<usize> {
     let consumers = graph.consumers();
     let mut found = BTreeSet::new();
     let mut seen = BTreeSet::from([y]);
-    // A value, and which axis of `y` each of its own is.
-    let mut open = vec![(y, (0..rank).collect::<Vec<usize>>())];
+    // A value, and which axes of `y` each of its own is or was made of.
+    let mut open = vec![(y, (0..rank).map(|axis| vec![axis]).collect::<Vec<_>>())];
     while let Some((value, axes)) = open.pop() {
         for (reader, _) in consumers.get(&value).into_iter().flatten() {
             let node = graph.node(*reader);
@@ -137,12 +164,12 @@ fn heads(t: &Trace, y: ValueId, rank: usize) -> BTreeSet<usize> {
             };
             let passed = match &node.op {
                 Op::MatMul if constant(0).is_none() && constant(1).is_none() => {
-                    found.extend(axes.iter().take(axes.len().saturating_sub(2)));
+                    found.extend(axes.iter().take(axes.len().saturating_sub(2)).flatten());
                     continue;
                 }
                 Op::Transpose { perm } => match perm {
-                    Some(perm) => perm.iter().map(|p| axes.get(*p).copied()).collect(),
-                    None => Some(axes.iter().rev().copied().collect()),
+                    Some(perm) => perm.iter().map(|p| axes.get(*p).cloned()).collect(),
+                    None => Some(axes.iter().rev().cloned().collect()),
                 },
                 Op::Unary(_) | Op::Cast { .. } | Op::Identity | Op::Split { .. } => {
                     Some(axes.clone())
@@ -161,13 +188,8 @@ fn heads(t: &Trace, y: ValueId, rank: usize) -> BTreeSet<usize> {
                 }
                 Op::Reshape { .. } => node.outputs.first().copied().flatten().and_then(|to| {
                     let parts = parts_of(t, value, to)?;
-                    let named = |axis: &Option<usize>| axis.and_then(|a| axes.get(a).copied());
-                    Some(
-                        parts
-                            .iter()
-                            .map(|a| named(a).unwrap_or(usize::MAX))
-                            .collect(),
-                    )
+                    let made_of = |own: Range<usize>| axes.get(own).map(<[_]>::concat);
+                    parts.into_iter().map(made_of).collect()
                 }),
                 _ => None,
             };
@@ -188,13 +210,11 @@ fn is_one_number(t: &Trace, node: &Node, slot: usize, rank: usize) -> bool {
     shape.is_some_and(|s| s.len() <= rank && s.iter().all(|n| *n == 1))
 }
 
-/// Of a Reshape, for every axis of the output the input's that it is or comes of, such as heads that were folded into the batch.
-fn parts_of(t: &Trace, x: ValueId, y: ValueId) -> Option<Vec<Option<usize>>> {
-    let mut found = vec![None; t.shape(y)?.len()];
+/// Of a Reshape, for every axis of the output the input's that it is or comes of, such as heads that are folded into the batch or were.
+fn parts_of(t: &Trace, x: ValueId, y: ValueId) -> Option<Vec<Range<usize>>> {
+    let mut found = vec![0..0; t.shape(y)?.len()];
     for (before, after) in paired(t, x, y)? {
-        if before.len() == 1 {
-            found[after].fill(Some(before.start));
-        }
+        found[after].fill(before);
     }
     Some(found)
 }

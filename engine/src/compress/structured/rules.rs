@@ -5,7 +5,7 @@ mod weights;
 
 use super::{labels::Axis, reshape, trace::Trace};
 use crate::graph::{BinaryOp, Node, Op, ReduceOp, ValueId};
-use axes::{concat, gather, moved, pad, resize, slice, split};
+use axes::{concat, expand, gather, moved, pad, resize, slice, split};
 use weights::{conv, conv_transpose, gemm, matmul, norm, normalised};
 
 /// Index of an axis that may be counted from the end.
@@ -59,6 +59,7 @@ pub(super) fn visit(t: &mut Trace, index: usize, node: &Node) {
         Op::Split { axis, .. } => split(t, index, node, *axis),
         Op::Slice => slice(t, index, node),
         Op::Gather { axis } => gather(t, index, node, *axis),
+        Op::Expand => expand(t, index, node),
         Op::Reshape { .. } | Op::Flatten { .. } => reshape::reshape(t, index, node),
         Op::Transpose { .. } | Op::Squeeze | Op::Unsqueeze => moved(t, node),
         Op::Pad { .. } => pad(t, node),

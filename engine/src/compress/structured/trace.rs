@@ -2,6 +2,7 @@
 
 use super::{
     Attention,
+    extents::Extents,
     labels::{Axis, Labels},
     rules,
 };
@@ -27,8 +28,8 @@ pub(super) enum Rewrite {
     },
     /// The indices of a Gather along an axis of its input.
     Gather { axis: usize },
-    /// The target shape of a Reshape.
-    Reshape,
+    /// The target shape of a Reshape or of an Expand.
+    Target,
     /// The entry of a Resize's sizes that counts channels.
     Sizes { axis: usize, position: usize },
 }
@@ -36,13 +37,15 @@ pub(super) enum Rewrite {
 pub(super) struct Trace {
     /// Constants that several nodes read are taken apart, except layers' weights; types and shapes inferred.
     pub graph: Graph,
-    /// Shapes for one sample, for two and for three: what grows with them is counted by sample.
-    shapes: [Vec<Option<Vec<usize>>>; 3],
+    /// What grows with the samples is counted by sample.
+    sizes: Extents,
     pub labels: Labels,
     pub attention: Attention,
     pub rewrites: Vec<(usize, Rewrite)>,
     /// Why a layer makes no units of its own.
     pub why: BTreeMap<LayerId, Arc<str>>,
+    /// Integers that are known beforehand, `None` for elements that are not.
+    integers: BTreeMap<ValueId, Vec<Option<i64>>>,
     /// Labelled uses of constants.
     uses: BTreeMap<ValueId, usize>,
     /// Values computed from shapes: for each element the axis of the value whose extent it holds.
@@ -56,23 +59,12 @@ impl Trace {
         graph.fold_known_integers();
         let mut graph = own_constants(&graph);
         graph.infer_shapes();
-        let of = |batch: usize| -> Vec<Option<Vec<usize>>> {
-            let mut bound = graph.clone();
-            bound.bind_batch(batch);
-            // What a file states of values in between may be of another batch: it counts only where nothing follows.
-            let mut follows = bound.clone();
-            for value in graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()) {
-                follows.value_mut(*value).shape = None;
-            }
-            follows.infer_shapes();
-            let each = follows.values.iter().zip(&bound.values);
-            each.map(|(follows, stated)| follows.known_shape().or_else(|| stated.known_shape()))
-                .collect()
-        };
-        let shapes = [of(1), of(2), of(3)];
+        let sizes = Extents::of(&graph);
+        let integers = graph.followed_integers();
         let mut trace = Self {
             graph,
-            shapes,
+            sizes,
+            integers,
             labels: Labels::default(),
             attention,
             rewrites: Vec::new(),
@@ -137,12 +129,12 @@ impl Trace {
 
     /// Extents for up to three samples.
     pub fn shape_of(&self, value: ValueId, samples: usize) -> Option<&[usize]> {
-        self.shapes[samples - 1].get(value.0 as usize)?.as_deref()
+        self.sizes.shape(value, samples)
     }
 
-    fn extents_of(&self, value: ValueId, axis: usize) -> Option<[usize; 3]> {
-        let of = |samples| self.shape_of(value, samples)?.get(axis).copied();
-        Some([of(1)?, of(2)?, of(3)?])
+    /// The graph, cut or not, with the sizes that extents were tried with for so many samples.
+    pub fn bound(&self, graph: &Graph, samples: usize) -> Graph {
+        self.sizes.bound(graph, samples)
     }
 
     /// Whether the extent does not depend on the batch or on anything fed.
@@ -151,11 +143,11 @@ impl Trace {
         shape.is_some_and(|s| matches!(s.get(axis), Some(Dim::Known(_))))
     }
 
-    /// Whether the extent is the same whatever the batch, even where it follows only once the batch is known: targets of
-    /// Reshape may be computed.
+    /// Whether the extent is the same whatever is fed, even where it follows only once that is known: targets of Reshape may be
+    /// computed.
     pub fn is_constant_extent(&self, value: ValueId, axis: usize) -> bool {
         let same = |[one, two, three]: [usize; 3]| one == two && two == three;
-        let extents = self.extents_of(value, axis);
+        let extents = self.sizes.along(value, axis);
         extents.map_or_else(|| self.known(value, axis), same)
     }
 
@@ -163,7 +155,7 @@ impl Trace {
     /// batch. It is labelled by what it counts in one sample: index i belongs to unit i modulo their number.
     pub fn is_folded(&self, value: ValueId, axis: usize) -> bool {
         let grows = |[one, two, three]: [usize; 3]| one > 1 && two == 2 * one && three == 3 * one;
-        self.extents_of(value, axis).is_some_and(grows)
+        self.sizes.along(value, axis).is_some_and(grows)
     }
 
     /// Fixes what is labelled along an axis that counts samples too, where an operator works index by index on it. Whether it does.
@@ -183,6 +175,17 @@ impl Trace {
     pub fn integers(&self, value: Option<ValueId>) -> Option<Vec<i64>> {
         let data = self.graph.value(value?).data.as_ref()?;
         (!data.element.is_float() && data.len() <= 4096).then(|| data.to_i64_vec())
+    }
+
+    /// Integers that are constant or computed, `None` for elements that are not known beforehand.
+    pub fn followed(&self, value: ValueId) -> Option<&[Option<i64>]> {
+        self.integers.get(&value).map(Vec::as_slice)
+    }
+
+    /// Of an element of a value computed from shapes, the units that it counts.
+    pub fn counted(&self, value: ValueId, element: usize) -> Option<Axis> {
+        let (of, axis) = self.extents.get(&value)?.get(element).copied()??;
+        self.axis(of, axis)
     }
 
     /// Labels a constant on behalf of one of its readers.
@@ -237,10 +240,10 @@ impl Trace {
         self.rewrites.push((index, rewrite));
     }
 
-    /// Extents in a target of Reshape that are not those of the channels it puts there would change where its output does not.
+    /// Extents in a target of Reshape or Expand that are not those of the channels it puts there would change where its output does not.
     fn fix_targets(&mut self, node: &Node) {
         let value = |slot: &[Option<ValueId>], at: usize| slot.get(at).copied().flatten();
-        let (Op::Reshape { .. }, Some(target), Some(y)) =
+        let (Op::Reshape { .. } | Op::Expand, Some(target), Some(y)) =
             (&node.op, value(&node.inputs, 1), value(&node.outputs, 0))
         else {
             return;
@@ -271,7 +274,7 @@ impl Trace {
         }
     }
 
-    /// Follows extents that the graph computes with (Shape → Gather → Concat). A target of Reshape is written anew anyway; any
+    /// Follows extents that the graph computes with (Shape → Gather → Concat). A target of Reshape or Expand is written anew anyway; any
     /// other use would change with the number of channels, which the zeroed network does not: it fixes them. Whether the
     /// node is done with.
     fn carry_extents(&mut self, node: &Node) -> bool {
@@ -353,9 +356,9 @@ impl Trace {
             self.extents.insert(output, all);
             return true;
         }
-        let reshape = matches!(node.op, Op::Reshape { .. });
+        let targeted = matches!(node.op, Op::Reshape { .. } | Op::Expand);
         for value in carried {
-            if reshape && input(1) == Some(value) {
+            if targeted && input(1) == Some(value) {
                 continue;
             }
             for (of, axis) in self.extents[&value].clone().into_iter().flatten() {

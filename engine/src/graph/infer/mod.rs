@@ -5,9 +5,12 @@
 mod indexing;
 mod known;
 mod layout;
+mod open;
 #[cfg(test)]
 mod tests;
 mod windows;
+
+pub(crate) use open::OpenSizes;
 
 use super::{BinaryOp, Dim, ElementType, Graph, Node, Op, TensorData, UnaryOp, Value, VariadicOp};
 use std::{collections::BTreeMap, sync::Arc};

@@ -162,8 +162,15 @@ impl TrainObserver for Watch<'_> {
         };
         let failed = kept.save(saver.index, &saver.model, &saver.accounts, Some(training));
         self.is_kept = true;
-        if let Some(words) = failed {
-            self.observer.note(&words);
+        match kept.failure() {
+            Some(why) if self.observer.is_to_end() => self.observer.lost(&format!(
+                "no checkpoint could be taken: {why}; what was trained since the one before is lost"
+            )),
+            _ => {
+                if let Some(words) = failed {
+                    self.observer.note(&words);
+                }
+            }
         }
     }
 }

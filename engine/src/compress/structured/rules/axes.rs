@@ -200,6 +200,41 @@ pub(super) fn gather(t: &mut Trace, index: usize, node: &Node, axis: i64) {
     }
 }
 
+/// Spread along an axis, everything is the same at each index: any may go with what it is combined with, such as the mask of every head.
+pub(super) fn expand(t: &mut Trace, index: usize, node: &Node) {
+    let (Some(x), Some(y)) = (input(node, 0), output(node)) else {
+        return;
+    };
+    let (Some(from), Some(to)) = (
+        t.shape(x).map(<[usize]>::to_vec),
+        t.shape(y).map(<[usize]>::to_vec),
+    ) else {
+        return t.fix_value(x, &said(node, "has a shape that is not known beforehand"));
+    };
+    let target = input(node, 1).filter(|v| t.shape(*v) == Some(&[to.len()]));
+    for (axis, extent) in to.iter().enumerate() {
+        let own = (axis + from.len()).checked_sub(to.len());
+        let units = own.and_then(|own| t.axis(x, own));
+        let spread = own.is_none_or(|own| from[own] == 1 && t.is_constant_extent(x, own));
+        match units {
+            Some(units) if spread && *extent > 1 => {
+                t.fix(&units, &said(node, "spreads it over other channels"));
+            }
+            Some(units) => t.label(Some(y), axis, units),
+            None if spread && *extent > 1 && t.is_constant_extent(y, axis) => {
+                let Some(target) = target else { continue };
+                let counted = t.counted(target, axis);
+                let units = counted.unwrap_or_else(|| t.labels.fresh(*extent));
+                t.label(Some(y), axis, units);
+            }
+            None => {}
+        }
+    }
+    if target.is_some() {
+        t.rewrite(index, Rewrite::Target);
+    }
+}
+
 /// Transpose, Squeeze, Unsqueeze: axes change places.
 pub(super) fn moved(t: &mut Trace, node: &Node) {
     let (Some(x), Some(y)) = (input(node, 0), output(node)) else {

@@ -1,4 +1,5 @@
-//! Attention as PyTorch exports it, heads folded into the batch on the way: see models/make.py.
+//! Attention as PyTorch exports it: heads folded into the batch on the way or an axis of their own, with masks, with an open length. See
+//! models/make.py.
 
 use super::*;
 use crate::formats::onnx;
@@ -18,6 +19,68 @@ const EXPORTED: [&str; 5] = [
 fn exported(name: &str) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/compress/structured/tests/models");
     Model::new(onnx::read(&folder.join(format!("{name}.onnx"))).expect("reads"))
+}
+
+/// The same with a padding mask, of which PyTorch makes one for every head; the length is open too where it says so. In `bert` heads are an
+/// axis of their own, but for the keys on their way to the product.
+const MASKED: [&str; 4] = [
+    "batch-first-mask-dynamic",
+    "batch-first-mask-dynamo-length",
+    "length-first-weights-mask-dynamo-length",
+    "bert-dynamo-length",
+];
+
+/// Samples and their lengths; some of a sample may be padding.
+fn padded(samples: usize, length: usize) -> Tensor {
+    let mut x: Vec<f32> = batch(samples, &[length, 4])
+        .flatten_all()
+        .and_then(|x| x.to_vec1())
+        .expect("floats");
+    x[(length - 2) * 4..length * 4].fill(0.0);
+    Tensor::from_vec(x, (samples, length, 4), &candle_core::Device::Cpu).expect("fits")
+}
+
+#[test]
+fn heads_go_under_a_mask_and_where_the_length_is_open() {
+    for name in MASKED {
+        let model = exported(name);
+        let bert = name.starts_with("bert");
+        let sizes: &[(usize, usize)] = match name.ends_with("length") {
+            true => &[(2, 5), (3, 7), (1, 4), (4, 1)],
+            false => &[(1, 5), (4, 5)],
+        };
+        for attention in [Attention::Heads, Attention::Widths] {
+            let structure = Structure::with(&model.graph, attention);
+            let found: Vec<(usize, usize)> = (structure.blocks.iter())
+                .map(|b| (b.units.len(), b.width))
+                .collect();
+            let said = format!(
+                "{name}, {attention:?}: {found:?}, {:?}",
+                structure.groups.fixed
+            );
+            let expected: &[(usize, usize)] = match (attention, bert) {
+                // Of queries, keys and values in one; of each.
+                (Attention::Heads, false) => &[(3, 12), (10, 1)],
+                (Attention::Heads, true) => &[(3, 4), (10, 1)],
+                // Queries and keys are one, values another.
+                (Attention::Widths, false) => &[(4, 9), (10, 1)],
+                (Attention::Widths, true) => &[(4, 3), (4, 3), (10, 1)],
+            };
+            assert_eq!(found, expected, "{said}");
+            for &(samples, length) in sizes {
+                let removed: usize = (0..4)
+                    .map(|seed| {
+                        let x = match length {
+                            1 => batch(samples, &[1, 4]),
+                            _ => padded(samples, length),
+                        };
+                        equals_the_zeroed_with(attention, &model, &x, 3 + seed, 1e-4)
+                    })
+                    .sum();
+                assert!(removed > 8, "{said}: {removed}");
+            }
+        }
+    }
 }
 
 #[test]

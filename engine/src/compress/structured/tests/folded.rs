@@ -127,16 +127,72 @@ fn a_number_of_channels_that_shapes_something_else_stays() {
     assert_eq!(found, "like (Reshape) computes with its number");
 }
 
+/// Sequences, waveforms, images, and the positions of a short table.
 #[test]
-fn an_open_length_keeps_channels_and_says_so() {
+fn channels_go_whatever_else_than_the_batch_is_open() {
+    let open = |net: &mut Net, axes: &[usize]| {
+        let shape = net.graph.values[0].shape.as_mut().expect("stated");
+        for axis in axes {
+            shape[*axis] = Dim::Symbol(format!("L{axis}").into());
+        }
+    };
     let mut net = Net::new(7, &[5, 6]);
-    let shape = net.graph.values[0].shape.as_mut().expect("stated");
-    shape[1] = Dim::Symbol("L".into());
+    open(&mut net, &[1]);
     let [first, last] = [[6, 8], [8, 3]].map(|shape| net.weight("weight", &shape, -1.0, 1.0));
     let x = net.node("first", Op::MatMul, &[ValueId(0), first]);
     let x = net.relu("relu", x);
     let x = net.node("last", Op::MatMul, &[x, last]);
+    assert_eq!(why(&net.finish(&[x])), None);
+
+    // No more than five positions: longer sequences do not fit.
+    let mut net = Net::new(7, &[5, 6]);
+    open(&mut net, &[1]);
+    let [first, last] = [[6, 8], [8, 3]].map(|shape| net.weight("weight", &shape, -1.0, 1.0));
+    let table = net.weight("table", &[5, 6], -1.0, 1.0);
+    let (start, end) = (Some(1), Some(2));
+    let length = net.node("length", Op::Shape { start, end }, &[ValueId(0)]);
+    let zero = integers(&mut net, &[0]);
+    let positions = net.node("positions", Op::Slice, &[table, zero, length, zero]);
+    let x = net.node(
+        "add",
+        Op::Binary(crate::graph::BinaryOp::Add),
+        &[ValueId(0), positions],
+    );
+    let x = net.node("first", Op::MatMul, &[x, first]);
+    let x = net.relu("relu", x);
+    let x = net.node("last", Op::MatMul, &[x, last]);
+    assert_eq!(why(&net.finish(&[x])), None);
+}
+
+/// Where a Reshape counts samples and channels in one, and another extent of it is the rest, that one cannot be told.
+#[test]
+fn channels_stay_where_two_extents_would_have_to_be_the_rest() {
+    let mut net = Net::new(7, &[5, 6]);
+    let shape = net.graph.values[0].shape.as_mut().expect("stated");
+    shape[1] = Dim::Symbol("L".into());
+    let first = net.weight("weight", &[6, 12], -1.0, 1.0);
+    let x = net.node("first", Op::MatMul, &[ValueId(0), first]);
+    let perm = Some(vec![0, 2, 1]);
+    let x = net.node("turn", Op::Transpose { perm }, &[x]);
+    // (N, 12, L) to (4·N, 3, L): how many there are is computed.
+    let (start, end) = (Some(0), Some(1));
+    let n = net.node("n", Op::Shape { start, end }, &[ValueId(0)]);
+    let four = integers(&mut net, &[4]);
+    let rows = net.node("rows", Op::Binary(crate::graph::BinaryOp::Mul), &[n, four]);
+    let rest = integers(&mut net, &[3, -1]);
+    let target = net.node("target", Op::Concat { axis: 0 }, &[rows, rest]);
+    let x = net.node("fold", Op::Reshape { allow_zero: false }, &[x, target]);
+    let x = net.relu("relu", x);
+    let axes = integers(&mut net, &[2]);
+    let mean = Op::Reduce {
+        op: crate::graph::ReduceOp::Mean,
+        keep_dims: false,
+        noop_with_empty_axes: false,
+    };
+    let x = net.node("mean", mean, &[x, axes]);
+    let x = to(&mut net, "rows_again", x, &[-1, 12]);
+    let x = net.linear("last", x, [5, 12], 0.5);
     let found = why(&net.finish(&[x])).expect("refused");
-    let open = "the shape of what it reads is not known beforehand";
+    let open = "fold (Reshape) has several extents that are not known beforehand";
     assert_eq!(found, open);
 }
