@@ -67,6 +67,7 @@ impl Augmentation {
         let extents = match (shape, channels_last) {
             (&[channels, height, width], false) => (height, width, channels),
             (&[height, width, channels], true) => (height, width, channels),
+            (&[height, width], _) if recipe.layout() == Layout::Nhw => (height, width, 1),
             _ if spec.flip || spec.shift > 0 => {
                 return bad(format!(
                     "samples of shape {shape:?} are no images: they cannot be flipped or shifted"

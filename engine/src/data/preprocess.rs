@@ -165,6 +165,13 @@ impl Recipe {
         Ok(match self.layout {
             Layout::Nchw => vec![channels, height, width],
             Layout::Nhwc => vec![height, width, channels],
+            Layout::Nhw if channels == 1 => vec![height, width],
+            Layout::Nhw => {
+                return Err(DataError::Task(format!(
+                    "`preprocess`: layout nhw has no axis for channels, but {what} has {channels} of them: take nchw or nhwc, \
+                     or `channels: gray`"
+                )));
+            }
         })
     }
 
@@ -332,7 +339,8 @@ impl Recipe {
                 for x in 0..width {
                     let (sy, sx) = (top + y, left + x);
                     let at = match self.layout {
-                        Layout::Nchw => (channel * height + y) * width + x,
+                        // Of nhw there is one channel.
+                        Layout::Nchw | Layout::Nhw => (channel * height + y) * width + x,
                         Layout::Nhwc => (y * width + x) * channels + channel,
                     };
                     out[at] = if make_gray {
@@ -451,6 +459,8 @@ mod tests {
         let one = Geometry { channels: 1, ..RGB };
         let out = run("(scale: 1.0, channels: rgb)", &[1, 1, 2], one, vec![7, 9]);
         assert_eq!(out, [7.0, 9.0, 7.0, 9.0, 7.0, 9.0]);
+        let out = run("(scale: 2.0, layout: nhw)", &[1, 1, 2], one, vec![7, 9]);
+        assert_eq!(out, [14.0, 18.0]);
     }
 
     #[test]

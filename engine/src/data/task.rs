@@ -103,6 +103,8 @@ pub(super) enum Layout {
     #[default]
     Nchw,
     Nhwc,
+    /// One channel, without an axis for it: sequences, a row for each step.
+    Nhw,
 }
 
 /// Steps in the order they are done: resize, crop, channels, (pixel · scale − mean) / std, layout.

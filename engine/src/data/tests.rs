@@ -104,6 +104,27 @@ fn idx_is_read_in_the_order_of_the_split() {
     assert!(data.batch(SplitName::Training, 0..1).is_err());
 }
 
+/// What encoders over sequences read: steps × features.
+#[test]
+fn one_channel_may_go_without_an_axis() {
+    let folder = Folder::new();
+    let rest = |preprocess: &str| {
+        format!(
+            "preprocess: ({preprocess}), classes: Count(3), splits: (holdout: Rows(from: \"all\"))"
+        )
+    };
+    let of = |preprocess| folder.idx("x", 4).task(IDX, &rest(preprocess));
+    let data = of("scale: 1.0, layout: nhw").unwrap();
+    assert_eq!(data.info().sample_shape, [2, 3]);
+    let batch = data.batch(SplitName::Holdout, 0..4).unwrap();
+    assert_eq!(batch.images.dims(), [4, 2, 3]);
+    let plain = of("scale: 1.0").unwrap();
+    let plain = plain.batch(SplitName::Holdout, 0..4).unwrap();
+    assert_eq!(values(&batch), values(&plain));
+    let e = of("scale: 1.0, layout: nhw, channels: rgb").err().unwrap();
+    assert!(e.contains("has no axis for channels"), "{e}");
+}
+
 #[test]
 fn gzip_and_plain_hold_the_same_values_but_not_the_same_hash() {
     let folder = Folder::new();
