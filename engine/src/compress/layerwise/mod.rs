@@ -3,6 +3,7 @@
 
 mod problem;
 mod product;
+mod residual;
 mod soft;
 
 use super::{
@@ -221,16 +222,16 @@ pub(super) fn one(
     cancel: &CancelToken,
 ) -> Result<Outcome, CompressError> {
     let input = |graph: &Graph| graph.nodes[problem.node].inputs[0];
-    let Walks { quantised, float } = walks;
-    let (Some(read), Some(wanted)) = (input(&quantised.graph), input(&float.graph)) else {
+    let (Some(read), Some(wanted)) = (input(&walks.quantised.graph), input(&walks.float.graph))
+    else {
         return Ok(Outcome::NotDone("it has no input".to_owned()));
     };
-    let samples = quantised.samples();
+    let samples = walks.quantised.samples();
     let mut places: Option<Places> = None;
     // The float network's first: what it gives is what the layer is held against.
     let mut patches = Vec::new();
     let mut first = 0;
-    float.visit(wanted, cancel, |batch| {
+    walks.float.visit(wanted, cancel, |batch| {
         if places.is_none() {
             let drawn = problem.places(batch.dims(), samples, method.positions(), seed)?;
             patches = vec![0.0; problem.patch() * drawn.rows()];
@@ -245,13 +246,17 @@ pub(super) fn one(
     let Some(places) = places else {
         return Ok(Outcome::NotDone("there are no samples".to_owned()));
     };
-    let target = exec::on_pool(|| problem.target(&patches, places.rows()));
+    let mut target = exec::on_pool(|| problem.target(&patches, places.rows()));
     first = 0;
-    quantised.visit(read, cancel, |batch| {
+    walks.quantised.visit(read, cancel, |batch| {
         problem.gather(batch, &places, first, &mut patches)?;
         first += batch.dims().first().copied().unwrap_or(0);
         Ok(())
     })?;
+    if let Some(sum) = problem.sum {
+        let seen = (&places, &*patches);
+        residual::into_target(problem, sum, walks, seen, &mut target, cancel)?;
+    }
     if !target.iter().chain(&patches).all(|v| v.is_finite()) {
         return Err(CompressError::Layer {
             message:
@@ -271,15 +276,10 @@ pub(super) fn one(
     };
     let judged = seen.fitted()..seen.rows;
     let error = |weights: &[f32]| problem.error(weights, &seen, judged.clone());
-    let nearest = |scales: &[f32]| -> Vec<i32> {
-        (0..problem.weights.len())
-            .map(|i| problem.nearest(i, scales[problem.scale_of[i]]))
-            .collect()
-    };
-    let before = problem.values(&nearest(&problem.scales), &problem.scales);
+    let before = problem.nearest_values(&problem.scales);
     let after = match &choice {
         Choice::Codes { codes, .. } => problem.values(codes, &problem.scales),
-        Choice::Scales(scales) => problem.values(&nearest(scales), scales),
+        Choice::Scales(scales) => problem.nearest_values(scales),
     };
     let (worse, better) = exec::on_pool(|| (error(&before), error(&after)));
     let signal = problem.signal(&seen, judged.clone());
@@ -300,7 +300,12 @@ pub(super) fn one(
             let moved = (0..codes.len())
                 .filter(|i| codes[*i] != problem.nearest(*i, problem.scale(*i)))
                 .count();
-            set_codes((model, quantised), layer, &problem.in_place(&after), bound);
+            set_codes(
+                (model, &mut walks.quantised),
+                layer,
+                &problem.in_place(&after),
+                bound,
+            );
             format!(
                 "{:.1} % of its weights on other codes than the nearest",
                 moved as f64 / codes.len() as f64 * 100.0
@@ -311,7 +316,7 @@ pub(super) fn one(
             let (low, high) = ratios.fold((f32::INFINITY, 0.0_f32), |(lo, hi), r| {
                 (lo.min(r), hi.max(r))
             });
-            if let Err(reason) = set_scales((model, quantised), layer, &scales) {
+            if let Err(reason) = set_scales((model, &mut walks.quantised), layer, &scales) {
                 return Ok(Outcome::NotDone(reason));
             }
             format!(

@@ -1,6 +1,6 @@
 //! One layer as a matrix product: rows are the outputs of a group, columns the patches of the input at sampled output positions.
 
-use super::{Seen, product};
+use super::{Seen, product, residual::sum_behind};
 use crate::{
     compress::{
         CompressError, Model, Precision, QuantParameters,
@@ -54,6 +54,8 @@ pub(in crate::compress) struct Problem {
     pub bias: Vec<f32>,
     /// Bounds of the activation function that follows.
     pub limits: (f32, f32),
+    /// The sum that the output is added into (see residual.rs).
+    pub sum: Option<ValueId>,
     /// A factor on the product.
     alpha: f32,
     /// Weights lie input by output in the model.
@@ -146,6 +148,7 @@ impl Problem {
             ranges: order.iter().map(|e| range.counted_from(zero(*e))).collect(),
             bias,
             limits: activation(graph, wiring, layer.output),
+            sum: sum_behind(graph, wiring, node, layer.output),
             alpha,
             turned,
         })
@@ -173,6 +176,7 @@ impl Problem {
             ranges: vec![CodeRange { lo: -8, hi: 7 }; weights.len()],
             bias: vec![bias; outputs],
             limits,
+            sum: None,
             alpha: 1.0,
             turned: false,
         }
@@ -223,7 +227,11 @@ impl Problem {
                 .map(|(p, r)| (p, r as usize));
             of_sample.push(places.collect());
         }
-        Ok(Places { of_sample, rows })
+        Ok(Places {
+            of_sample,
+            rows,
+            each,
+        })
     }
 
     fn plane(&self, dims: &[usize]) -> Result<Plane, CompressError> {
@@ -372,8 +380,51 @@ impl Problem {
         Ok(())
     }
 
+    /// Writes a value of the shape of the layer's output, at the places drawn, into `outputs`: one row of all positions for each output. Whether
+    /// it has that shape.
+    pub fn gather_outputs(
+        &self,
+        batch: &Tensor,
+        places: &Places,
+        first: usize,
+        outputs: &mut [f32],
+    ) -> Result<bool, CompressError> {
+        let data = batch
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(exec::ExecError::from)?;
+        let all = self.groups * self.outputs;
+        let channels = match self.shape {
+            Shape::Plane { .. } => batch.dims().get(1),
+            Shape::Rows => batch.dims().last(),
+        };
+        let samples = batch.dims().first().copied().unwrap_or(0);
+        if channels != Some(&all) || data.len() != samples * all * places.each {
+            return Ok(false);
+        }
+        let size = all * places.each;
+        let of_sample = places.of_sample.get(first..first + samples).unwrap_or(&[]);
+        for (sample, drawn) in data.chunks_exact(size.max(1)).zip(of_sample) {
+            for &(position, to) in drawn {
+                for output in 0..all {
+                    let from = match self.shape {
+                        Shape::Plane { .. } => output * places.each + position,
+                        Shape::Rows => position * all + output,
+                    };
+                    outputs[output * places.rows + to] = sample[from];
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// The float layer's outputs behind its activation function, one row of all positions for each output.
     pub fn target(&self, patches: &[f32], rows: usize) -> Vec<f32> {
+        self.outputs_of(&self.weights, patches, rows)
+    }
+
+    /// The same with other weights, in the problem's order.
+    pub fn outputs_of(&self, weights: &[f32], patches: &[f32], rows: usize) -> Vec<f32> {
         let mut target = vec![0.0; self.groups * self.outputs * rows];
         let chunk = self.outputs.clamp(1, 32);
         // A piece never reaches into the next group.
@@ -388,7 +439,7 @@ impl Problem {
                     .for_each(|(piece, out)| {
                         let count = out.len() / rows;
                         let first = group * self.outputs + piece * chunk;
-                        let weights = &self.weights[first * self.depth..][..count * self.depth];
+                        let weights = &weights[first * self.depth..][..count * self.depth];
                         matmul(
                             Matrix::new(weights, count, self.depth, self.depth),
                             Matrix::new(x, self.depth, rows, rows),
@@ -418,6 +469,13 @@ impl Problem {
     pub fn held(&self, i: usize, steps: f32) -> i32 {
         let range = self.ranges[i];
         (steps.round_ties_even() as i32).clamp(range.lo, range.hi)
+    }
+
+    /// What the codes stand for that `QuantizeLinear` gives on these scales.
+    pub fn nearest_values(&self, scales: &[f32]) -> Vec<f32> {
+        let nearest = |i| self.nearest(i, scales[self.scale_of[i]]);
+        let codes: Vec<i32> = (0..self.weights.len()).map(nearest).collect();
+        self.values(&codes, scales)
     }
 
     /// What codes (counted from the zero points) stand for, in the problem's order.
@@ -527,6 +585,8 @@ struct Plane {
 pub(in crate::compress) struct Places {
     of_sample: Vec<Vec<(usize, usize)>>,
     rows: usize,
+    /// Positions of a sample.
+    each: usize,
 }
 
 impl Places {

@@ -1,5 +1,9 @@
 use super::*;
-use crate::{data::SplitName, exec::CancelToken, graph::TensorData};
+use crate::{
+    data::SplitName,
+    exec::CancelToken,
+    graph::{BinaryOp, Op, TensorData, ValueId},
+};
 
 fn quick() -> AdaRoundSettings {
     AdaRoundSettings {
@@ -226,4 +230,56 @@ fn a_fixed_batch_is_rounded_as_a_free_one() {
             assert_eq!(a, b, "{layer}, {batch} samples at a time");
         }
     }
+}
+
+/// x → first → relu → (second, itself) → add, of which `first` is at 2 bits: what is added is far off.
+fn residual(seed: u64) -> Model {
+    let mut net = Net::new(seed, &[1, 6, 6]);
+    let x = net.conv("first", ValueId(0), [6, 1, 3, 3], 1, true);
+    let skip = net.relu("first_relu", x);
+    let x = net.conv("second", skip, [6, 6, 1, 1], 1, true);
+    let x = net.node("add", Op::Binary(BinaryOp::Add), &[x, skip]);
+    let x = net.node("pool", Op::GlobalAveragePool, &[x]);
+    let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
+    let x = net.linear("head", x, [3, 6], 0.1);
+    net.finish(&[x])
+}
+
+/// The last layer of a residual block makes good what the way around it did: its roundings give a nearer sum than its float weights do.
+#[test]
+fn the_last_layer_of_a_block_is_held_against_the_sum() {
+    let (_folder, data) = task(23);
+    let float = residual(23);
+    let x = data.batch(SplitName::Search, 0..60).unwrap().images;
+    let at_sum = |model: &Model| {
+        let mut graph = model.graph.clone();
+        graph.outputs = vec![graph.find_value("add_out").expect("the sum")];
+        run_on(&graph, &x)
+    };
+    let wanted = at_sum(&float);
+    let error = |model: &Model| -> f32 {
+        let found = at_sum(model);
+        wanted.iter().zip(found).map(|(a, b)| (a - b).powi(2)).sum()
+    };
+    let quantised = |layers: &[(&str, Precision)]| {
+        let quantise = Quantize {
+            scheme: QuantScheme {
+                activations: Activations::Float,
+                ..QuantScheme::default()
+            },
+            layers: layers.iter().map(|(l, p)| (id(l), *p)).collect(),
+            ranges: None,
+        };
+        rounded(&data, float.clone(), &quantise).0
+    };
+    let before = ("first", Precision::Int2);
+    let alone = error(&quantised(&[before]));
+    let both = quantised(&[before, ("second", Precision::Int4)]);
+    let (chosen, account) = rounded(&data, both, &on(&["second"]));
+    assert!(
+        matches!(outcome(&account, "second"), Outcome::Done(_)),
+        "{account:?}"
+    );
+    let chosen = error(&chosen);
+    assert!(chosen < 0.9 * alone, "{alone} with float weights, {chosen}");
 }
