@@ -34,10 +34,10 @@ impl Default for AdaRoundSettings {
     fn default() -> Self {
         Self {
             samples: 64,
-            positions: 4096,
+            positions: 16_384,
             iterations: 1000,
             batch: 128,
-            rate: 0.01,
+            rate: 0.2,
             decision: 1.0,
         }
     }

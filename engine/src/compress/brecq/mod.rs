@@ -44,7 +44,7 @@ impl Default for BrecqSettings {
             samples: 64,
             iterations: 500,
             batch: 8,
-            rate: 0.02,
+            rate: 0.1,
             decision: 1.0,
         }
     }

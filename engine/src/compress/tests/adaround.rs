@@ -232,12 +232,12 @@ fn a_fixed_batch_is_rounded_as_a_free_one() {
     }
 }
 
-/// x → first → relu → (second, itself) → add, of which `first` is at 2 bits: what is added is far off.
+/// x → (second, first → relu) → add, of which `first` is at 2 bits: what is added is far off, what `second` reads is not.
 fn residual(seed: u64) -> Model {
     let mut net = Net::new(seed, &[1, 6, 6]);
     let x = net.conv("first", ValueId(0), [6, 1, 3, 3], 1, true);
     let skip = net.relu("first_relu", x);
-    let x = net.conv("second", skip, [6, 6, 1, 1], 1, true);
+    let x = net.conv("second", ValueId(0), [6, 1, 3, 3], 1, true);
     let x = net.node("add", Op::Binary(BinaryOp::Add), &[x, skip]);
     let x = net.node("pool", Op::GlobalAveragePool, &[x]);
     let x = net.node("flatten", Op::Flatten { axis: 1 }, &[x]);
@@ -245,7 +245,8 @@ fn residual(seed: u64) -> Model {
     net.finish(&[x])
 }
 
-/// The last layer of a residual block makes good what the way around it did: its roundings give a nearer sum than its float weights do.
+/// The last layer of a residual block makes good what the way around it did: its roundings give a nearer sum than its float weights do, which
+/// give what is wanted of the layer by itself exactly.
 #[test]
 fn the_last_layer_of_a_block_is_held_against_the_sum() {
     let (_folder, data) = task(23);
@@ -281,5 +282,5 @@ fn the_last_layer_of_a_block_is_held_against_the_sum() {
         "{account:?}"
     );
     let chosen = error(&chosen);
-    assert!(chosen < 0.9 * alone, "{alone} with float weights, {chosen}");
+    assert!(chosen < 0.95 * alone, "{alone} with float weights, {chosen}");
 }
