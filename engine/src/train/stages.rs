@@ -86,8 +86,7 @@ pub(super) fn stages(graph: &Graph) -> Vec<Stage> {
 /// Pairs the ends of stages: by name where the student has a value of that name and resolution still, else by resolution, the last with the last.
 pub(super) fn pairs(student: &Graph, teacher: &Graph) -> Vec<Pair> {
     let own = stages(student);
-    let mut bound = student.clone();
-    bound.bind_batch(1);
+    let bound = student.at_some_size();
     let named = |stage: &Stage| -> Option<Stage> {
         let id = bound.find_value(&stage.name)?;
         bound.producer(id)?;

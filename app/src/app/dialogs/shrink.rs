@@ -46,8 +46,10 @@ impl ShrinkForm {
         let blocked = self.blocked(state);
         // Heading, buttons and what stands in the way stay in sight in a low window.
         let others = if blocked.is_some() { 320.0 } else { 220.0 };
+        let room = (ui.ctx().content_rect().height() - others).max(160.0);
         egui::ScrollArea::vertical()
-            .max_height((ui.ctx().content_rect().height() - others).max(160.0))
+            .max_height(room)
+            .min_scrolled_height(room)
             .auto_shrink([false, true])
             .show(ui, |ui| self.rows(ui, state));
         if let Some(why) = &blocked {

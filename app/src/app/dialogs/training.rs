@@ -156,9 +156,11 @@ pub(super) fn advanced(
     CollapsingHeader::new("Advanced")
         .default_open(used)
         .show(ui, |ui| {
+            let room = (ui.ctx().content_rect().height() - 640.0).clamp(130.0, 360.0);
             egui::ScrollArea::vertical()
                 .auto_shrink([false, true])
-                .max_height((ui.ctx().content_rect().height() - 640.0).clamp(130.0, 360.0))
+                .max_height(room)
+                .min_scrolled_height(room)
                 .show(ui, |ui| {
                     Grid::new("advanced")
                         .num_columns(2)

@@ -41,7 +41,7 @@ impl Session {
                     self.state
                         .notify(NoticeKind::Info, format!("Saved {}", path.display()));
                     self.state.project_path = Some(path);
-                    // What was edited while it was written would be lost.
+                    // What was edited or came in while it was written would be lost.
                     if let Some(after) = after {
                         self.guarded(after);
                     }

@@ -1,7 +1,7 @@
 //! AdaRound (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020): layer by layer, each weight is
 //! rounded to the floor or the ceiling, whichever together change the layer's output least. Scales stay as they are; the layer reads its
 //! quantised input, with the layers before it already rounded, and is held against the float network's output behind the
-//! activation function that follows.
+//! activation function that follows, or, as the last of a residual block, against its sum.
 
 mod solve;
 
@@ -74,6 +74,9 @@ impl Method for AdaRoundSettings {
     }
     fn positions(&self) -> usize {
         self.positions
+    }
+    fn minds_sums(&self) -> bool {
+        true
     }
     fn choose(
         &self,

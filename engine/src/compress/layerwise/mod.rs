@@ -1,5 +1,5 @@
 //! Choosing how weights are quantised by what their layer then gives: layer by layer, each reads its quantised input, with the layers before
-//! already chosen, and is held against the float network's output behind the activation function that follows.
+//! already chosen, and is held against the float network's output behind the activation function that follows, or its residual sum.
 
 mod problem;
 mod product;
@@ -92,6 +92,11 @@ pub(super) trait Method: Sync {
     fn samples(&self) -> usize;
     /// Output positions of a layer, drawn evenly from the samples; an eighth of them is kept aside to judge the choice on.
     fn positions(&self) -> usize;
+    /// Whether the last layer of a residual block is held against the sum: only where the choice goes by the target, and what was added is not
+    /// chosen anew behind it.
+    fn minds_sums(&self) -> bool {
+        false
+    }
     /// Chooses; the inner error says why it cannot be done.
     fn choose(
         &self,
@@ -253,7 +258,7 @@ pub(super) fn one(
         first += batch.dims().first().copied().unwrap_or(0);
         Ok(())
     })?;
-    if let Some(sum) = problem.sum {
+    if let Some(sum) = problem.sum.filter(|_| method.minds_sums()) {
         let seen = (&places, &*patches);
         residual::into_target(problem, sum, walks, seen, &mut target, cancel)?;
     }

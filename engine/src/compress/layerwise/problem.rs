@@ -148,7 +148,11 @@ impl Problem {
             ranges: order.iter().map(|e| range.counted_from(zero(*e))).collect(),
             bias,
             limits: activation(graph, wiring, layer.output),
-            sum: sum_behind(graph, wiring, node, layer.output),
+            // Of a weight that was chosen before the sum has those codes, not the nearest.
+            sum: match model.originals.contains_key(name) {
+                true => None,
+                false => sum_behind(graph, wiring, node, layer.output),
+            },
             alpha,
             turned,
         })

@@ -7,10 +7,15 @@ use super::{
     problem::{Places, Problem},
 };
 use crate::{
-    compress::{CompressError, segments::Walk, wiring::Wiring},
+    compress::{
+        CompressError,
+        segments::{Walk, reads_shape},
+        wiring::Wiring,
+    },
     exec::{self, CancelToken},
     graph::{BinaryOp, Graph, Op, ValueId},
 };
+use std::collections::BTreeSet;
 
 /// The sum behind a layer's output, where nothing else reads the output and what is added is computed before the layer: its quantisation is
 /// chosen already. Quantisers in between and constants that are added (biases of products) change nothing.
@@ -32,15 +37,35 @@ pub(super) fn sum_behind(
             Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => value = result,
             Op::Binary(BinaryOp::Add) => {
                 let other = reader.inputs.iter().flatten().find(|v| **v != value)?;
-                if graph.value(*other).data.is_none() {
+                if moves(graph, wiring, *other) {
                     let made = source(graph, wiring, *other);
                     return made.is_none_or(|made| made < node).then_some(result);
                 }
+                // A constant, or what follows from the input's shape: then the layer's output alone goes on.
+                graph.value(*other).data.as_ref()?;
                 value = result;
             }
             _ => return None,
         }
     }
+}
+
+/// Whether a value hangs on the numbers of the graph's input, not on its shape alone.
+fn moves(graph: &Graph, wiring: &Wiring, value: ValueId) -> bool {
+    let (mut seen, mut open) = (BTreeSet::new(), vec![value]);
+    while let Some(value) = open.pop() {
+        if graph.inputs.contains(&value) {
+            return true;
+        }
+        let Some(made) = wiring.producer(value) else {
+            continue;
+        };
+        let node = &graph.nodes[made];
+        if seen.insert(made) && !reads_shape(node) {
+            open.extend(node.inputs.iter().flatten());
+        }
+    }
+    false
 }
 
 /// The node that makes a value, before it is quantised.
@@ -97,6 +122,7 @@ pub(super) fn into_target(
 mod tests {
     use super::*;
     use crate::compress::testkit::Net;
+    use candle_core::{Device, Tensor};
 
     /// The sum behind `layer`, by name.
     fn found(net: Net, layer: &str) -> Option<String> {
@@ -110,6 +136,51 @@ mod tests {
 
     fn add(net: &mut Net, name: &str, a: ValueId, b: ValueId) -> ValueId {
         net.node(name, Op::Binary(BinaryOp::Add), &[a, b])
+    }
+
+    /// Rows of positions, in two batches: of each place the row that its patch has.
+    #[test]
+    fn outputs_are_gathered_where_patches_are() {
+        let (samples, positions, outputs) = (4, 5, 3);
+        let problem = Problem::plain(&[1.0; 6], 1.0, (outputs, 2), 0.0, (0.0, 1.0));
+        let places = (problem.places(&[2, positions, 2], samples, 12, 3)).expect("fits");
+        let of = |first: usize, channels: usize| {
+            let at = |i: usize| 10 * (first * positions + i / channels) + i % channels;
+            let values: Vec<f32> = (0..2 * positions * channels)
+                .map(|i| at(i) as f32)
+                .collect();
+            Tensor::from_vec(values, (2, positions, channels), &Device::Cpu).expect("fits")
+        };
+        let mut patches = vec![0.0; 2 * places.rows()];
+        let mut gathered = vec![0.0; outputs * places.rows()];
+        for first in [0, 2] {
+            let x = of(first, 2);
+            problem
+                .gather(&x, &places, first, &mut patches)
+                .expect("fits");
+            let y = of(first, outputs);
+            assert!(
+                problem
+                    .gather_outputs(&y, &places, first, &mut gathered)
+                    .expect("fits")
+            );
+        }
+        let rows = places.rows();
+        for (output, row) in gathered.chunks_exact(rows).enumerate() {
+            for (found, patch) in row.iter().zip(&patches[..rows]) {
+                assert_eq!(*found, patch + output as f32);
+            }
+        }
+        assert!(
+            patches[..rows].iter().any(|v| *v >= 100.0),
+            "of both batches"
+        );
+        let other = of(0, 1);
+        assert!(
+            !problem
+                .gather_outputs(&other, &places, 0, &mut gathered)
+                .expect("told")
+        );
     }
 
     #[test]
@@ -144,6 +215,15 @@ mod tests {
         let other = net.linear("later", ValueId(0), [4, 4], 0.1);
         add(&mut net, "sum", x, other);
         assert_eq!(found(net, "later").as_deref(), Some("sum_out"));
+
+        // What is added follows from the shape alone.
+        let (mut net, x) = linear("layer");
+        let (start, end) = (None, None);
+        let shape = net.node("shape", Op::Shape { start, end }, &[ValueId(0)]);
+        let value = crate::graph::TensorData::scalar(0.5);
+        let still = net.node("still", Op::ConstantOfShape { value }, &[shape]);
+        add(&mut net, "sum", x, still);
+        assert_eq!(found(net, "layer"), None);
 
         // Something else reads it, or a function comes first.
         let (mut net, x) = linear("layer");

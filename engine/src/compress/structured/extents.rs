@@ -1,5 +1,5 @@
 //! Extents of everything that a graph computes, tried out: for one sample, for two and for three, and with everything else that its inputs leave
-//! open at another size each time. What is the same each time depends on neither.
+//! open at another size each time. What is the same each time, and at the least sizes and far larger ones, depends on neither.
 
 use crate::graph::{Graph, OpenSizes, ValueId};
 
@@ -8,6 +8,7 @@ type Shapes = Vec<Option<Vec<usize>>>;
 pub(super) struct Extents {
     sizes: OpenSizes,
     shapes: [Shapes; 3],
+    extremes: [Shapes; 2],
 }
 
 impl Extents {
@@ -16,6 +17,7 @@ impl Extents {
         Self {
             sizes,
             shapes: [1, 2, 3].map(|samples| shapes(graph, sizes, samples)),
+            extremes: sizes.extremes().map(|sizes| shapes(graph, sizes, 1)),
         }
     }
 
@@ -28,6 +30,17 @@ impl Extents {
     pub fn along(&self, value: ValueId, axis: usize) -> Option<[usize; 3]> {
         let of = |samples| self.shape(value, samples)?.get(axis).copied();
         Some([of(1)?, of(2)?, of(3)?])
+    }
+
+    /// Whether an extent is the same whatever is fed; `None` where it does not follow.
+    pub fn is_constant(&self, value: ValueId, axis: usize) -> Option<bool> {
+        let [one, two, three] = self.along(value, axis)?;
+        // Where nothing follows the sizes do not fit the network.
+        let same = |shapes: &Shapes| {
+            let shape = shapes.get(value.0 as usize).and_then(Option::as_ref);
+            shape.is_none_or(|shape| shape.get(axis) == Some(&one))
+        };
+        Some(one == two && two == three && self.extremes.iter().all(same))
     }
 
     /// The graph with the sizes that were tried for so many samples.

@@ -194,7 +194,11 @@ impl Structure {
         let rank = self.trace.shape(y).map_or(0, <[usize]>::len);
         let constant = |axis: &usize| self.trace.is_constant_extent(y, *axis);
         if let Op::Expand = op {
-            let gone = |axis| self.kept(y, axis, removed).map(|kept| kept.len() as i64);
+            // What counts samples too is computed, from the extent that shrinks.
+            let gone = |axis| match self.trace.is_folded(y, axis) {
+                true => None,
+                false => Some(self.kept(y, axis, removed)?.len() as i64),
+            };
             return (0..rank).map(gone).collect();
         }
         let single = (0..rank).filter(|a| !constant(a)).count() == 1;

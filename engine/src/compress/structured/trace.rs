@@ -146,9 +146,8 @@ impl Trace {
     /// Whether the extent is the same whatever is fed, even where it follows only once that is known: targets of Reshape may be
     /// computed.
     pub fn is_constant_extent(&self, value: ValueId, axis: usize) -> bool {
-        let same = |[one, two, three]: [usize; 3]| one == two && two == three;
-        let extents = self.sizes.along(value, axis);
-        extents.map_or_else(|| self.known(value, axis), same)
+        let constant = self.sizes.is_constant(value, axis);
+        constant.unwrap_or_else(|| self.known(value, axis))
     }
 
     /// Whether the axis counts samples and something else in each of them, such as heads that attention has folded into the

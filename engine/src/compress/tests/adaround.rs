@@ -282,5 +282,8 @@ fn the_last_layer_of_a_block_is_held_against_the_sum() {
         "{account:?}"
     );
     let chosen = error(&chosen);
-    assert!(chosen < 0.95 * alone, "{alone} with float weights, {chosen}");
+    assert!(
+        chosen < 0.95 * alone,
+        "{alone} with float weights, {chosen}"
+    );
 }

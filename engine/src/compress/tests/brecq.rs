@@ -233,13 +233,13 @@ fn a_block_comes_nearer_than_its_layers_one_by_one() {
         let alone = AdaRound {
             settings: AdaRoundSettings {
                 samples: 40,
-                rate: 0.02,
                 ..AdaRoundSettings::default()
             },
             layers: FIRST.map(id).into(),
         };
         let mut together = on(&FIRST);
         together.settings.iterations = 400;
+        together.settings.rate = BrecqSettings::default().rate;
         let (alone, _) = rounded(&data, quantised.clone(), &alone);
         let (together, _) = rounded(&data, quantised, &together);
         let error = |model: &Model| error(&data, (&float, model), "add_relu_out");

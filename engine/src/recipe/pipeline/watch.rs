@@ -164,7 +164,7 @@ impl TrainObserver for Watch<'_> {
         self.is_kept = true;
         match kept.failure() {
             Some(why) if self.observer.is_to_end() => self.observer.lost(&format!(
-                "no checkpoint could be taken: {why}; what was trained since the one before is lost"
+                "no checkpoint could be taken: {why}; what was trained since the one before, or since the start where there is none, is lost"
             )),
             _ => {
                 if let Some(words) = failed {

@@ -211,7 +211,9 @@ pub(super) fn expand(t: &mut Trace, index: usize, node: &Node) {
     ) else {
         return t.fix_value(x, &said(node, "has a shape that is not known beforehand"));
     };
-    let target = input(node, 1).filter(|v| t.shape(*v) == Some(&[to.len()]));
+    let Some(target) = input(node, 1).filter(|v| t.shape(*v) == Some(&[to.len()])) else {
+        return t.fix_value(x, &said(node, "has a target of fewer axes"));
+    };
     for (axis, extent) in to.iter().enumerate() {
         let own = (axis + from.len()).checked_sub(to.len());
         let units = own.and_then(|own| t.axis(x, own));
@@ -222,7 +224,6 @@ pub(super) fn expand(t: &mut Trace, index: usize, node: &Node) {
             }
             Some(units) => t.label(Some(y), axis, units),
             None if spread && *extent > 1 && t.is_constant_extent(y, axis) => {
-                let Some(target) = target else { continue };
                 let counted = t.counted(target, axis);
                 let units = counted.unwrap_or_else(|| t.labels.fresh(*extent));
                 t.label(Some(y), axis, units);
@@ -230,9 +231,7 @@ pub(super) fn expand(t: &mut Trace, index: usize, node: &Node) {
             None => {}
         }
     }
-    if target.is_some() {
-        t.rewrite(index, Rewrite::Target);
-    }
+    t.rewrite(index, Rewrite::Target);
 }
 
 /// Transpose, Squeeze, Unsqueeze: axes change places.

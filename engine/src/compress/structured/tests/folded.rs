@@ -164,6 +164,39 @@ fn channels_go_whatever_else_than_the_batch_is_open() {
     assert_eq!(why(&net.finish(&[x])), None);
 }
 
+/// The first eight of a sequence are eight only of long ones: a target that counts them is not written as a number.
+#[test]
+fn what_is_cut_off_at_a_size_is_open_too() {
+    let mut net = Net::new(7, &[5, 6]);
+    let shape = net.graph.values[0].shape.as_mut().expect("stated");
+    shape[1] = Dim::Symbol("L".into());
+    let first = net.weight("weight", &[6, 12], -1.0, 1.0);
+    let x = net.node("first", Op::MatMul, &[ValueId(0), first]);
+    let [zero, eight, one] = [0, 8, 1].map(|i| integers(&mut net, &[i]));
+    let x = net.node("slice", Op::Slice, &[x, zero, eight, one]);
+    let length = |net: &mut Net, x| {
+        let (start, end) = (Some(0), Some(2));
+        net.node("shape", Op::Shape { start, end }, &[x])
+    };
+    let open = length(&mut net, x);
+    let heads = integers(&mut net, &[3, 4]);
+    let target = net.node("target", Op::Concat { axis: 0 }, &[open, heads]);
+    let x = net.node("apart", Op::Reshape { allow_zero: false }, &[x, target]);
+    let x = net.relu("relu", x);
+    let twelve = integers(&mut net, &[12]);
+    let target = net.node("whole", Op::Concat { axis: 0 }, &[open, twelve]);
+    let x = net.node("together", Op::Reshape { allow_zero: false }, &[x, target]);
+    let last = net.weight("weight", &[12, 3], -1.0, 1.0);
+    let x = net.node("last", Op::MatMul, &[x, last]);
+    let model = net.finish(&[x]);
+    let structure = Structure::of(&model.graph);
+    assert!(!structure.groups.fixed.contains_key(&id("first")));
+    for (samples, length) in [(1, 5), (8, 5), (2, 20)] {
+        let x = batch(samples, &[length, 6]);
+        assert!(equals_the_zeroed(&model, &x, 5, 1e-4) > 0);
+    }
+}
+
 /// Where a Reshape counts samples and channels in one, and another extent of it is the rest, that one cannot be told.
 #[test]
 fn channels_stay_where_two_extents_would_have_to_be_the_rest() {
