@@ -9,13 +9,12 @@ use super::{
 use crate::{
     compress::{
         CompressError,
-        segments::{Walk, reads_shape},
+        segments::{Walk, moving, reads_shape},
         wiring::Wiring,
     },
     exec::{self, CancelToken},
     graph::{BinaryOp, Graph, Op, ValueId},
 };
-use std::collections::BTreeSet;
 
 /// The sum behind a layer's output, where nothing else reads the output and what is added is computed before the layer: its quantisation is
 /// chosen already. Quantisers in between and constants that are added (biases of products) change nothing.
@@ -25,6 +24,10 @@ pub(super) fn sum_behind(
     node: usize,
     output: ValueId,
 ) -> Option<ValueId> {
+    let moving = moving(graph, reads_shape);
+    let moves = |value: ValueId| {
+        graph.inputs.contains(&value) || wiring.producer(value).is_some_and(|made| moving[made])
+    };
     let mut value = output;
     loop {
         let &[next] = wiring.consumers(value) else {
@@ -37,7 +40,7 @@ pub(super) fn sum_behind(
             Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => value = result,
             Op::Binary(BinaryOp::Add) => {
                 let other = reader.inputs.iter().flatten().find(|v| **v != value)?;
-                if moves(graph, wiring, *other) {
+                if moves(*other) {
                     let made = source(graph, wiring, *other);
                     return made.is_none_or(|made| made < node).then_some(result);
                 }
@@ -48,24 +51,6 @@ pub(super) fn sum_behind(
             _ => return None,
         }
     }
-}
-
-/// Whether a value hangs on the numbers of the graph's input, not on its shape alone.
-fn moves(graph: &Graph, wiring: &Wiring, value: ValueId) -> bool {
-    let (mut seen, mut open) = (BTreeSet::new(), vec![value]);
-    while let Some(value) = open.pop() {
-        if graph.inputs.contains(&value) {
-            return true;
-        }
-        let Some(made) = wiring.producer(value) else {
-            continue;
-        };
-        let node = &graph.nodes[made];
-        if seen.insert(made) && !reads_shape(node) {
-            open.extend(node.inputs.iter().flatten());
-        }
-    }
-    false
 }
 
 /// The node that makes a value, before it is quantised.

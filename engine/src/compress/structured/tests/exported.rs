@@ -40,6 +40,12 @@ fn padded(samples: usize, length: usize) -> Tensor {
     Tensor::from_vec(x, (samples, length, 4), &candle_core::Device::Cpu).expect("fits")
 }
 
+/// Units of each block, and outputs of a unit.
+fn sizes_of(structure: &Structure) -> Vec<(usize, usize)> {
+    let blocks = structure.blocks.iter();
+    blocks.map(|b| (b.units.len(), b.width)).collect()
+}
+
 #[test]
 fn heads_go_under_a_mask_and_where_the_length_is_open() {
     for name in MASKED {
@@ -51,9 +57,7 @@ fn heads_go_under_a_mask_and_where_the_length_is_open() {
         };
         for attention in [Attention::Heads, Attention::Widths] {
             let structure = Structure::with(&model.graph, attention);
-            let found: Vec<(usize, usize)> = (structure.blocks.iter())
-                .map(|b| (b.units.len(), b.width))
-                .collect();
+            let found = sizes_of(&structure);
             let said = format!(
                 "{name}, {attention:?}: {found:?}, {:?}",
                 structure.groups.fixed
@@ -93,9 +97,7 @@ fn heads_folded_into_the_batch_go_and_so_does_the_width_between() {
         let places = if open { (4, 9) } else { (3, 12) };
         for (attention, units) in [(Attention::Heads, (3, 12)), (Attention::Widths, places)] {
             let structure = Structure::with(&model.graph, attention);
-            let found: Vec<(usize, usize)> = (structure.blocks.iter())
-                .map(|b| (b.units.len(), b.width))
-                .collect();
+            let found = sizes_of(&structure);
             let fixed = &structure.groups.fixed;
             let said = format!("{name}, {attention:?}: {found:?}, {fixed:?}");
             assert_eq!(found, [units, (10, 1)], "{said}");
