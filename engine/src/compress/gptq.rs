@@ -334,6 +334,7 @@ mod tests {
             patches: &x,
             target: &target,
             rows,
+            places: None,
         };
         let settings = GptqSettings::default();
         let chosen = |problem: &Problem| -> Vec<i32> {
@@ -379,6 +380,7 @@ mod tests {
                 patches: &x,
                 target: &target,
                 rows,
+                places: None,
             };
             let chosen = GptqSettings::default().choose(&problem, &seen, &CancelToken::default());
             let Ok(Ok(Choice::Codes { codes, .. })) = chosen else {

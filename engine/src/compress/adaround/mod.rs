@@ -28,6 +28,9 @@ pub struct AdaRoundSettings {
     pub rate: f32,
     /// Weight of the term that drives each rounding to a decision, in units of what one weight's own rounding can cost.
     pub decision: f32,
+    /// How much of what is chance in the covariance of a layer's inputs is held against it: 1 for what Ledoit and Wolf estimate from the samples,
+    /// 0 to choose by the samples alone.
+    pub damping: f32,
 }
 
 impl Default for AdaRoundSettings {
@@ -39,6 +42,7 @@ impl Default for AdaRoundSettings {
             batch: 128,
             rate: 0.2,
             decision: 1.0,
+            damping: 1.0,
         }
     }
 }

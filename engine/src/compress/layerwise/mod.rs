@@ -4,6 +4,7 @@
 mod problem;
 mod product;
 mod residual;
+mod shrinkage;
 mod soft;
 
 use super::{
@@ -17,9 +18,9 @@ use crate::{
     exec::{self, CancelToken, ExecError},
     graph::{Graph, Layer, LayerId, Op, TensorData, ValueId},
 };
-use problem::Places;
-pub(super) use problem::{Problem, activation, bias};
+pub(super) use problem::{Places, Problem, activation, bias};
 pub(super) use product::{Positions, product};
+pub(super) use shrinkage::Shrinkage;
 pub(super) use soft::{Penalty, Soft};
 use std::collections::BTreeSet;
 
@@ -90,7 +91,7 @@ pub(super) trait Method: Sync {
     fn sound(&self) -> Result<(), CompressError>;
     /// Samples of the calibration split.
     fn samples(&self) -> usize;
-    /// Output positions of a layer, drawn evenly from the samples; an eighth of them is kept aside to judge the choice on.
+    /// Output positions of a layer, drawn evenly from the samples; those of an eighth of the samples are kept aside to judge the choice on.
     fn positions(&self) -> usize;
     /// Whether the last layer of a residual block is held against the sum: only where the choice goes by the target, and what was added is not
     /// chosen anew behind it.
@@ -111,12 +112,25 @@ pub(super) struct Seen<'a> {
     pub patches: &'a [f32],
     pub target: &'a [f32],
     pub rows: usize,
+    /// Which sample a position is of; `None`: each of its own.
+    pub places: Option<&'a Places>,
 }
 
 impl Seen<'_> {
-    /// Positions that the choice sees: the rest, an eighth, judges it.
+    /// Positions that the choice sees: the rest, about an eighth, judges it.
     pub fn fitted(&self) -> usize {
-        (self.rows - self.rows / 8).max(1)
+        match self.places {
+            Some(places) => places.fitted(),
+            None => (self.rows - self.rows / 8).max(1),
+        }
+    }
+
+    /// Of each sample, those of its positions that the choice sees.
+    pub fn fitted_samples(&self) -> Vec<Vec<usize>> {
+        match self.places {
+            Some(places) => places.fitted_samples(),
+            None => (0..self.fitted()).map(|column| vec![column]).collect(),
+        }
     }
 
     /// The patches of a group of `depth` elements.
@@ -274,6 +288,7 @@ pub(super) fn one(
         patches: &patches,
         target: &target,
         rows: places.rows(),
+        places: Some(&places),
     };
     let choice = match exec::on_pool(|| method.choose(problem, &seen, cancel))? {
         Ok(choice) => choice,

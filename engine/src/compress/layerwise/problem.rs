@@ -216,24 +216,35 @@ impl Problem {
         };
         let most = (MOST_FLOATS / self.patch().max(1)).max(256);
         let rows = positions.min(most).min(each.saturating_mul(samples));
+        let count = |sample: usize| rows * (sample + 1) / samples - rows * sample / samples;
+        // Every eighth sample judges; of fewer than eight samples, every eighth position.
+        let judges = |sample: usize| sample % 8 == 7;
+        let aside = match samples {
+            0..8 => rows / 8,
+            _ => (0..samples).filter(|s| judges(*s)).map(count).sum(),
+        };
+        let fitted = (rows - aside).max(1).min(rows);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut order: Vec<u32> = (0..rows as u32).collect();
-        rand::seq::SliceRandom::shuffle(order.as_mut_slice(), &mut rng);
-        let mut order = order.into_iter();
+        let mixed = if samples < 8 { rows } else { fitted };
+        rand::seq::SliceRandom::shuffle(&mut order[..mixed], &mut rng);
+        let (mut order, mut last) = (order[..mixed].iter(), order[mixed..].iter());
         let mut of_sample = Vec::with_capacity(samples);
         for sample in 0..samples {
-            let count = rows * (sample + 1) / samples - rows * sample / samples;
-            let mut drawn = rand::seq::index::sample(&mut rng, each, count.min(each)).into_vec();
+            let mut drawn =
+                rand::seq::index::sample(&mut rng, each, count(sample).min(each)).into_vec();
             drawn.sort_unstable();
-            let places = drawn
-                .into_iter()
-                .zip(&mut order)
-                .map(|(p, r)| (p, r as usize));
+            let order = match samples >= 8 && judges(sample) {
+                true => &mut last,
+                false => &mut order,
+            };
+            let places = drawn.into_iter().zip(order).map(|(p, r)| (p, *r as usize));
             of_sample.push(places.collect());
         }
         Ok(Places {
             of_sample,
             rows,
+            fitted,
             each,
         })
     }
@@ -589,6 +600,8 @@ struct Plane {
 pub(in crate::compress) struct Places {
     of_sample: Vec<Vec<(usize, usize)>>,
     rows: usize,
+    /// The first so many columns are chosen by, the others judge.
+    fitted: usize,
     /// Positions of a sample.
     each: usize,
 }
@@ -597,6 +610,32 @@ impl Places {
     /// Positions drawn in all.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Columns that a choice is made by, the first ones; the others judge it.
+    pub fn fitted(&self) -> usize {
+        self.fitted
+    }
+
+    /// The sample of each column.
+    #[cfg(test)]
+    pub fn sample_of(&self) -> Vec<usize> {
+        let mut of = vec![0; self.rows];
+        for (sample, drawn) in self.of_sample.iter().enumerate() {
+            drawn.iter().for_each(|(_, column)| of[*column] = sample);
+        }
+        of
+    }
+
+    /// Those columns by sample, of samples that have any.
+    pub fn fitted_samples(&self) -> Vec<Vec<usize>> {
+        let columns = |drawn: &Vec<(usize, usize)>| -> Vec<usize> {
+            let columns = drawn.iter().map(|(_, column)| *column);
+            columns.filter(|column| *column < self.fitted).collect()
+        };
+        let mut samples: Vec<Vec<usize>> = self.of_sample.iter().map(columns).collect();
+        samples.retain(|columns| !columns.is_empty());
+        samples
     }
 }
 
