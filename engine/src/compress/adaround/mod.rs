@@ -36,8 +36,8 @@ pub struct AdaRoundSettings {
 impl Default for AdaRoundSettings {
     fn default() -> Self {
         Self {
-            samples: 64,
-            positions: 16_384,
+            samples: 256,
+            positions: 65_536,
             iterations: 1000,
             batch: 128,
             rate: 0.2,
