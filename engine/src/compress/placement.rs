@@ -130,6 +130,11 @@ impl Placement {
         self.shared.get(&value).cloned().unwrap_or_else(alone)
     }
 
+    /// The first of those: values with the same have one scale.
+    pub fn first_covered(&self, value: ValueId) -> ValueId {
+        self.covered(value).first().copied().unwrap_or(value)
+    }
+
     fn read(&mut self, value: ValueId, at: (usize, usize)) {
         let readers = self.readers.entry(value);
         if let Readers::Some(list) = readers.or_insert_with(|| Readers::Some(Vec::new()))

@@ -70,8 +70,10 @@ impl Pass for Quantize {
             names: Names::of(&model.graph),
             graph: &mut model.graph,
             wiring: &wiring,
+            placement: &placement,
             new: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            steps: BTreeMap::new(),
             weights: BTreeMap::new(),
         };
         let mut entries = Vec::with_capacity(layers.len());
@@ -81,13 +83,9 @@ impl Pass for Quantize {
             }
             let outcome = match planned {
                 Err(reason) => Outcome::NotDone(reason.clone()),
-                Ok(planned) => Outcome::Done(self.quantise(
-                    &mut edit,
-                    layer,
-                    planned,
-                    &parameters,
-                    &placement,
-                )?),
+                Ok(planned) => {
+                    Outcome::Done(self.quantise(&mut edit, layer, planned, &parameters)?)
+                }
             };
             entries.push(AccountEntry {
                 layer: layer.id.clone(),
@@ -204,7 +202,6 @@ impl Quantize {
         layer: &Layer,
         planned: &Planned,
         parameters: &BTreeMap<ValueId, ActivationQuant>,
-        placement: &Placement,
     ) -> Result<String, CompressError> {
         let refuse = |message: String| CompressError::Layer {
             message,
@@ -256,7 +253,7 @@ impl Quantize {
             };
             edit.graph.nodes[node].inputs[planned.input_slot] = Some(input);
             note.push_str(&words);
-            if placement.outputs.contains_key(&layer.id) {
+            if edit.placement.outputs.contains_key(&layer.id) {
                 note.push_str(", output quantised behind its activation");
             }
         } else if self.scheme.activations == Activations::Dynamic && planned.precision.is_integer()
@@ -318,12 +315,24 @@ fn range_of(graph: &Graph, value: ValueId, ranges: &Ranges) -> Result<[f32; 2], 
 struct Edit<'a> {
     graph: &'a mut Graph,
     wiring: &'a Wiring,
+    placement: &'a Placement,
     names: Names,
     new: BTreeMap<usize, Vec<Node>>,
     /// Quantised inputs made so far.
     inputs: BTreeMap<ValueId, ValueId>,
+    /// Scales and zero points made so far, by the first value that has them: what must stay the same reads the same constants.
+    steps: BTreeMap<ValueId, Steps>,
     /// Quantised weights made so far: several layers may share one.
     weights: BTreeMap<(ValueId, Precision, ScaleKey), ValueId>,
+}
+
+/// Constants that a pair reads.
+#[derive(Clone, Copy)]
+struct Steps {
+    scale: ValueId,
+    zero_point: ValueId,
+    /// Type of the codes.
+    to: ElementType,
 }
 
 /// Axis and block of a layout.
@@ -415,13 +424,9 @@ impl Edit<'_> {
         // A width of its own is held by a Clip of the codes, until they are packed.
         let limits = (i64::from(range.lo), i64::from(range.hi));
         let limits = (element.integer_range() != Some(limits)).then_some(limits);
-        let out = self.pair(
-            layer.weight,
-            (scale, zeros),
-            layout.axis as i64,
-            layout.block,
-            limits,
-        );
+        let steps = self.steps_of(layer.weight, scale, zeros);
+        let (axis, block) = (layout.axis as i64, layout.block);
+        let out = self.pair(layer.weight, steps, axis, block, limits);
         self.weights.insert(key, out);
         Ok(out)
     }
@@ -460,8 +465,16 @@ impl Edit<'_> {
             (Symmetry::Asymmetric, _) => ElementType::U8,
             (Symmetry::Symmetric, _) => ElementType::I8,
         };
-        let zero = TensorData::from_i64_as(element, &[], &[i64::from(quant.zero_point)]);
-        let out = self.pair(value, (TensorData::scalar(quant.scale), zero), 1, 0, None);
+        let first = self.placement.first_covered(value);
+        let steps = match self.steps.get(&first) {
+            Some(steps) => *steps,
+            None => {
+                let zero = TensorData::from_i64_as(element, &[], &[i64::from(quant.zero_point)]);
+                self.steps_of(value, TensorData::scalar(quant.scale), zero)
+            }
+        };
+        self.steps.insert(first, steps);
+        let out = self.pair(value, steps, 1, 0, None);
         self.inputs.insert(value, out);
         out
     }
@@ -500,27 +513,38 @@ impl Edit<'_> {
         dequantised
     }
 
-    /// QuantizeLinear → (Clip of the codes to `limits` →) DequantizeLinear behind `value`; gives the result.
+    /// Scale and zero point as constants, named after a value.
+    fn steps_of(&mut self, value: ValueId, scale: TensorData, zero_point: TensorData) -> Steps {
+        let name = self.graph.values[value.0 as usize].name.clone();
+        let scale_name = self.names.unique(format!("{name}_scale"));
+        let zero_name = self.names.unique(format!("{name}_zp"));
+        Steps {
+            to: zero_point.element,
+            scale: add_constant(self.graph, scale_name, scale),
+            zero_point: add_constant(self.graph, zero_name, zero_point),
+        }
+    }
+
+    /// QuantizeLinear → (Clip of the codes to `limits` →) DequantizeLinear behind `value`, by a scale and a zero point; gives the result.
     fn pair(
         &mut self,
         value: ValueId,
-        (scale, zero_point): (TensorData, TensorData),
+        Steps {
+            scale,
+            zero_point,
+            to,
+        }: Steps,
         axis: i64,
         block: usize,
         limits: Option<(i64, i64)>,
     ) -> ValueId {
         let name = self.graph.values[value.0 as usize].name.clone();
-        let to = zero_point.element;
-        let scale_name = self.names.unique(format!("{name}_scale"));
-        let scale = add_constant(self.graph, scale_name, scale);
-        let zero_name = self.names.unique(format!("{name}_zp"));
-        let zero = add_constant(self.graph, zero_name, zero_point);
         let quantised = self.value(format!("{name}_q"), to, value);
         let dequantised = self.value(format!("{name}_dq"), ElementType::F32, value);
         let mut nodes = vec![Node {
             name: self.graph.value(quantised).name.clone(),
             op: Op::QuantizeLinear { axis, block, to },
-            inputs: vec![Some(value), Some(scale), Some(zero)],
+            inputs: vec![Some(value), Some(scale), Some(zero_point)],
             outputs: vec![Some(quantised)],
         }];
         let mut codes = quantised;
@@ -542,7 +566,7 @@ impl Edit<'_> {
         nodes.push(Node {
             name: self.graph.value(dequantised).name.clone(),
             op: Op::DequantizeLinear { axis, block },
-            inputs: vec![Some(codes), Some(scale), Some(zero)],
+            inputs: vec![Some(codes), Some(scale), Some(zero_point)],
             outputs: vec![Some(dequantised)],
         });
         self.chain(value, nodes);

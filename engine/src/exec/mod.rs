@@ -27,6 +27,7 @@ pub use claims::{CLAIMS, Claim};
 pub use lowered::{BatchStatistics, Family, Gradients, LocalError, Loss, Seed};
 pub use pool::{on_pool, pool, set_threads, stay_behind_window};
 pub use program::Program;
+pub use trained::StepSizes;
 
 use crate::graph::ValueId;
 use candle_core::Tensor;

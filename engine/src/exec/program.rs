@@ -34,7 +34,7 @@ pub struct Program {
     /// Value of each parameter.
     pub(super) places: BTreeMap<String, usize>,
     pub(super) masks: BTreeMap<String, Tensor>,
-    /// Step sizes of weights that are learned. Their parameters say how many times as large they are as at first.
+    /// Step sizes that are learned. Their parameters say how many times as large they are as at first.
     pub(super) learned: BTreeMap<String, Learned>,
     /// Running means and variances of batch norms that training may move, by value: their names.
     pub(super) statistics: BTreeMap<usize, String>,

@@ -65,9 +65,13 @@ impl Source for View<'_> {
     fn by_batch(&self, mean: usize) -> bool {
         self.program.by_batch && self.program.statistics.contains_key(&mean)
     }
+    fn is_learned(&self, scale: usize) -> bool {
+        let mut learned = self.program.learned.keys();
+        learned.any(|name| self.program.places.get(name) == Some(&scale))
+    }
 }
 
-fn parts(program: &Program) -> Vec<Planned<'_>> {
+pub(super) fn parts(program: &Program) -> Vec<Planned<'_>> {
     program
         .steps
         .iter()

@@ -23,7 +23,7 @@ pub use recover::Rollback;
 pub use run::{distil, resume};
 pub use stored::{Blobs, decode, decode_header, encode};
 
-use crate::{compress::Model, eval::Estimate};
+use crate::{compress::Model, eval::Estimate, exec::StepSizes};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -126,7 +126,8 @@ pub struct DistilSettings {
     /// Ends when so many epochs in a row gave no better state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
-    /// Of quantised weights: their step sizes are trained too (LSQ, Esser et al. 2020). Distillation behind Quantize only.
+    /// Of quantised weights and of activations with calibrated ranges: their step sizes are trained too (LSQ, Esser et al. 2020). Distillation
+    /// behind Quantize only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub learned_step_sizes: bool,
     /// Ends after this many of the `epochs` (the schedule stays that of all): how a cancelled distillation is repeated.
@@ -335,8 +336,8 @@ pub struct Distilled {
     pub rollbacks: Vec<Rollback>,
     /// Batch norms that took the mini-batch's statistics: none where they were to stay frozen, or had been folded before.
     pub batch_norms: usize,
-    /// Step sizes (tensors of them) that were trained.
-    pub step_sizes: usize,
+    /// Step sizes that were trained.
+    pub step_sizes: StepSizes,
     /// Features that were held against each other.
     pub matched: Vec<MatchedPair>,
     /// How many weights were pruned while training, of how many; `None` where that was not asked for.

@@ -17,7 +17,7 @@ use crate::{
     compress::Model,
     data::{Dataset, SplitName},
     eval::{self, Estimate},
-    exec::{CancelToken, ExecError, Mode, Program, on_pool},
+    exec::{CancelToken, ExecError, Mode, Program, StepSizes, on_pool},
     graph::Graph,
 };
 use candle_core::{Tensor, Var};
@@ -135,7 +135,14 @@ impl<'a> Training<'a> {
             }
         }
         let matching = Matching::new(&student.graph, teacher, settings)?;
-        let (program, step_sizes) = compile(&student.graph, &student, settings, matching.as_ref())?;
+        let sample = &data.info().sample_shape;
+        let (program, step_sizes) = compile(
+            &student.graph,
+            &student,
+            settings,
+            matching.as_ref(),
+            sample,
+        )?;
         if program.parameters().is_empty() {
             return Err(TrainError::Settings(
                 "the model has no float weights left to train (they are packed): distil before exporting".into(),
@@ -480,7 +487,8 @@ fn compile(
     student: &Model,
     settings: &DistilSettings,
     matching: Option<&Matching>,
-) -> Result<(Program, usize), TrainError> {
+    sample: &[usize],
+) -> Result<(Program, StepSizes), TrainError> {
     let mut program = match matching {
         None => Program::compile(graph, Mode::Training)?,
         Some(matching) => Program::compile(&matching.student(graph)?, Mode::Training)?,
@@ -490,9 +498,9 @@ fn compile(
         lay(&mut program, name, mask)?;
     }
     let step_sizes = if settings.learned_step_sizes {
-        program.learn_step_sizes(graph)?
+        program.learn_step_sizes(graph, sample)?
     } else {
-        0
+        StepSizes::default()
     };
     Ok((program, step_sizes))
 }

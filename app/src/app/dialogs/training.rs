@@ -304,7 +304,7 @@ fn statistics(ui: &mut Ui, s: &mut DistilSettings) {
     hinted(
         ui,
         "Learned step sizes",
-        "Trains the scales of quantised weights too (LSQ). For 4 bits and below.",
+        "Trains the scales of quantised weights and activations too (LSQ). For 4 bits and below.",
         None,
         |ui, _| ui.checkbox(&mut s.learned_step_sizes, ""),
     );

@@ -94,13 +94,21 @@ fn paired(graph: &Graph) -> Vec<String> {
     names
 }
 
-fn scale(graph: &Graph, value: &str) -> f32 {
+/// The constants that a value's pair reads: scale and zero point.
+fn steps(graph: &Graph, value: &str) -> Vec<ValueId> {
     let of = |n: &&Node| {
         matches!(n.op, Op::QuantizeLinear { .. })
             && graph.value(n.inputs[0].expect("an input")).name == value
     };
-    let node = graph.nodes.iter().find(of).expect("a pair");
-    let scale = graph.value(node.inputs[1].expect("a scale"));
+    let quantises = graph.nodes.iter().find(of).expect("a pair");
+    let reads = |n: &&Node| n.inputs[0] == quantises.outputs[0];
+    let dequantises = graph.nodes.iter().find(reads).expect("a pair");
+    assert_eq!(quantises.inputs[1..], dequantises.inputs[1..], "{value}");
+    quantises.inputs[1..].iter().flatten().copied().collect()
+}
+
+fn scale(graph: &Graph, value: &str) -> f32 {
+    let scale = graph.value(steps(graph, value)[0]);
     scale.data.as_ref().expect("a constant").to_f32_vec()[0]
 }
 
@@ -149,11 +157,13 @@ fn a_residual_addition_reads_and_gives_codes_where_the_target_fuses_it() {
     ] {
         assert_eq!(before(graph, relu, 0).name, producer);
     }
-    // Both sides of Flatten have one scale: what is behind it is made of the same codes.
-    assert_eq!(scale(graph, "pool_out"), scale(graph, "flat_out"));
+    // Both sides of Flatten have one scale, by one constant: what is behind it is made of the same codes.
+    assert_eq!(steps(graph, "pool_out"), steps(graph, "flat_out"));
     assert_ne!(scale(graph, "pool_out"), scale(graph, "last_relu_out"));
     let packed = pack(&model).expect("packs");
     packed.validate().expect("valid");
+    // What is zero is left out of the file; what is left is one constant still.
+    assert_eq!(steps(&packed, "pool_out"), steps(&packed, "flat_out"));
 }
 
 #[test]
@@ -269,6 +279,17 @@ fn concatenated_and_carried_values_have_one_scale() {
     ));
     assert_eq!(scale(graph, "max_out"), scale(graph, "stem_relu_out"));
     assert_ne!(scale(graph, "mix_relu_out"), joined);
+    // By one constant each, so that they stay the same whatever moves them.
+    for value in ["a_relu_out", "b_out"] {
+        assert_eq!(steps(graph, value), steps(graph, "concat_out"), "{value}");
+    }
+    assert_eq!(steps(graph, "max_out"), steps(graph, "stem_relu_out"));
+    for value in ["mix_relu_out", "stem_relu_out", "x"] {
+        assert!(!steps(graph, value).contains(&steps(graph, "concat_out")[0]));
+    }
+    let packed = pack(&model).expect("packs");
+    assert_eq!(steps(&packed, "max_out"), steps(&packed, "stem_relu_out"));
+    assert_eq!(steps(&packed, "a_relu_out"), steps(&packed, "concat_out"));
 }
 
 #[test]

@@ -25,6 +25,12 @@ const GROUP: usize = 1 << 20;
 /// Floats that the gradients of all pieces together may take (512 MB).
 const PIECE_FLOATS: usize = 1 << 27;
 
+/// What is trained, as tensors that gradients flow through: weights as they take effect, learned step sizes of activations.
+struct Trained {
+    effective: Vec<Effective>,
+    scales: Vec<Tensor>,
+}
+
 /// The loss of some samples of the batch, their share of the whole batch's, from their rows of the outputs.
 pub type Loss<'a> = dyn Fn(Range<usize>, &[Tensor]) -> CandleResult<Tensor> + Sync + 'a;
 
@@ -36,17 +42,19 @@ pub struct Gradients {
     pub statistics: Vec<BatchStatistics>,
 }
 
-/// Gradients of the effective weights, of one piece.
+/// Gradients of the effective weights and of learned step sizes of activations, of one piece.
 pub(super) struct Sums {
     pub loss: f64,
     pub weights: Vec<Sum>,
+    pub scales: Vec<f64>,
 }
 
 impl Sums {
-    pub fn new(specs: &[Spec]) -> Self {
+    pub fn new(form: &Lowered) -> Self {
         Self {
             loss: 0.0,
-            weights: specs.iter().map(Sum::new).collect(),
+            weights: form.specs.iter().map(Sum::new).collect(),
+            scales: vec![0.0; form.learned.len()],
         }
     }
 
@@ -60,6 +68,9 @@ impl Sums {
             total.loss += piece.loss;
             for (own, other) in total.weights.iter_mut().zip(&piece.weights) {
                 own.add(other);
+            }
+            for (own, other) in total.scales.iter_mut().zip(&piece.scales) {
+                *own += other;
             }
         }
         Ok(total)
@@ -127,19 +138,24 @@ impl Lowered {
         self.untrainable
     }
 
-    /// The weights as they take effect, and packed for both directions.
+    /// The weights as they take effect, and packed for both directions, with step sizes that are learned.
     fn effective_both_ways(
         &self,
         slot: &dyn Fn(usize) -> CandleResult<Tensor>,
-    ) -> CandleResult<(Vec<Effective>, Weights)> {
+    ) -> CandleResult<(Trained, Weights)> {
         let effective = self
             .specs
             .iter()
             .map(|spec| spec.effective(slot))
             .collect::<CandleResult<Vec<Effective>>>()?;
         let each = |at: usize| Ok(effective[at].clone());
-        let weights = Weights::pack(&self.specs, &each, true, None)?;
-        Ok((effective, weights))
+        let mut weights = Weights::pack(&self.specs, &each, true, None)?;
+        let scales = self.learned.iter().map(|at| slot(*at));
+        let scales = scales.collect::<CandleResult<Vec<Tensor>>>()?;
+        for scale in &scales {
+            weights.scales.push(scale.reshape(())?.to_scalar::<f32>()?);
+        }
+        Ok((Trained { effective, scales }, weights))
     }
 
     /// The weights that `slot` gives, packed for both directions.
@@ -161,7 +177,7 @@ impl Lowered {
         spaces: &Spaces,
         cancel: &CancelToken,
     ) -> Result<Gradients, ExecError> {
-        let (effective, weights) = self.effective_both_ways(slot)?;
+        let (trained, weights) = self.effective_both_ways(slot)?;
         let sample = self.planes[self.input].elements();
         // By sizes only: the cut is part of what the sums' bits are.
         let floats: usize = self.specs.iter().map(Sum::floats).sum();
@@ -173,7 +189,7 @@ impl Lowered {
             let pieces = (piece, places.as_slice());
             let (total, norms, statistics) =
                 self.by_batch(&weights, pieces, input, slot, loss, spaces, cancel)?;
-            return self.finish(&effective, total, norms, statistics);
+            return self.finish(&trained, total, norms, statistics);
         }
         let sums = input
             .par_chunks(piece * sample)
@@ -183,7 +199,7 @@ impl Lowered {
                 let rows = index * piece..index * piece + n;
                 spaces.with(|space| {
                     spaces.with(|gradients| {
-                        let mut sums = Sums::new(&self.specs);
+                        let mut sums = Sums::new(self);
                         for (at, input) in input.chunks(group * sample).enumerate() {
                             let first = rows.start + at * group;
                             let rows = first..first + input.len() / sample;
@@ -197,13 +213,13 @@ impl Lowered {
                 })
             })
             .collect::<Result<Vec<Sums>, ExecError>>()?;
-        self.finish(&effective, Sums::total(sums)?, Vec::new(), Vec::new())
+        self.finish(&trained, Sums::total(sums)?, Vec::new(), Vec::new())
     }
 
-    /// From the effective weights' gradients, and those of the `norms`' scales and shifts, to the parameters'.
+    /// From the effective weights' gradients, and those of learned step sizes and of the `norms`' scales and shifts, to the parameters'.
     fn finish(
         &self,
-        effective: &[Effective],
+        trained: &Trained,
         total: Sums,
         norms: Vec<(Tensor, Tensor)>,
         statistics: Vec<BatchStatistics>,
@@ -211,10 +227,16 @@ impl Lowered {
         // From the effective weights to the parameters: through folding, masks and fake quantisation, which candle knows.
         let mut surrogate: Option<Tensor> = None;
         let mut pairs = norms;
-        for ((spec, effective), sum) in self.specs.iter().zip(effective).zip(&total.weights) {
+        let effective = self.specs.iter().zip(&trained.effective);
+        for ((spec, effective), sum) in effective.zip(&total.weights) {
             let (weight, bias) = sum.tensors(spec)?;
             pairs.push((effective.weight.clone(), weight));
             pairs.push((effective.bias.clone(), bias));
+        }
+        // Step sizes that stand in one slot are one tensor's: their gradients add up.
+        for (scale, sum) in trained.scales.iter().zip(&total.scales) {
+            let sum = Tensor::new(*sum as f32, &Device::Cpu)?.reshape(scale.shape())?;
+            pairs.push((scale.clone(), sum));
         }
         for (value, gradient) in pairs {
             if !value.track_op() {
@@ -482,7 +504,16 @@ impl Lowered {
                 planes::gate(n, None, result, (&mut gradient, place), *limits);
                 self.pass(*input, n, places, gradients, (&gradient, place));
             }
-            Kind::Quant { input, quant } => {
+            Kind::Quant {
+                input,
+                quant,
+                learned,
+            } => {
+                let quant = weights.quant(quant, *learned);
+                let x = (space.values[*input].as_slice(), &self.planes[*input]);
+                if let (Some(at), Some(sums)) = (learned, sums) {
+                    sums.scales[*at] += planes::step_gradient(n, x, (&gradient, place), &quant);
+                }
                 if *input == self.input {
                     return gradient;
                 }
@@ -490,9 +521,8 @@ impl Lowered {
                 if !more {
                     to.fill(0.0);
                 }
-                let x = (space.values[*input].as_slice(), &self.planes[*input]);
                 let plane = &places[*input];
-                planes::fake_quant_gradient(n, x, (&gradient, place), (&mut to, plane), quant);
+                planes::fake_quant_gradient(n, x, (&gradient, place), (&mut to, plane), &quant);
                 gradients.values[*input] = to;
             }
             Kind::Mean { input } => {

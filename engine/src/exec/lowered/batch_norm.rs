@@ -103,7 +103,7 @@ impl Lowered {
                 rows: index * piece..index * piece + input.len() / sample,
                 space: spaces.take(),
                 gradients: spaces.take(),
-                sums: Sums::new(&self.specs),
+                sums: Sums::new(self),
                 moments: None,
                 slopes: None,
             })

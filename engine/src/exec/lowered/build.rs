@@ -38,6 +38,8 @@ pub(in crate::exec) trait Source {
     fn training(&self) -> bool;
     /// Whether a batch norm with its mean in this slot takes the mini-batch's statistics instead.
     fn by_batch(&self, mean: usize) -> bool;
+    /// Whether the scale in this slot is learned.
+    fn is_learned(&self, scale: usize) -> bool;
 }
 
 /// Floats that one image may take in one value: beyond this the general way says what is wrong.
@@ -83,6 +85,7 @@ pub(super) struct Builder<'a> {
     pub steps: Vec<Step>,
     pub specs: Vec<Spec>,
     pub norms: Vec<Norm>,
+    pub learned: Vec<usize>,
     pub untrainable: Option<Refusal>,
 }
 
@@ -132,6 +135,7 @@ impl Lowered {
             steps: Vec::new(),
             specs: Vec::new(),
             norms: Vec::new(),
+            learned: Vec::new(),
             untrainable: None,
         };
         let place = match (sample.len(), input_last) {
@@ -210,6 +214,7 @@ impl Builder<'_> {
             steps: self.steps,
             specs: self.specs,
             norms: self.norms,
+            learned: self.learned,
             weights: None,
             last_use,
             untrainable: self.untrainable,
@@ -313,7 +318,7 @@ impl Builder<'_> {
                 axis: _, block, to, ..
             } => {
                 let quant = self.quant(input(1), input(2), *block, *to)?;
-                return self.quantise(input(0), quant, output);
+                return self.quantise(input(0), quant, input(1), output);
             }
             fuse::Step::FakeCast { .. } => return Err("half-precision activations"),
         };

@@ -356,7 +356,9 @@ fn digests(form: &Lowered) -> Vec<Digest> {
                 2.hash(&mut hasher);
                 limits(&mut hasher, *l);
             }
-            Kind::Quant { input, quant: q } => {
+            Kind::Quant {
+                input, quant: q, ..
+            } => {
                 // The same as if the step before had quantised it.
                 all[step.output] = Digest {
                     bare: all[*input].whole,

@@ -284,8 +284,13 @@ impl Lowered {
                 planes::add(images, of(*a), Some(of(*b)), (out, plane), *limits);
             }
             Kind::Clip { input, limits } => clip(images, of(*input), (out, plane), *limits),
-            Kind::Quant { input, quant } => {
-                planes::fake_quant(images, of(*input), (out, plane), quant);
+            Kind::Quant {
+                input,
+                quant,
+                learned,
+            } => {
+                let quant = weights.quant(quant, *learned);
+                planes::fake_quant(images, of(*input), (out, plane), &quant);
             }
             Kind::Mean { input } => mean(images, of(*input), (out, plane)),
             Kind::Average {

@@ -478,7 +478,13 @@ impl Builder<'_> {
         })
     }
 
-    pub(super) fn quantise(&mut self, from: Option<usize>, quant: Quant, output: usize) -> R<()> {
+    pub(super) fn quantise(
+        &mut self,
+        from: Option<usize>,
+        quant: Quant,
+        scale: Option<usize>,
+        output: usize,
+    ) -> R<()> {
         // Gradients need the value from before it was quantised.
         if !self.source.training()
             && let Some(step) = self.sole_maker(from)
@@ -494,7 +500,17 @@ impl Builder<'_> {
         let (Place::Nchw(id) | Place::Flat(id)) = place else {
             return Err("quantisation of another layout");
         };
-        let made = self.push(Kind::Quant { input: id, quant }, self.bare(id), output);
+        let learned = scale.filter(|slot| self.source.is_learned(*slot));
+        let learned = learned.map(|slot| {
+            self.learned.push(slot);
+            self.learned.len() - 1
+        });
+        let kind = Kind::Quant {
+            input: id,
+            quant,
+            learned,
+        };
+        let made = self.push(kind, self.bare(id), output);
         self.places.insert(output, place.of(made));
         Ok(())
     }

@@ -43,6 +43,8 @@ pub(super) struct Lowered {
     specs: Vec<Spec>,
     /// Batch norms that take the statistics of the mini-batch: in training alone.
     norms: Vec<Norm>,
+    /// Of activations that are quantised by a learned step size: the slot that it stands in. Several may stand in one.
+    learned: Vec<usize>,
     /// Packed once where nothing trains.
     weights: Option<Weights>,
     /// The last step that reads each value; those of outputs are never given up.
@@ -100,6 +102,8 @@ enum Kind {
     Quant {
         input: Id,
         quant: Quant,
+        /// Its place among the learned step sizes: `quant` has it as it was at first, [`Weights`] as it is.
+        learned: Option<usize>,
     },
     /// Over the whole plane.
     Mean {

@@ -1,7 +1,7 @@
 //! From the model's weights to what the kernels read: batch norms folded in, laid out in panels.
 
 use crate::exec::{
-    kernels::planes::{Buffer, Packed, isa, pack_depthwise},
+    kernels::planes::{Buffer, Packed, Quant, isa, pack_depthwise},
     value::with_f32,
 };
 use candle_core::{DType, Device, Result, Tensor};
@@ -88,9 +88,19 @@ pub(super) struct Weights {
     pub digests: Vec<u64>,
     /// For input gradients; empty where nothing trains. Depthwise ones need no other layout.
     pub backward: Vec<Option<Packed>>,
+    /// Learned step sizes of activations as they are; empty where nothing trains.
+    pub scales: Vec<f32>,
 }
 
 impl Weights {
+    /// A quantisation of activations as it takes effect.
+    pub fn quant(&self, quant: &Quant, learned: Option<usize>) -> Quant {
+        match learned.and_then(|at| self.scales.get(at)) {
+            Some(&scale) => Quant { scale, ..*quant },
+            None => *quant,
+        }
+    }
+
     /// `effective` gives the weights of each spec in turn; `known` may have some of them packed already.
     pub fn pack(
         specs: &[Spec],
@@ -103,6 +113,7 @@ impl Weights {
             ready: Vec::with_capacity(specs.len()),
             digests: Vec::with_capacity(specs.len()),
             backward: Vec::new(),
+            scales: Vec::new(),
         };
         for (at, spec) in specs.iter().enumerate() {
             let effective = effective(at)?;

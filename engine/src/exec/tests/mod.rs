@@ -7,6 +7,7 @@ mod joined;
 mod operators;
 mod program;
 mod quantisation;
+mod step_sizes;
 
 use super::*;
 use crate::graph::{Dim, Graph, Op, TensorData, ValueId};

@@ -2,7 +2,7 @@
 
 use super::{Case, close, f, noise, tensor, values};
 use crate::{
-    exec::{CancelToken, Mode, NoTaps, Program},
+    exec::{CancelToken, Mode, NoTaps, Program, StepSizes},
     graph::{ElementType, Graph, Op, TensorData, ValueId},
 };
 use candle_core::Tensor;
@@ -333,7 +333,13 @@ fn step_sizes_alone_learn_their_way_out_of_a_bad_start() {
     let x = tensor(&x, &[64, 24]);
     let exact = x.matmul(&tensor(&w, &[24, 4])).unwrap();
     let mut p = Program::compile(&g, Mode::Training).unwrap();
-    assert_eq!(p.learn_step_sizes(&g).unwrap(), 1);
+    assert_eq!(
+        p.learn_step_sizes(&g, &[24]).unwrap(),
+        StepSizes {
+            weights: 1,
+            activations: 0
+        }
+    );
     assert_eq!(p.parameters().keys().collect::<Vec<_>>(), ["s", "w"]);
     let loss = |rows: std::ops::Range<usize>, y: &[Tensor]| {
         let exact = exact.narrow(0, rows.start, rows.len())?;

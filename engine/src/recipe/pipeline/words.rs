@@ -2,9 +2,22 @@
 
 use crate::{
     eval::Estimate,
+    exec::StepSizes,
     train::{BatchNorm, DistilSettings, Distilled},
 };
 use std::fmt::Write;
+
+/// How many step sizes were learned, of what.
+fn step_sizes_words(learned: StepSizes) -> String {
+    let StepSizes {
+        weights,
+        activations,
+    } = learned;
+    if weights + activations == 0 {
+        return "; learned_step_sizes asked for, but nothing that is trained has a step size that could be learned".to_owned();
+    }
+    format!("; step sizes of {weights} weights and {activations} activations learned")
+}
 
 /// What training did, in words: it has no account by layer.
 pub(super) fn training_words(
@@ -31,13 +44,9 @@ pub(super) fn training_words(
             freeze_at * 100.0
         ),
     };
-    let steps = match (settings.learned_step_sizes, distilled.step_sizes) {
-        (false, _) => String::new(),
-        (true, 0) => {
-            "; learned_step_sizes asked for, but no weight with a step size of its own is trained"
-                .to_owned()
-        }
-        (true, n) => format!("; step sizes of {n} weights learned"),
+    let steps = match settings.learned_step_sizes {
+        false => String::new(),
+        true => step_sizes_words(distilled.step_sizes),
     };
     let mut within = String::new();
     for (at, pair) in distilled.matched.iter().enumerate() {

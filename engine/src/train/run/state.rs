@@ -94,7 +94,9 @@ impl Training<'_> {
         let Some(graph) = with_weights(&self.base.graph, &position.statistics) else {
             return Ok(false);
         };
-        (self.program, _) = compile(&graph, &self.base, self.settings, self.matching.as_ref())?;
+        let sample = &self.data.info().sample_shape;
+        let matching = self.matching.as_ref();
+        (self.program, _) = compile(&graph, &self.base, self.settings, matching, sample)?;
         self.graph = graph;
         let parameters = trained(&self.program, self.matching.as_ref());
         for (name, var) in &parameters {

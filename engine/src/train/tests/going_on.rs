@@ -1,6 +1,7 @@
 //! Checkpoints, going back and ending early.
 
 use super::net::AUGMENTED;
+use super::quantised::narrow;
 use super::*;
 use crate::compress::{MagnitudePrune, Pass, Pattern, PruneSchedule, Ratio, testkit::with_context};
 use crate::graph::LayerId;
@@ -112,7 +113,10 @@ fn going_on_from_any_checkpoint_ends_with_the_same_bits() {
         ..settings
     };
     let done = check_every_checkpoint(&masked(true), &learned);
-    assert!(done.best_epoch > 0 && done.step_sizes == 1);
+    assert!(done.best_epoch > 0 && done.step_sizes.weights == 1);
+    // Those of activations too, one of them by two pairs.
+    let done = check_every_checkpoint(&narrow(net(4, Variant::default()), 0.7), &learned);
+    assert!(done.best_epoch > 0 && done.step_sizes.activations == 5);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub use conv::{Packed, Quant, Tail, conv, conv_by};
 pub use depthwise::{depthwise, depthwise_weight_gradient, pack_depthwise};
 pub use pointwise::{
     add, bias_gradient, channel_sums, copy, fake_quant, fake_quant_gradient, from_nchw, gate,
-    to_nchw,
+    step_gradient, to_nchw,
 };
 pub use sweep::{Grid, Plane, Sweep, Tap, Window2d, by_rows};
 pub use team::{Hands, Team};

@@ -278,6 +278,75 @@ unsafe fn through_body<L: Lanes>(
     }
 }
 
+/// How the loss moves with the step size (Esser et al. 2020, eq. 3): Σ gradient·slope, the slope being `round(x/s) − x/s` inside the range and
+/// the outermost code outside. A row at a time in f32, rows in f64.
+pub fn step_gradient(
+    images: usize,
+    x: (&[f32], &Plane),
+    gradient: (&[f32], &Plane),
+    quant: &Quant,
+) -> f64 {
+    let mut total = 0.0;
+    let mut sums = [0.0f32; LANES];
+    rows(images, x.1.h, |n, y| {
+        let from = row(x.0, x.1, n, y);
+        let g = row(gradient.0, gradient.1, n, y);
+        assert_eq!(from.len(), g.len(), "planes of one size");
+        // SAFETY: both rows hold `g.len()` floats, `sums` as many as the widest vector.
+        unsafe {
+            slope_row(
+                isa(),
+                from.as_ptr(),
+                g.as_ptr(),
+                sums.as_mut_ptr(),
+                g.len(),
+                quant,
+            );
+        }
+        total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+    });
+    total
+}
+
+/// Lanes of the widest vector.
+const LANES: usize = 16;
+
+for_each_isa!(
+    /// # Safety
+    /// Rows of `count` floats; `sums` holds a vector.
+    fn slope_row => slope_body(x: *const f32, g: *const f32, sums: *mut f32, count: usize, quant: &Quant)
+);
+
+#[inline(always)]
+unsafe fn slope_body<L: Lanes>(
+    x: *const f32,
+    g: *const f32,
+    sums: *mut f32,
+    count: usize,
+    quant: &Quant,
+) {
+    // SAFETY: as `add_body`; `sums` holds a vector.
+    unsafe {
+        let (low, high) = (L::splat(quant.low), L::splat(quant.high));
+        // As in `through_body`.
+        let (below, above) = (L::splat(quant.low - 0.5), L::splat(quant.high + 0.5));
+        let mut sum = L::splat(0.0);
+        let mut at = 0;
+        while at < count {
+            let n = (count - at).min(L::WIDTH);
+            let x = L::load_part(x.add(at), n);
+            let whole = rounded(x, quant.scale);
+            let exact = x.div(L::splat(quant.scale));
+            let slope = high
+                .min(low.max(whole))
+                .sub(exact.between(whole, below, above));
+            sum = L::load_part(g.add(at), n).fma(slope, sum);
+            at += n;
+        }
+        sum.store(sums);
+    }
+}
+
 /// The sum over all pixels of each channel: a row at a time in f32, rows in f64.
 pub fn channel_sums(images: usize, x: (&[f32], &Plane)) -> Vec<f64> {
     let plane = x.1;

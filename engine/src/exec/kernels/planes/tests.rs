@@ -474,3 +474,36 @@ fn work_shared_out_by_pixels_or_by_channels_gives_the_same_bits() {
         }
     }
 }
+
+#[test]
+fn a_step_size_has_the_gradient_of_the_paper() {
+    // Rows that fill no vector, one and several; margins that do not count.
+    for (h, w, c) in [(1, 1, 3), (2, 4, 4), (3, 7, 5), (2, 9, 19)] {
+        let (bare, mut wide) = (Plane::new(h, w, c), Plane::new(h, w, c));
+        wide.widen([1, 2, 1, 0]);
+        let n = 3 * h * w * c;
+        let x: Vec<f32> = random(1, n).iter().map(|v| v * 3.0).collect();
+        let g = random(2, n);
+        let (scale, low, high) = (0.25, -3.0, 6.0);
+        let expected: f64 = x
+            .iter()
+            .zip(&g)
+            .map(|(x, g)| {
+                let exact = x / scale;
+                let whole = exact.round_ties_even();
+                let slope = match (low..=high).contains(&whole) {
+                    true => whole - exact,
+                    false => whole.clamp(low, high),
+                };
+                f64::from(g * slope)
+            })
+            .sum();
+        let (x, g) = (placed(&x, 3, &wide), placed(&g, 3, &bare));
+        let quant = Quant { scale, low, high };
+        let found = step_gradient(3, (&x, &wide), (&g, &bare), &quant);
+        assert!(
+            (found - expected).abs() < 1e-4 * n as f64,
+            "{h}×{w}×{c}: {found} {expected}"
+        );
+    }
+}
