@@ -19,8 +19,8 @@ use rayon::prelude::*;
 pub struct GptqSettings {
     /// Samples of the calibration split.
     pub samples: usize,
-    /// Output positions of a layer that its inputs' products are summed over, drawn evenly from the samples. An eighth of them
-    /// is kept aside to judge the codes on.
+    /// Output positions of a layer that its inputs' products are summed over, drawn evenly from the samples. Those of every
+    /// eighth sample are kept aside to judge the codes on.
     pub positions: usize,
     /// Added to the Hessian's diagonal, as a share of its mean.
     pub damping: f32,

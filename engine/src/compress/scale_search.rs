@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub struct ScaleSearchSettings {
     /// Samples of the calibration split.
     pub samples: usize,
-    /// Output positions of a layer that its scales are judged on, drawn evenly from the samples. An eighth of them is kept aside to
+    /// Output positions of a layer that its scales are judged on, drawn evenly from the samples. Those of every eighth sample are kept aside to
     /// judge the choice on.
     pub positions: usize,
     /// Scales tried, evenly from `lowest` to 1 times the one that holds the largest weight; the present one besides.

@@ -17,8 +17,8 @@ use crate::exec::CancelToken;
 pub struct AdaRoundSettings {
     /// Samples of the calibration split.
     pub samples: usize,
-    /// Output positions of a layer that its roundings are chosen on, drawn evenly from the samples. An eighth of them
-    /// is kept aside to judge the choice on.
+    /// Output positions of a layer that its roundings are chosen on, drawn evenly from the samples. Those of every
+    /// eighth sample are kept aside to judge the choice on.
     pub positions: usize,
     /// Steps of Adam.
     pub iterations: usize,
@@ -51,7 +51,7 @@ impl AdaRoundSettings {
     /// Refuses settings without a meaning.
     ///
     /// # Errors
-    /// No samples, positions, iterations or batch; a rate or weight that is not a positive number.
+    /// No samples, positions, iterations or batch; a rate or weight that is not a positive number; a damping below 0 or not a number.
     pub fn check(&self) -> Result<(), CompressError> {
         super::at_least_one(&[
             ("samples", self.samples),
@@ -59,7 +59,13 @@ impl AdaRoundSettings {
             ("iterations", self.iterations),
             ("batch", self.batch),
         ])?;
-        super::above_zero(&[("rate", self.rate), ("decision", self.decision)])
+        super::above_zero(&[("rate", self.rate), ("decision", self.decision)])?;
+        match self.damping {
+            0.0..f32::INFINITY => Ok(()),
+            damping => Err(CompressError::Invalid(format!(
+                "damping: a number of 0 and above was expected, found {damping}"
+            ))),
+        }
     }
 }
 

@@ -38,13 +38,14 @@ pub(super) fn solve(
         .map(|group| seen.of_group(group, problem.depth))
         .map(|x| Positions::new(x, shape, problem.outputs))
         .collect();
+    let samples = seen.fitted_samples();
     let shrinkages: Vec<Shrinkage> = (0..problem.groups)
         .into_par_iter()
         .map(|group| match settings.damping > 0.0 {
-            true => Shrinkage::of(seen, group, problem.depth),
-            false => Shrinkage::default(),
+            true => Shrinkage::of(seen, &samples, (group, problem.depth), cancel),
+            false => Ok(Shrinkage::default()),
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     let solved: Vec<Vec<i32>> = pieces
         .par_iter()
         .map(|piece| {
@@ -117,15 +118,17 @@ fn part(
             read.product(&weights, at, batch, &mut outputs);
             for (o, out) in outputs.chunks_exact_mut(batch).enumerate() {
                 let wanted = &wanted[o * rows + at..][..batch];
-                let factor = 2.0 / batch as f32 * units[o] * by_positions as f32;
+                let factor = 2.0 / batch as f32 * units[o];
                 residual(out, wanted, bias[o], problem.limits, factor);
+                if by_itself > 0.0 {
+                    around_mean(out, by_positions as f32);
+                }
             }
             read.backward(&outputs, at, batch, &mut gradient);
             // By itself, as if inputs did not go together, each weight is best left where it was.
             let alone = weights.chunks_exact(depth).zip(floats.chunks_exact(depth));
-            for ((gradient, (now, float)), unit) in
-                gradient.chunks_exact_mut(depth).zip(alone).zip(&units)
-            {
+            let damped = gradient.chunks_exact_mut(depth).zip(alone).zip(&units);
+            for ((gradient, (now, float)), unit) in damped.filter(|_| by_itself > 0.0) {
                 let factor = 2.0 * unit * (by_itself * shrinkage.variance) as f32;
                 for (g, (now, float)) in gradient.iter_mut().zip(now.iter().zip(float)) {
                     *g += factor * (now - float);
@@ -147,6 +150,15 @@ fn residual(out: &mut [f32], wanted: &[f32], bias: f32, (lo, hi): (f32, f32), fa
         let y = *out + bias;
         let inside = f32::from(u8::from(y > lo && y < hi));
         *out = (y.clamp(lo, hi) - wanted) * factor * inside;
+    }
+}
+
+/// Leaves `share` of what errors are beside their mean: means are not chance.
+fn around_mean(errors: &mut [f32], share: f32) {
+    let mean = errors.iter().sum::<f32>() / errors.len() as f32;
+    // Where the activation function lets nothing through there is no gradient.
+    for error in errors.iter_mut().filter(|e| **e != 0.0) {
+        *error = mean + share * (*error - mean);
     }
 }
 

@@ -262,7 +262,7 @@ pub(super) fn one(
         first += batch.dims().first().copied().unwrap_or(0);
         Ok(())
     })?;
-    let Some(places) = places else {
+    let Some(places) = places.filter(|places| places.rows() > 0) else {
         return Ok(Outcome::NotDone("there are no samples".to_owned()));
     };
     let mut target = exec::on_pool(|| problem.target(&patches, places.rows()));
@@ -305,10 +305,14 @@ pub(super) fn one(
     let signal = problem.signal(&seen, judged.clone());
     let share = |error: f64| error / signal.max(f64::MIN_POSITIVE) * 100.0;
     let words = format!(
-        "error of its output {:.3} % against {:.3} % before (of its power; {} positions of {samples} samples that were not used)",
+        "error of its output {:.3} % against {:.3} % before (of its power; {} positions of {}, that were not used)",
         share(better),
         share(worse),
         judged.len(),
+        match places.judging() {
+            1 => "1 sample".to_owned(),
+            count => format!("{count} of {samples} samples"),
+        },
     );
     if better >= worse {
         return Ok(Outcome::NotDone(format!(

@@ -214,19 +214,28 @@ impl Problem {
                 }
             },
         };
-        let most = (MOST_FLOATS / self.patch().max(1)).max(256);
+        let wide = self.patch().max(self.groups * self.outputs).max(1);
+        let most = (MOST_FLOATS / wide).max(256);
         let rows = positions.min(most).min(each.saturating_mul(samples));
         let count = |sample: usize| rows * (sample + 1) / samples - rows * sample / samples;
-        // Every eighth sample judges; of fewer than eight samples, every eighth position.
-        let judges = |sample: usize| sample % 8 == 7;
-        let aside = match samples {
+        // Of the samples that have any, every eighth judges; of fewer than eight samples, an eighth of the positions.
+        let drawing = samples.min(rows);
+        let mut drawn_from = 0;
+        let judging: Vec<bool> = (0..samples)
+            .map(|sample| {
+                let any = count(sample) > 0;
+                drawn_from += usize::from(any);
+                any && drawing >= 8 && drawn_from.is_multiple_of(8)
+            })
+            .collect();
+        let aside = match drawing {
             0..8 => rows / 8,
-            _ => (0..samples).filter(|s| judges(*s)).map(count).sum(),
+            _ => (0..samples).filter(|s| judging[*s]).map(count).sum(),
         };
-        let fitted = (rows - aside).max(1).min(rows);
+        let fitted = rows - aside;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut order: Vec<u32> = (0..rows as u32).collect();
-        let mixed = if samples < 8 { rows } else { fitted };
+        let mixed = if drawing < 8 { rows } else { fitted };
         rand::seq::SliceRandom::shuffle(&mut order[..mixed], &mut rng);
         let (mut order, mut last) = (order[..mixed].iter(), order[mixed..].iter());
         let mut of_sample = Vec::with_capacity(samples);
@@ -234,7 +243,7 @@ impl Problem {
             let mut drawn =
                 rand::seq::index::sample(&mut rng, each, count(sample).min(each)).into_vec();
             drawn.sort_unstable();
-            let order = match samples >= 8 && judges(sample) {
+            let order = match judging[sample] {
                 true => &mut last,
                 false => &mut order,
             };
@@ -627,11 +636,26 @@ impl Places {
         of
     }
 
-    /// Those columns by sample, of samples that have any.
+    /// Of each sample, its positions and their columns.
+    #[cfg(test)]
+    pub fn of_sample(&self) -> &[Vec<(usize, usize)>] {
+        &self.of_sample
+    }
+
+    /// Samples that judge.
+    pub fn judging(&self) -> usize {
+        let judges = |(_, column): &(usize, usize)| *column >= self.fitted;
+        let samples = self.of_sample.iter();
+        samples.filter(|drawn| drawn.iter().any(judges)).count()
+    }
+
+    /// Those columns by sample, of samples that have any, in no order: the first ones are a draw.
     pub fn fitted_samples(&self) -> Vec<Vec<usize>> {
         let columns = |drawn: &Vec<(usize, usize)>| -> Vec<usize> {
             let columns = drawn.iter().map(|(_, column)| *column);
-            columns.filter(|column| *column < self.fitted).collect()
+            let mut columns: Vec<usize> = columns.filter(|column| *column < self.fitted).collect();
+            columns.sort_unstable();
+            columns
         };
         let mut samples: Vec<Vec<usize>> = self.of_sample.iter().map(columns).collect();
         samples.retain(|columns| !columns.is_empty());

@@ -3,7 +3,10 @@
 //! Positions of one sample are alike, so it is samples that count here, not positions.
 
 use super::Seen;
-use crate::exec::kernels::{Matrix, dot, matmul};
+use crate::exec::{
+    CancelToken, ExecError,
+    kernels::{Matrix, dot, matmul},
+};
 use rayon::prelude::*;
 
 /// Positions that are looked at, about.
@@ -11,7 +14,7 @@ const LOOKED_AT: usize = 4096;
 /// Rows of the covariance computed together.
 const STRIP: usize = 32;
 
-/// The covariance Σ of a group's inputs is best taken for (1 − `intensity`)·Σ + `intensity`·`variance`·I.
+/// The covariance Σ of a group's inputs is best taken for (1 − `intensity`)·Σ + `intensity`·`variance`·I. Their means are as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(in crate::compress) struct Shrinkage {
     /// 0 (trusted as it is) to 1 (nothing but chance).
@@ -21,19 +24,23 @@ pub(in crate::compress) struct Shrinkage {
 }
 
 impl Shrinkage {
-    /// Of the `depth` inputs of a group at the positions that a choice is made on. Of less than two samples nothing can be told: the
-    /// covariance is trusted.
-    pub fn of(seen: &Seen<'_>, group: usize, depth: usize) -> Self {
-        let samples = seen.fitted_samples();
+    /// Of the `depth` inputs of a group at the positions that a choice is made on, by `samples` ([`Seen::fitted_samples`]). The covariance is trusted where
+    /// nothing can be told: of less than two samples or inputs, or where inputs do not move.
+    ///
+    /// # Errors
+    /// Cancellation.
+    pub fn of(
+        seen: &Seen<'_>,
+        samples: &[Vec<usize>],
+        (group, depth): (usize, usize),
+        cancel: &CancelToken,
+    ) -> Result<Self, ExecError> {
         let each = (LOOKED_AT / samples.len().max(1)).max(1);
-        let picked: Vec<&[usize]> = samples
-            .iter()
-            .map(|columns| &columns[..columns.len().min(each)])
-            .filter(|columns| !columns.is_empty())
-            .collect();
+        let columns = samples.iter().map(|c| &c[..c.len().min(each)]);
+        let picked: Vec<&[usize]> = columns.collect();
         let n = picked.len();
-        if n < 2 || depth == 0 {
-            return Self::default();
+        if n < 2 || depth < 2 {
+            return Ok(Self::default());
         }
         // Deviations from the mean, one row of positions for each input, those of a sample beside each other. Every sample counts alike.
         let columns = picked.iter().map(|c| c.len()).sum::<usize>();
@@ -79,29 +86,30 @@ impl Shrinkage {
         let strips: Vec<f64> = (0..depth.div_ceil(STRIP))
             .into_par_iter()
             .map(|strip| {
+                if cancel.is_cancelled() {
+                    return Err(ExecError::Cancelled);
+                }
                 let first = strip * STRIP;
                 let count = STRIP.min(depth - first);
                 let mine = Matrix::new(&deviations[first * columns..], count, columns, columns);
                 let all = Matrix::new(&deviations, depth, columns, columns).transposed();
                 let mut out = vec![0.0; count * depth];
                 matmul(mine, all, &mut out);
-                square(&out)
+                Ok(square(&out))
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
         let count = n as f64;
         let whole = strips.iter().sum::<f64>() / (count * count);
         let variance = square(&deviations) / count / depth as f64;
         let spread = (own.iter().sum::<f64>() / count - whole) / (count - 1.0);
         let apart = whole - depth as f64 * variance * variance;
-        let intensity = match apart > 0.0 {
-            true => (spread / apart).clamp(0.0, 1.0),
-            // All directions alike.
-            false => 1.0,
-        };
-        Self {
-            intensity,
-            variance,
+        if !(variance > 0.0 && apart > 0.0 && spread.is_finite()) {
+            return Ok(Self::default());
         }
+        Ok(Self {
+            intensity: (spread / apart).clamp(0.0, 1.0),
+            variance,
+        })
     }
 
     /// The shares that the positions and the variance alone have in a choice, their ratio times `damping`.
@@ -138,7 +146,9 @@ mod tests {
             rows: x.len() / depth,
             places,
         };
-        Shrinkage::of(&seen, 0, depth)
+        let samples = seen.fitted_samples();
+        Shrinkage::of(&seen, &samples, (0, depth), &CancelToken::default())
+            .expect("nothing is cancelled")
     }
 
     /// Positions of products over `depth` elements, so many a sample.
@@ -233,14 +243,43 @@ mod tests {
         // Of fewer than eight samples an eighth of the positions.
         let few = places(2, 4, 10, 40);
         assert_eq!((few.fitted(), few.fitted_samples().len()), (35, 4));
+        // Fewer positions than samples: each is of a sample of its own, and none is lost.
+        for (samples, rows) in [(256, 32), (1000, 125), (64, 7)] {
+            let places = places(2, samples, 10, rows);
+            let mut of = places.sample_of();
+            of.sort_unstable();
+            of.dedup();
+            assert_eq!((places.rows(), of.len()), (rows, rows));
+            assert_eq!(places.fitted(), rows - rows / 8);
+        }
+    }
+
+    /// More positions than are looked at, of inputs that grow along them: those that are looked at are of all of a sample.
+    #[test]
+    fn positions_are_looked_at_all_over_a_sample() {
+        let (depth, samples, each) = (4, 64, 512);
+        let places = places(depth, samples, each, samples * each);
+        let rows = places.rows();
+        let mut x = vec![0.0; depth * rows];
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+        for drawn in places.of_sample() {
+            for &(position, column) in drawn {
+                for k in 0..depth {
+                    x[k * rows + column] = position as f32 / each as f32 * normal(&mut rng);
+                }
+            }
+        }
+        let variance = found(&x, depth, Some(&places)).variance;
+        assert!((variance - 1.0 / 3.0).abs() < 0.03, "{variance}");
     }
 
     #[test]
     fn nothing_to_tell_is_trusted() {
         assert_eq!(found(&[1.0, 2.0], 2, None), Shrinkage::default());
-        // Inputs that do not move have no variance to be held against.
-        let still = found(&[0.5; 40], 4, None);
-        assert_eq!(still.variance, 0.0);
+        // Inputs that do not move, and a single one.
+        assert_eq!(found(&[0.5; 40], 4, None), Shrinkage::default());
+        let one: Vec<f32> = (0..40).map(|i| (i % 7) as f32).collect();
+        assert_eq!(found(&one, 1, None), Shrinkage::default());
         assert_eq!(Shrinkage::default().shares(1.0), (1.0, 0.0));
         let chance = Shrinkage {
             intensity: 1.0,

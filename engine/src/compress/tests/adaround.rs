@@ -203,6 +203,18 @@ fn layers_are_left_with_a_reason_and_cancelling_stops() {
             decision: -1.0,
             ..quick()
         },
+        AdaRoundSettings {
+            damping: -0.5,
+            ..quick()
+        },
+        AdaRoundSettings {
+            damping: f32::NAN,
+            ..quick()
+        },
+        AdaRoundSettings {
+            damping: f32::INFINITY,
+            ..quick()
+        },
     ] {
         assert!(wrong.check().is_err());
     }
