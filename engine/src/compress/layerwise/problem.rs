@@ -239,11 +239,11 @@ impl Problem {
         rand::seq::SliceRandom::shuffle(&mut order[..mixed], &mut rng);
         let (mut order, mut last) = (order[..mixed].iter(), order[mixed..].iter());
         let mut of_sample = Vec::with_capacity(samples);
-        for sample in 0..samples {
+        for (sample, judges) in judging.into_iter().enumerate() {
             let mut drawn =
                 rand::seq::index::sample(&mut rng, each, count(sample).min(each)).into_vec();
             drawn.sort_unstable();
-            let order = match judging[sample] {
+            let order = match judges {
                 true => &mut last,
                 false => &mut order,
             };
